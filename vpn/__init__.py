@@ -1,0 +1,1 @@
+"""vpn: rootless tunnels out of compute nodes; useful without hpcq."""
