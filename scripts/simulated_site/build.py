@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ from simulated_site.client import Site
 from simulated_site.daemons import Daemon, asked
 from simulated_site.errors import SiteError
 
-INTERRUPT_GRACE = 5.0
-TERMINATE_GRACE = 5.0
+ENDING = ((2.0, signal.SIGINT), (5.0, signal.SIGTERM), (2.0, signal.SIGKILL))
+"""After an interrupt: how long to wait, and what to send when that was not enough."""
+INTERRUPTED = 128 + signal.SIGINT
 SOURCES = Path(__file__).resolve().parent.parent
 
 
@@ -150,12 +152,12 @@ def run_command(site: Site, options: Options) -> int:
 
 
 def end(process: subprocess.Popen[bytes]) -> int:
-    """After an interrupt: wait, ask, and leave the rest to the kernel."""
-    for grace in (INTERRUPT_GRACE, TERMINATE_GRACE):
+    """After an interrupt, the command's status; what it leaves behind ends with the site."""
+    for grace, stronger in ENDING:
         with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-            return process.wait(grace) or 130
-        process.terminate()
-    return 130
+            return process.wait(grace) or INTERRUPTED
+        process.send_signal(stronger)
+    return INTERRUPTED
 
 
 def tell_identity(descriptor: int) -> None:
