@@ -54,6 +54,13 @@ setup() {
     install_project "$cache"
     exec {HPCQ_LOCK}>&-
     export HPCQ_PYTHON="$cache/venv/bin/python"
+    keep_caches_in "$cache"
+}
+
+# The tools' own caches: the clone may belong to somebody else.
+keep_caches_in() {
+    export RUFF_CACHE_DIR="$1/ruff" MYPY_CACHE_DIR="$1/mypy" HYPOTHESIS_STORAGE_DIRECTORY="$1/hypothesis"
+    export PYTEST_ADDOPTS="-o cache_dir=$1/pytest ${PYTEST_ADDOPTS:-}" PYTHONDONTWRITEBYTECODE=1
 }
 
 # Run a command with its output in the log; on failure show the end of it.

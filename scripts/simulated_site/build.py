@@ -74,8 +74,7 @@ def describe(pids: dict[str, int], user: mounts.User, is_root: bool, left_out: d
         "path": str(plan.DESCRIPTION),
         "root": is_root,
         "hosts": {
-            host.name: {"pid": pids[host.name], "address": host.address, "compute": host.compute}
-            for host in plan.HOSTS
+            host.name: {"pid": pids[host.name], "address": host.address, "compute": host.compute} for host in plan.HOSTS
         },
         "user": dataclasses.asdict(user),
         "python": sys.executable,
@@ -173,5 +172,3 @@ def copy_logs(directory: int) -> None:
     """Copy the servers' logs out of the site."""
     if directory >= 0:
         shutil.copytree(plan.LOGS, f"/proc/self/fd/{directory}", dirs_exist_ok=True)
-
-

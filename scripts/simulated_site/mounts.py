@@ -182,4 +182,3 @@ def _cover_cgroups() -> None:
     """slurmd makes control groups where it finds a hierarchy; here it finds an empty directory."""
     if Path("/sys/fs/cgroup").is_dir():
         kernel.tmpfs(Path("/sys/fs/cgroup"))
-

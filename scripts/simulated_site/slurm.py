@@ -84,7 +84,12 @@ def start_munge(site: Site) -> None:
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o600)
     os.chown(key, owner.pw_uid, owner.pw_gid)
-    files = {"key-file": key, "log-file": directory / "log", "pid-file": directory / "pid", "seed-file": directory / "seed"}
+    files = {
+        "key-file": key,
+        "log-file": directory / "log",
+        "pid-file": directory / "pid",
+        "seed-file": directory / "seed",
+    }
     argv = ["munged", "--foreground", f"--socket={MUNGE_SOCKET}", *(f"--{name}={path}" for name, path in files.items())]
     as_munge = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups", "--"]
     daemon = Daemon(site, "login", "munged", [*as_munge, *argv])

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run inside the simulated site (`scripts/test`, or `scripts/site run -- pytest tests/site`).
+"""Fixtures of the tests that run inside the simulated site: `scripts/test`, or `scripts/site run -- pytest tests/site`.
 
 Tests run as root of the site on its host `login`. Without a site they skip; with HPCQ_TESTS_MUST_RUN=1 they fail.
 /tmp is per host, as on a cluster: what several hosts must see goes to `shared_path`.

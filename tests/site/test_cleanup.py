@@ -61,9 +61,7 @@ def test_ctrl_c_on_the_terminal_leaves_nothing(site: Site, shared_path: Path) ->
 
 
 @pytest.mark.parametrize("status", [0, 7])
-def test_the_status_of_the_command_is_passed_on_and_nothing_stays(
-    site: Site, shared_path: Path, status: int
-) -> None:
+def test_the_status_of_the_command_is_passed_on_and_nothing_stays(site: Site, shared_path: Path, status: int) -> None:
     identity = shared_path / "identity"
     command = site_command(identity, "sh", "-c", f"setsid sleep 1000 & exit {status}")
     assert subprocess.run(command, env=environment(), check=False).returncode == status

@@ -25,7 +25,7 @@ def test_a_job_can_make_user_namespaces(slurm: Site) -> None:
 
 
 def test_a_batch_job_writes_to_the_shared_home(slurm: Site, shared_path: Path) -> None:
-    script = "#!/bin/bash\nhostname\ntest -n \"$SLURM_JOB_ID\"\n"
+    script = '#!/bin/bash\nhostname\ntest -n "$SLURM_JOB_ID"\n'
     output = shared_path / "job.out"
     command = ["sbatch", "--parsable", "--wait", "--partition=debug", f"--output={output}"]
     slurm.run("login", command, stdin=script, check=True)
