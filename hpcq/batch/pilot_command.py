@@ -1,0 +1,51 @@
+"""The command line of a pilot: the same from ``hpcq submit-pilots`` and from ``Queue.submit_pilots``. Pure.
+
+It holds no secret: the pilot reads keys from the connection file, which only its owner can read. The batch
+job's id is not in it, since it is not known yet; a pilot finds it in its environment (``SLURM_…``, or
+``HPCQ_JOB_ID`` from ``local``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def pilot_argv(
+    connection: Path,
+    *,
+    batch: str,
+    cores: int | None = None,
+    memory_mb: int | None = None,
+    walltime_s: int | None = None,
+    vpn: str | None = None,
+    gateway: str | None = None,
+    require: Sequence[str] = (),
+    scratch: Path | None = None,
+    manager_timeout_s: float | None = None,
+    python: str = sys.executable,
+) -> tuple[str, ...]:
+    """Return the command that starts a pilot of the queue whose connection file is ``connection``.
+
+    ``memory_mb`` is in MB of 2**20 bytes, ``walltime_s`` and ``manager_timeout_s`` are in seconds. What is
+    None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job starts
+    somewhere else.
+    """
+    argv = [python, "-m", "hpcq.pilot", "--connection", str(connection.absolute())]
+    for option, value in (
+        ("--cores", cores),
+        ("--memory", memory_mb),
+        ("--walltime", walltime_s),
+        ("--vpn", vpn),
+        ("--gateway", gateway),
+    ):
+        if value is not None:
+            argv += [option, str(value)]
+    for target in require:
+        argv += ["--require", target]
+    if scratch is not None:
+        argv += ["--scratch", str(scratch)]
+    if manager_timeout_s is not None:
+        argv += ["--manager-timeout", f"{manager_timeout_s:g}"]
+    return (*argv, "--batch", batch)

@@ -1,0 +1,198 @@
+"""What is kept of every submission, on disk: ``jobs/<submission>/`` with the script, the jobs and their
+output.
+
+| file | what |
+|---|---|
+| ``script.sh`` | the rendered script, written before it is submitted |
+| ``job.json`` | the jobs that came of it and what was asked for, written as soon as the ids are known |
+| ``output.txt``, ``output_3.txt`` | the output of the job, or of the third of several |
+| ``ended-<id>.json`` | the job's last state, once somebody saw it end |
+
+The directory's name is ours, because a job may start, and need the directory for its output, before the batch
+system has even told us its id; ``jobs/<batch job id>`` is a link to it. Every file is written whole or not at
+all, so a record survives a kill at any point: a directory without ``job.json`` is a submission whose outcome
+is not known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from hpcq import state_dir
+from hpcq.batch.text import last_lines
+
+logger = logging.getLogger(__name__)
+
+TAIL_BYTES = 64 * 1024
+"""How much of the end of an output file is looked at for its last lines."""
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """One job of a batch system.
+
+    ``directory`` holds the files of its submission, ``script`` and ``output`` among them (the output exists
+    once the job has started). ``submitted_at`` is seconds since the epoch. ``cluster`` is set where a Slurm
+    federation named one.
+    """
+
+    id: str
+    batch: str
+    queue: str
+    directory: Path
+    script: Path
+    output: Path
+    submitted_at: float
+    cluster: str = ""
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    id: str
+    output: str
+
+
+class _Submission(msgspec.Struct, frozen=True, kw_only=True):
+    version: int = 1
+    batch: str
+    queue: str
+    submitted_at: float
+    cluster: str = ""
+    jobs: list[_Entry]
+    request: dict[str, object] = {}
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """The last state of a job: ``state`` is a ``JobState`` value, ``seen_at`` is seconds since the epoch."""
+
+    state: str
+    reason: str = ""
+    hosts: str = ""
+    exit_code: int | None = None
+    seen_at: float
+
+
+def new_directory(queue: str) -> Path:
+    """Return a path for a new submission's files. It sorts by time and is unique; nothing is created."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return state_dir.jobs_dir(queue) / f"{stamp}-{secrets.token_hex(3)}"
+
+
+def script_path(directory: Path) -> Path:
+    """Return where a submission's script is."""
+    return directory / "script.sh"
+
+
+def output_path(directory: Path, index: int | None = None) -> Path:
+    """Return where a job's output is: ``index`` is its place among several, None when it is the only one."""
+    return directory / ("output.txt" if index is None else f"output_{index}.txt")
+
+
+def write_script(directory: Path, script: str) -> Path:
+    """Make the submission's directory with the script in it."""
+    state_dir.ensure_private_dir(directory)
+    path = script_path(directory)
+    state_dir.write_private(path, script.encode())
+    path.chmod(0o700)
+    return path
+
+
+def save_submission(directory: Path, jobs: Sequence[BatchJob], request: Mapping[str, object]) -> None:
+    """Record the jobs of a submission and link their id to it."""
+    first = jobs[0]
+    submission = _Submission(
+        batch=first.batch,
+        queue=first.queue,
+        submitted_at=first.submitted_at,
+        cluster=first.cluster,
+        jobs=[_Entry(job.id, job.output.name) for job in jobs],
+        request=dict(request),
+    )
+    state_dir.write_private(directory / "job.json", msgspec.json.format(msgspec.json.encode(submission)))
+    link = directory.parent / base_id(first.id)
+    with contextlib.suppress(OSError):  # a convenience for people; the record does not need it
+        link.unlink(missing_ok=True)
+        link.symlink_to(directory.name)
+
+
+def base_id(job_id: str) -> str:
+    """Return the id that a submission's jobs share: "4711" for "4711_3"."""
+    return job_id.partition("_")[0]
+
+
+def load_jobs(queue: str) -> list[BatchJob]:
+    """Return every job recorded for ``queue``, oldest first. A record that cannot be read is logged and left
+    out.
+    """
+    return [job for directory in _submissions(queue) for job in _read_submission(directory)]
+
+
+def _submissions(queue: str) -> list[Path]:
+    try:
+        entries = list(os.scandir(state_dir.jobs_dir(queue)))
+    except OSError:
+        return []
+    return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False))
+
+
+def _read_submission(directory: Path) -> list[BatchJob]:
+    path = directory / "job.json"
+    try:
+        submission = msgspec.json.decode(path.read_bytes(), type=_Submission)
+    except FileNotFoundError:
+        return []  # the submission was refused, or is under way
+    except (OSError, msgspec.MsgspecError) as error:
+        logger.warning("cannot read the batch record %s: %s", path, error)
+        return []
+    return [
+        BatchJob(
+            id=entry.id,
+            batch=submission.batch,
+            queue=submission.queue,
+            directory=directory,
+            script=script_path(directory),
+            output=directory / Path(entry.output).name,
+            submitted_at=submission.submitted_at,
+            cluster=submission.cluster,
+        )
+        for entry in submission.jobs
+    ]
+
+
+def save_ending(job: BatchJob, ending: Ending) -> None:
+    """Record that ``job`` ended, so that nobody has to ask about it again; a record that exists is kept."""
+    path = _ending_path(job)
+    if not path.exists():
+        state_dir.write_private(path, msgspec.json.encode(ending))
+
+
+def load_ending(job: BatchJob) -> Ending | None:
+    """Return how ``job`` ended, or None when nobody has seen it end."""
+    try:
+        return msgspec.json.decode(_ending_path(job).read_bytes(), type=Ending)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _ending_path(job: BatchJob) -> Path:
+    return job.directory / f"ended-{job.id}.json"
+
+
+def output_tail(job: BatchJob, lines: int = 20) -> list[str]:
+    """Return the last ``lines`` non-blank lines of the job's output, empty when there is none yet."""
+    try:
+        with job.output.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            data = file.read(TAIL_BYTES)
+    except OSError:
+        return []
+    return last_lines(data.decode("utf-8", errors="replace"), lines)

@@ -1,0 +1,149 @@
+"""Where hpcq keeps its files, and how a private one is written.
+
+``$XDG_STATE_HOME/hpcq/<queue>/`` (else ``~/.local/state/hpcq/<queue>/``) holds a queue's connection file,
+journal, logs and batch jobs. Here are the paths only: what is in the files belongs to the modules that write
+them. Nothing is created by asking for a path; ``ensure_*`` make directories with mode 0700, ``write_private``
+makes files with 0600.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from pathlib import Path
+
+from hpcq.errors import UsageError
+
+MAX_NAME_LENGTH = 64
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
+
+
+def state_root() -> Path:
+    """Return the directory that holds every queue's directory."""
+    configured = os.environ.get("XDG_STATE_HOME", "")
+    # The XDG rules say that a relative value is to be ignored: it would mean another place in every
+    # directory.
+    base = Path(configured) if Path(configured).is_absolute() else Path.home() / ".local" / "state"
+    return base / "hpcq"
+
+
+def check_queue_name(name: str) -> str:
+    """Return ``name`` if a queue may be called so: it becomes a directory, a job name and part of messages.
+
+    Raises:
+        UsageError: anything but letters, digits and ``._-``; a leading dot; empty; over 64 characters.
+    """
+    if len(name) > MAX_NAME_LENGTH or _QUEUE_NAME.fullmatch(name) is None:
+        shown = name if len(name) <= MAX_NAME_LENGTH else name[:MAX_NAME_LENGTH] + "..."
+        raise UsageError(
+            f"queue name {shown!r} cannot be used: use letters, digits and ._- (at most {MAX_NAME_LENGTH}, "
+            "not starting with a dot)"
+        )
+    return name
+
+
+def queue_dir(name: str) -> Path:
+    """Return the directory of a queue's files; the name is checked."""
+    return state_root() / check_queue_name(name)
+
+
+def connection_file(name: str) -> Path:
+    """Return the path of the file by which pilots and the command line find and trust a queue's manager."""
+    return queue_dir(name) / "connection.json"
+
+
+def jobs_dir(name: str) -> Path:
+    """Return the directory with one subdirectory for each batch submission of a queue."""
+    return queue_dir(name) / "jobs"
+
+
+def logs_dir(name: str) -> Path:
+    """Return the directory of a queue's logs."""
+    return queue_dir(name) / "logs"
+
+
+def known_queues() -> list[str]:
+    """Return the names of the queues that have a directory, sorted; an unreadable root counts as empty."""
+    try:
+        entries = list(state_root().iterdir())
+    except OSError:
+        return []
+    return sorted(
+        e.name for e in entries if _QUEUE_NAME.fullmatch(e.name) and len(e.name) <= 64 and e.is_dir()
+    )
+
+
+def ensure_queue_dir(name: str) -> Path:
+    """Make and return ``queue_dir(name)``, mode 0700."""
+    check_queue_name(name)
+    ensure_private_dir(state_root())
+    return ensure_private_dir(queue_dir(name))
+
+
+def ensure_jobs_dir(name: str) -> Path:
+    """Make and return ``jobs_dir(name)``, mode 0700."""
+    ensure_queue_dir(name)
+    return ensure_private_dir(jobs_dir(name))
+
+
+def ensure_logs_dir(name: str) -> Path:
+    """Make and return ``logs_dir(name)``, mode 0700."""
+    ensure_queue_dir(name)
+    return ensure_private_dir(logs_dir(name))
+
+
+def ensure_private_dir(path: Path) -> Path:
+    """Make ``path`` with mode 0700 and the directories above it as the umask says; an existing one is made
+    private.
+
+    Raises:
+        UsageError: the place cannot be written to, or is something other than a directory.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the directory {path}: {error.strerror}; "
+            "set XDG_STATE_HOME to a place you can write to and that the compute nodes see"
+        ) from error
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old content or the new, never a part.
+
+    The file has mode 0600 from its first moment, and the content is on disk before it gets its name.
+
+    Raises:
+        OSError: as the system says; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in ``path`` survive a power cut; file systems that cannot (some network ones) are left
+    be.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,147 @@
+"""Sizes and times as users write them, and back.
+
+Memory is in whole MB and, as in Slurm and PBS, 1 GB = 1024 MB and 1 MB = 2**20 bytes: ``MB`` and ``MiB`` are
+two spellings of one unit, so ``--memory 32GB`` asks the batch system for what ``#SBATCH --mem=32GB`` would.
+Times are in seconds. Every refusal is a ``UsageError`` that names the value. Pure; imports nothing but the
+errors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+
+from hpcq.errors import UsageError
+
+_MB_PER_UNIT = {
+    "": Fraction(1),
+    "B": Fraction(1, 2**20),
+    "K": Fraction(1, 1024),
+    "M": Fraction(1),
+    "G": Fraction(1024),
+    "T": Fraction(1024**2),
+    "P": Fraction(1024**3),
+}
+_MEMORY = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[KMGTP])(?:i?B)?|(?P<byte>B))?", re.ASCII | re.I
+)
+_CLOCK = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d)", re.ASCII)
+_PARTS = re.compile(
+    r"(?=\d)(?:(\d+)\s*d)?\s*(?:(\d+)\s*h)?\s*(?:(\d+)\s*m(?:in)?)?\s*(?:(\d+)\s*s)?", re.ASCII | re.I
+)
+_SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
+
+MAX_MEMORY_MB = 2**40
+"""Above any machine; a larger value is a typing error and would overflow the batch systems' own fields."""
+MAX_DURATION_S = 100 * 365 * 86400
+"""Above any limit; the batch systems keep minutes in 32 bits."""
+
+_DAY, _HOUR, _MINUTE = 86400, 3600, 60
+
+
+def parse_memory(value: str | int | float, *, name: str = "memory") -> int:
+    """Return ``value`` in MB (2**20 bytes), rounded up to a whole one.
+
+    A number is in MB; text may carry K, M, G, T or P, with ``B`` or ``iB`` after it ("32GB", "512 MiB",
+    "1.5g"). ``name`` is what the error calls the value.
+
+    Raises:
+        UsageError: not a size, not positive, or beyond ``MAX_MEMORY_MB``.
+    """
+    megabytes = math.ceil(_memory_fraction(value, name))
+    if not 1 <= megabytes <= MAX_MEMORY_MB:
+        raise UsageError(f"{name} {_shown(value)} is out of range: it must be at least 1 MB and below 1 EB")
+    return megabytes
+
+
+def _memory_fraction(value: str | int | float, name: str) -> Fraction:
+    if not isinstance(value, str):
+        return Fraction(_finite_number(value, name, "a size such as 32GB, 512MiB or 2048 (MB)"))
+    match = _MEMORY.fullmatch(value.strip())
+    if match is None or len(value) > 40:
+        raise UsageError(f"{name} {_shown(value)} is not a size; write it as 32GB, 512MiB or 2048 (MB)")
+    unit = (match["unit"] or match["byte"] or "").upper()
+    return Fraction(match["number"]) * _MB_PER_UNIT[unit]
+
+
+def format_memory(megabytes: int) -> str:
+    """Write MB in the largest unit that leaves a whole number: 32768 → "32GB". ``parse_memory`` reads it
+    back.
+    """
+    for factor, unit in ((1024**2, "TB"), (1024, "GB")):
+        if megabytes >= factor and megabytes % factor == 0:
+            return f"{megabytes // factor}{unit}"
+    return f"{megabytes}MB"
+
+
+def parse_duration(value: str | int | float, *, name: str = "time") -> float:
+    """Return ``value`` in seconds (zero or more; a whole number of seconds comes back as an int).
+
+    A number is in seconds; text may be seconds, ``H:MM:SS``, ``D-HH:MM:SS``, or parts such as ``90m`` and
+    ``1h30m``. ``8:00`` is refused: Slurm and PBS take it for eight minutes, most people for eight hours.
+
+    Raises:
+        UsageError: not a time, negative, or beyond ``MAX_DURATION_S``.
+    """
+    seconds = _duration(value, name)
+    if not 0 <= seconds <= MAX_DURATION_S:
+        raise UsageError(f"{name} {_shown(value)} is out of range: it must be between 0 and 100 years")
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+def _duration(value: str | int | float, name: str) -> float:
+    if not isinstance(value, str):
+        return _finite_number(value, name, "a time such as 8:00:00 or 28800 (seconds)")
+    text = value.strip()
+    if len(text) <= 40:
+        if _SECONDS.fullmatch(text):
+            return float(text)
+        if match := _CLOCK.fullmatch(text):
+            return _clock_seconds(match, value, name)
+        if match := _PARTS.fullmatch(text):
+            return _sum_parts(*(int(part or 0) for part in match.groups()))
+    raise UsageError(
+        f"{name} {_shown(value)} is not a time; write it as H:MM:SS (8:00:00), 90m, or seconds (28800)"
+    )
+
+
+def _clock_seconds(match: re.Match[str], value: str, name: str) -> int:
+    days, hours, minutes, seconds = (int(match[part] or 0) for part in "dhms")
+    if minutes > 59 or seconds > 59 or (match["d"] is not None and hours > 23):
+        raise UsageError(
+            f"{name} {_shown(value)} is not a time: minutes and seconds go up to 59, hours after days to 23"
+        )
+    return _sum_parts(days, hours, minutes, seconds)
+
+
+def _sum_parts(days: int, hours: int, minutes: int, seconds: int) -> int:
+    return days * _DAY + hours * _HOUR + minutes * _MINUTE + seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds as ``H:MM:SS``, rounded up to a whole one: 28800 → "8:00:00". Read back by
+    ``parse_duration``.
+    """
+    whole = math.ceil(seconds)
+    return f"{whole // _HOUR}:{whole % _HOUR // _MINUTE:02}:{whole % _MINUTE:02}"
+
+
+def format_slurm_time(seconds: float) -> str:
+    """Write seconds as Slurm's ``D-HH:MM:SS`` (see ``--time`` in sbatch(1)): 100000 → "1-03:46:40"."""
+    whole = math.ceil(seconds)
+    days, rest = divmod(whole, _DAY)
+    return f"{days}-{rest // _HOUR:02}:{rest % _HOUR // _MINUTE:02}:{rest % _MINUTE:02}"
+
+
+def _finite_number(value: object, name: str, wanted: str) -> float:
+    """Refuse what only looks like a number: True, NaN, infinity, None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{name} {_shown(value)} is not {wanted}")
+    return value
+
+
+def _shown(value: object) -> str:
+    """Quote a value for a one-line message, however long or odd it is."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
