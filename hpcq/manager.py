@@ -130,6 +130,7 @@ class Manager:
         self._server: asyncio.Server | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._topics: dict[str, Callable[[Any], Any]] = {"pilots": self._answer_pilots, "status": self._answer_status}
+        self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"hpcq-{name}", daemon=True)
 
@@ -357,6 +358,7 @@ class Manager:
             previous.abort("the pilot has connected again")
             self._gone(previous, "the pilot has connected again")
         self._owners[link] = self._roster.arrived(hello, time.time())
+        self.on_pilot(hello.batch, hello.job_id)
         self._links[hello.pilot] = link
 
     def _objection(self, hello: m.PilotHello | m.ClientHello) -> str:
@@ -389,7 +391,7 @@ class Manager:
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:
-            self._start(self._issue(link, entry))
+            self.spawn(self._issue, link, entry)
         elif kind is m.CredentialReturn:
             self._revoke(entry, message.username)
         elif kind is m.Ready:
@@ -418,8 +420,9 @@ class Manager:
 
     # --- credentials ---
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run a coroutine beside everything else, in the manager's thread; it is waited for at the end."""
+        task = self._loop.create_task(work(*args))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -439,7 +442,7 @@ class Manager:
     def _revoke(self, entry: Entry, username: str) -> None:
         if username in entry.credentials:
             entry.credentials = [name for name in entry.credentials if name != username]
-            self._start(self._revoke_now(entry.gateway, username))
+            self.spawn(self._revoke_now, entry.gateway, username)
 
     async def _revoke_now(self, gateway: str, username: str) -> None:
         try:

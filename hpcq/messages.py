@@ -4,7 +4,7 @@ Every message is one msgpack array whose first element names its type (`msgspec`
 only the union it may receive, so a message of the wrong direction, a wrong type or a missing field is refused before
 anything acts on it. Function bodies, arguments and results are opaque bytes here: only `serialize` opens them.
 
-Units: seconds, megabytes (MB, 10^6 bytes), wall-clock times as seconds since the epoch.
+Units: seconds, megabytes (MB, 2**20 bytes), wall-clock times as seconds since the epoch.
 
 Change ``PROTOCOL_VERSION`` whenever a message changes; both sides compare it before anything else.
 """
@@ -46,7 +46,7 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     env: dict[str, str] | None = None
 
 
-class TaskResult(msgspec.Struct, array_like=True, gc=False):
+class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
     """How one attempt ended on a pilot.
 
     ``payload`` is the pickled value (``success`` of a PythonTask) or exception (``exception``); ``message`` says what

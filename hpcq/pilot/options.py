@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser = _parser()
     known = parser.parse_args(argv)
     cores = known.cores or len(os.sched_getaffinity(0))
-    memory = known.memory or psutil.virtual_memory().total // 1_000_000
+    memory = known.memory or psutil.virtual_memory().total // 2**20
     if cores < 1 or memory < 0 or known.walltime < 0:
         parser.error("--cores, --memory and --walltime must be positive")
     return Options(

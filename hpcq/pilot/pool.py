@@ -22,15 +22,14 @@ from typing import Any, Protocol
 import msgspec
 
 from hpcq import messages as m
+from hpcq.pilot import datagrams
 from hpcq.pilot.core import Broken, Command, Core, Give, Kill, Recall, Report, Start
 from hpcq.pilot.processes import kill_tree
-from hpcq.pilot.runner import DATAGRAM_LIMIT, FromRunner, Ready, read_bounded
+from hpcq.pilot.runner import FromRunner, Ready, read_bounded
 from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(m.ToRunner).decode
 _from_runner: Callable[[bytes], Any] = msgspec.msgpack.Decoder(FromRunner).decode
 
 
@@ -250,14 +249,7 @@ class Pool:
         self._send(runner, m.Execute(command.task))
 
     def _send(self, runner: Runner, message: msgspec.Struct) -> None:
-        body, attached = _encode(message), None
-        if len(body) > DATAGRAM_LIMIT:
-            attached = os.memfd_create("hpcq-message", os.MFD_CLOEXEC)
-            with open(attached, "wb", closefd=False) as file:
-                file.write(body)
-            os.lseek(attached, 0, os.SEEK_SET)
-            body = _encode(m.Attached(len(body)))
-        runner.unsent.append((body, attached))
+        runner.unsent.append(datagrams.pack(message))
         if len(runner.unsent) == 1:
             self._send_waiting(runner)
 
@@ -265,10 +257,7 @@ class Pool:
         while runner.unsent:
             body, attached = runner.unsent[0]
             try:
-                if attached is None:
-                    runner.tasks.send(body)
-                else:
-                    socket.send_fds(runner.tasks, [body], [attached])
+                datagrams.send(runner.tasks, body, attached)
             except BlockingIOError:
                 self._loop.add_writer(runner.tasks, self._on_writable, runner)
                 return
@@ -298,15 +287,12 @@ class Pool:
         """What is still in the socket; the far end is blocking for the runner, so each read says not to wait."""
         messages = []
         with contextlib.suppress(BlockingIOError, OSError):
-            while True:
-                data, files, _, _ = socket.recv_fds(runner.tasks_far, DATAGRAM_LIMIT + 4096, 1, socket.MSG_DONTWAIT)
-                if not data:
-                    break
-                messages.append(_opened(_decode(data), files))
+            while (message := datagrams.receive(runner.tasks_far, socket.MSG_DONTWAIT)) is not None:
+                messages.append(message)
         return messages
 
     def _unsent(self, runner: Runner) -> list[Any]:
-        messages = [_opened(_decode(body), [] if fd is None else [fd]) for body, fd in runner.unsent]
+        messages = [datagrams.unpack(body, attached) for body, attached in runner.unsent]
         runner.unsent.clear()
         return messages
 
@@ -320,11 +306,3 @@ class Pool:
             self._timer.cancel()
         while self._lives:
             await asyncio.wait(self._lives)
-
-
-def _opened(message: Any, files: list[int]) -> Any:
-    if not isinstance(message, m.Attached):
-        return message
-    with open(files[0], "rb") as file:  # noqa: PTH123 - a descriptor
-        file.seek(0)
-        return _decode(file.read())

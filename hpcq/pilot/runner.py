@@ -30,11 +30,9 @@ import msgspec
 from hpcq import messages as m
 from hpcq import serialize
 from hpcq.errors import SerializationError
+from hpcq.pilot import datagrams
 from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
-
-DATAGRAM_LIMIT = 96 * 1024
-"""Bytes of a message sent as a datagram; larger ones go through a file in memory."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -46,24 +44,11 @@ class Ready(msgspec.Struct, array_like=True, tag=True):
 
 
 FromRunner = Ready | m.TaskResult
-_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(m.ToRunner)
 
 
 def become_reaper() -> None:
     """Orphans of our tasks become our children, so that they can be found and ended."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def receive(channel: socket.socket) -> Any:
-    """The next message; None when the pilot has hung up."""
-    data, files, _, _ = socket.recv_fds(channel, DATAGRAM_LIMIT + 4096, 1)
-    if not data:
-        return None
-    message = _decoder.decode(data)
-    if isinstance(message, m.Attached):
-        with open(files[0], "rb") as file:  # noqa: PTH123 - a descriptor
-            return _decoder.decode(file.read())
-    return message
 
 
 class Captured:
@@ -105,7 +90,7 @@ class Runner:
     def run(self) -> None:
         """Until the pilot hangs up."""
         self._results.sendall(frame(Ready(os.getpid())))
-        while (message := receive(self._tasks)) is not None:
+        while (message := datagrams.receive(self._tasks)) is not None:
             kind = type(message)
             if kind is m.Execute:
                 self._results.sendall(frame(self._execute(message.task)))
