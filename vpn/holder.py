@@ -100,8 +100,10 @@ class Holder(Keeper):
         self.report(Done(message.id))
 
     def on_write_file(self, message: WriteFile, _fds: list[int]) -> None:
-        """Write a setting."""
-        Path(message.path).write_text(message.text)
+        """Write a setting, or a file of its own; one that has a mode never exists with another."""
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (os.O_CREAT if message.mode else 0)
+        with open(os.open(message.path, flags, message.mode), "w") as file:
+            file.write(message.text)
         self.report(Done(message.id))
 
     def on_private_directory(self, message: PrivateDirectory, _fds: list[int]) -> None:

@@ -60,11 +60,12 @@ class Resolve(Message, frozen=True):
 
 
 class WriteFile(Message, frozen=True):
-    """Write a file as the namespace sees it: settings under /proc/sys."""
+    """Write a file as the namespace sees it: settings under /proc/sys, files of a private directory (with ``mode``)."""
 
     id: int
     path: str
     text: str
+    mode: int = 0
 
 
 class PrivateDirectory(Message, frozen=True):

@@ -42,9 +42,9 @@ class Namespace:
         """Make these the name servers of every program inside."""
         await self.client.request(Resolve(self.client.number(), resolv_conf(servers, search)))
 
-    async def write(self, path: str, text: str) -> None:
-        """Write a setting such as /proc/sys/net/ipv4/ip_forward."""
-        await self.client.request(WriteFile(self.client.number(), path, text))
+    async def write(self, path: str, text: str, mode: int = 0) -> None:
+        """Write a setting such as /proc/sys/net/ipv4/ip_forward; with ``mode``, make a file."""
+        await self.client.request(WriteFile(self.client.number(), path, text, mode))
 
     async def private_directory(self) -> str:
         """A tmpfs only this namespace sees."""

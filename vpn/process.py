@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -320,3 +320,51 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # a future nobody waits for must not warn when it is collected
+
+
+async def read_lines(fd: int) -> AsyncIterator[str]:
+    """Lines of a pipe until its end; takes the descriptor over. A line longer than 64 KiB is cut."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", 0))
+    rest = b""
+    try:
+        while chunk := await reader.read(65536):
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                yield line.decode(errors="replace").rstrip("\r")
+            rest = rest[:65536]
+        if rest:
+            yield rest.decode(errors="replace")
+    finally:
+        transport.close()
+
+
+async def run(
+    client: Client, argv: Sequence[str], *, stdin: bytes = b"", env: Mapping[str, str] | None = None, deadline: float
+) -> tuple[int, str]:
+    """Run a short program to its end; its status and what it said. Killed at ``deadline`` (TimeoutError)."""
+    reader, writer = os.pipe()
+    source = _filled(stdin)
+    try:
+        process = await client.spawn(argv, env=env, cwd="/", stdin=source, stdout=writer, stderr=writer)
+    except BaseException:
+        os.close(reader)
+        raise
+    finally:
+        os.close(source)
+        os.close(writer)
+    try:
+        async with asyncio.timeout(deadline):
+            text = "\n".join([line async for line in read_lines(reader)])
+            return await process.wait(), text
+    finally:
+        process.send_signal(signal.SIGKILL)
+
+
+def _filled(data: bytes) -> int:
+    """A descriptor to read ``data`` from: memory only, never a file or an argv."""
+    fd = os.memfd_create("stdin")
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -15,10 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
-
-/* ioctl(2) is declared by hand: <sys/ioctl.h> brings a second struct ifreq. */
-int ioctl(int fd, unsigned long request, ...);
 
 static int (*real_open)(const char *, int, ...);
 static int (*real_open64)(const char *, int, ...);
