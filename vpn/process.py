@@ -322,22 +322,28 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.exception()  # a future nobody waits for must not warn when it is collected
 
 
-async def read_lines(fd: int) -> AsyncIterator[str]:
-    """Lines of a pipe until its end; takes the descriptor over. A line longer than 64 KiB is cut."""
+async def read_chunks(fd: int) -> AsyncIterator[bytes]:
+    """Bytes of a pipe until its end; takes the descriptor over."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", 0))
-    rest = b""
     try:
         while chunk := await reader.read(65536):
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
-                yield line.decode(errors="replace").rstrip("\r")
-            rest = rest[:65536]
-        if rest:
-            yield rest.decode(errors="replace")
+            yield chunk
     finally:
         transport.close()
+
+
+async def read_lines(fd: int) -> AsyncIterator[str]:
+    """Lines of a pipe until its end; takes the descriptor over. A line longer than 64 KiB is cut."""
+    rest = b""
+    async for chunk in read_chunks(fd):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace").rstrip("\r")
+        rest = rest[:65536]
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 async def run(
@@ -345,7 +351,7 @@ async def run(
 ) -> tuple[int, str]:
     """Run a short program to its end; its status and what it said. Killed at ``deadline`` (TimeoutError)."""
     reader, writer = os.pipe()
-    source = _filled(stdin)
+    source = filled(stdin)
     try:
         process = await client.spawn(argv, env=env, cwd="/", stdin=source, stdout=writer, stderr=writer)
     except BaseException:
@@ -362,7 +368,7 @@ async def run(
         process.send_signal(signal.SIGKILL)
 
 
-def _filled(data: bytes) -> int:
+def filled(data: bytes) -> int:
     """A descriptor to read ``data`` from: memory only, never a file or an argv."""
     fd = os.memfd_create("stdin")
     os.write(fd, data)
