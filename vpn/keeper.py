@@ -105,7 +105,8 @@ class Keeper:
         """Signal a child that has not been reaped: its pid cannot be another process's."""
         for pid, request in self.children.items():
             if request == message.id:
-                os.kill(pid, message.signal)
+                with suppress(ProcessLookupError, PermissionError):  # a group that is none; a set-uid program
+                    (os.killpg if message.group else os.kill)(pid, message.signal)
 
     def on_child(self, wake: int) -> None:
         """Reap everything that ended."""

@@ -29,10 +29,11 @@ class Spawn(Message, frozen=True):
 
 
 class Kill(Message, frozen=True):
-    """Send a signal to the process started by request ``id``; not answered."""
+    """Send a signal to the process started by request ``id``, or to its whole group; not answered."""
 
     id: int
     signal: int
+    group: bool = False
 
 
 class OpenTun(Message, frozen=True):

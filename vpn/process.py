@@ -60,10 +60,11 @@ class Process:
         """Wait for the end; the status, negative for a signal."""
         return await asyncio.shield(self.ended)
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal to the process, not its children; nothing happens when it has ended."""
+    def send_signal(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to the process, or to its group if it leads one; nothing happens when it has ended."""
         if not self.ended.done():
-            self._client.post(Kill(self._request, number))
+            with suppress(TunnelError):  # the keeper is gone, and the process with it
+                self._client.post(Kill(self._request, number, group))
 
     async def end(self, grace: float = TERMINATE_GRACE) -> int:
         """SIGTERM, wait ``grace`` seconds, SIGKILL, wait; the status."""
