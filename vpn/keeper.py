@@ -181,3 +181,4 @@ def main(argv: list[str]) -> None:
         keeper.run([])
     finally:
         kill_descendants()
+        keeper.channel.close()

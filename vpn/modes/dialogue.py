@@ -122,8 +122,8 @@ _CIPHER = r"\((?P<cipher>(?:D?TLS|SSL)[^)]*\)(?:-\([^)]*\))*)"
 _LINES: tuple[tuple[re.Pattern[str], type[TlsUp | DtlsUp | DtlsDown | MtuFound]], ...] = (
     (re.compile(r"Connected to HTTPS on .* with ciphersuite " + _CIPHER), TlsUp),
     (re.compile(r"Established DTLS connection .*Ciphersuite " + _CIPHER), DtlsUp),
-    (re.compile(r"DTLS handshake (failed|timed out)|DTLS connection compression|DTLS (got|Dead)|Failed to .*DTLS"), DtlsDown),
-    (re.compile(r"Configured as .*DTLS (disabled|established|failed)"), DtlsDown),
+    (re.compile(r"DTLS handshake (failed|timed out)|DTLS Dead Peer|Failed to .*DTLS|Disabling DTLS|allow DTLS|No DTLS"), DtlsDown),
+    (re.compile(r"Configured as .*DTLS (disabled|unsuccessful)"), DtlsDown),
     (re.compile(r"Detected MTU of (?P<mtu>\d{3,5}) bytes"), MtuFound),
 )
 
