@@ -24,11 +24,11 @@ _MB_PER_UNIT = {
     "P": Fraction(1024**3),
 }
 _MEMORY = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[KMGTP])(?:i?B)?|(?P<byte>B))?", re.ASCII | re.I
+    r"(?P<number>\d+(?:\.\d+)?) *(?:(?P<unit>[KMGTP])(?:i?B)?|(?P<byte>B))?", re.ASCII | re.I
 )
 _CLOCK = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d)", re.ASCII)
 _PARTS = re.compile(
-    r"(?=\d)(?:(\d+)\s*d)?\s*(?:(\d+)\s*h)?\s*(?:(\d+)\s*m(?:in)?)?\s*(?:(\d+)\s*s)?", re.ASCII | re.I
+    r"(?=\d)(?:(\d+) *d)? *(?:(\d+) *h)? *(?:(\d+) *m(?:in)?)? *(?:(\d+) *s)?", re.ASCII | re.I
 )
 _SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 

@@ -1,0 +1,73 @@
+"""What the batch systems say about recorded jobs, for the commands that show or cancel them.
+
+A job whose end somebody has seen is not asked about again: its last state is in its record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from hpcq.batch import records
+from hpcq.batch.base import BatchJob, JobState, JobStatus, get_batch_system
+from hpcq.errors import BatchError
+
+Statuses = dict[str, JobStatus]
+
+
+def job_states(jobs: Sequence[BatchJob]) -> tuple[Statuses, list[BatchError]]:
+    """Return the state of every job, by id, and the errors of batch systems that did not answer.
+
+    One call for each batch system that has jobs whose end is not on record; ends that are seen are recorded.
+    """
+    statuses = {job.id: status for job in jobs if (status := recorded_end(job)) is not None}
+    errors = []
+    for name, members in by_batch(job for job in jobs if job.id not in statuses).items():
+        try:
+            answer = get_batch_system(name).status(members)
+        except BatchError as error:
+            errors.append(error)
+            answer = {job.id: JobStatus(job.id, JobState.UNKNOWN, "no answer") for job in members}
+        for job in members:
+            if answer[job.id].state.is_final:
+                record_end(job, answer[job.id])
+        statuses |= answer
+    return statuses, errors
+
+
+def by_batch(jobs: Iterable[BatchJob]) -> dict[str, list[BatchJob]]:
+    """Return ``jobs`` grouped by their batch system."""
+    groups: dict[str, list[BatchJob]] = {}
+    for job in jobs:
+        groups.setdefault(job.batch, []).append(job)
+    return groups
+
+
+def recorded_end(job: BatchJob) -> JobStatus | None:
+    """Return the last state of a job whose end is on record."""
+    ending = records.load_ending(job)
+    if ending is None:
+        return None
+    state = JobState(ending.state)
+    return JobStatus(job.id, state, ending.reason, ending.hosts, ending.exit_code, state.name)
+
+
+def record_end(job: BatchJob, status: JobStatus) -> None:
+    """Put the end of a job on record."""
+    ending = records.Ending(
+        state=status.state.value,
+        reason=status.reason,
+        hosts=status.hosts,
+        exit_code=status.exit_code,
+        seen_at=time.time(),
+    )
+    records.save_ending(job, ending)
+
+
+def is_gone(status: JobStatus, *, answered: bool = True) -> bool:
+    """Whether a job that is being cancelled is no more: it ended, or a batch system that answered lists it no
+    longer.
+
+    Only good for a job that was listed or cancelled before; elsewhere, not being listed says nothing.
+    """
+    return status.state.is_final or (answered and status.state is JobState.UNKNOWN and not status.is_listed)

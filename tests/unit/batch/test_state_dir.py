@@ -1,0 +1,88 @@
+"""Paths, names and private files."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcq import state_dir
+from hpcq.errors import UsageError
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "hpcq"
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_paths(root):
+    assert state_dir.connection_file("q") == root / "q" / "connection.json"
+    assert state_dir.jobs_dir("q") == root / "q" / "jobs"
+    assert state_dir.logs_dir("q") == root / "q" / "logs"
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("value", ["", "relative/path"])
+def test_home_when_the_variable_is_not_usable(monkeypatch, value):
+    monkeypatch.setenv("XDG_STATE_HOME", value)
+    monkeypatch.setenv("HOME", "/home/u")
+    assert state_dir.state_root() == Path("/home/u/.local/state/hpcq")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "a b", "é", "a\n", "x" * 65, "$x", "\x00"])
+def test_names_that_no_queue_may_have(name):
+    with pytest.raises(UsageError, match="queue name"):
+        state_dir.queue_dir(name)
+
+
+@given(st.text())
+def test_a_queue_never_leaves_the_root(name):
+    try:
+        path = state_dir.queue_dir(name)
+    except UsageError:
+        return
+    assert path.parent == state_dir.state_root()
+    assert path.name == name
+
+
+def test_known_queues(root):
+    assert state_dir.known_queues() == []
+    state_dir.ensure_queue_dir("b")
+    state_dir.ensure_queue_dir("a")
+    (root / "file").touch()
+    (root / ".hidden").mkdir()
+    assert state_dir.known_queues() == ["a", "b"]
+
+
+def test_directories_are_private(root):
+    assert mode(state_dir.ensure_jobs_dir("q")) == 0o700
+    assert mode(root) == mode(root / "q") == 0o700
+    (root / "q").chmod(0o755)
+    state_dir.ensure_logs_dir("q")
+    assert mode(root / "q") == 0o700
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="XDG_STATE_HOME"):
+        state_dir.ensure_queue_dir("q")
+
+
+def test_write_private_replaces_whole_and_leaves_nothing(tmp_path):
+    path = tmp_path / "x"
+    state_dir.write_private(path, b"one")
+    state_dir.write_private(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert mode(path) == 0o600
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "y").touch()
+    with pytest.raises(OSError, match="directory"):
+        state_dir.write_private(tmp_path / "d", b"three")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "x"]
