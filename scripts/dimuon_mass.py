@@ -7,8 +7,9 @@ import argparse
 import sys
 from collections import Counter
 
-import matplotlib as mpl
 import numpy as np
+import uproot
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 
@@ -20,8 +21,6 @@ EVENTS, STEP = 2304, 96
 
 def count_masses(url, start, stop):
     """Histogram of sqrt(E² - p²) of the muon pairs of events [start, stop)."""
-    import uproot
-
     with uproot.open(url) as file:
         names = [f"{quantity}{muon}" for quantity in ("E", "px", "py", "pz") for muon in (1, 2)]
         muon = file["events"].arrays(names, entry_start=start, entry_stop=stop, library="np")
@@ -61,15 +60,12 @@ def show(masses):
 
 def plot(masses, position, output):
     """The histogram as a picture, its peak marked."""
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    plt.stairs(masses, EDGES, fill=True, alpha=0.6)
-    plt.axvline(position, color="crimson", label=f"peak: {position:.2f} GeV")
-    plt.xlabel("dimuon mass [GeV]")
-    plt.ylabel(f"events / {EDGES[1] - EDGES[0]:.0f} GeV")
-    plt.legend()
-    plt.savefig(output, dpi=120)
+    axes = (figure := Figure()).add_subplot()
+    axes.stairs(masses, EDGES, fill=True, alpha=0.6)
+    axes.axvline(position, color="crimson", label=f"peak: {position:.2f} GeV")
+    axes.set(xlabel="dimuon mass [GeV]", ylabel=f"events / {EDGES[1] - EDGES[0]:.0f} GeV")
+    axes.legend()
+    figure.savefig(output, dpi=120)
 
 
 def main():
@@ -90,7 +86,9 @@ def main():
         print(f"Z peak at {position:.2f} GeV from {masses.sum()} muon pairs in the window; plot: {options.output}")
         print("tasks per node:", ", ".join(f"{node} {count}" for node, count in sorted(nodes.items())))
         for pilot in pilots:
-            print(f"pilot on {pilot['hostname']}: tunnel {pilot['tunnel_kind']}, up after {pilot['tunnel_seconds']:.1f} s")
+            print(
+                f"pilot on {pilot['hostname']}: tunnel {pilot['tunnel_kind']}, up after {pilot['tunnel_seconds']:.1f} s"
+            )
         if options.keep_open:
             print("queue stays open", flush=True)
             sys.stdin.read()
