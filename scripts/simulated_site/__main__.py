@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from simulated_site.client import Site
@@ -26,14 +26,7 @@ REFUSED = 126
 def main(arguments: Sequence[str]) -> int:
     """Run one subcommand; errors go to standard error in one line."""
     options = parse(arguments)
-    try:
-        return int(options.action(options))
-    except SiteRefusedError as error:
-        print(f"site: {error}", file=sys.stderr)
-        return REFUSED
-    except SiteError as error:
-        print(f"site: {error}", file=sys.stderr)
-        return NOT_BUILT
+    return reported(lambda: int(options.action(options)))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -63,12 +56,12 @@ def _site_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--user", action="store_true", help="run CMD as the ordinary user, in its home")
     command.add_argument("--bind", action="append", type=Path, default=[], metavar="DIR", help="keep DIR visible")
     command.add_argument("--logs", type=Path, metavar="DIR", help="copy the servers' logs there at the end")
-    command.add_argument("--identity", type=Path, metavar="FILE", help="write the namespaces' numbers there")
+    command.add_argument("--identity", type=Path, metavar="FILE", help="write there what identifies the site")
 
 
 def run(options: argparse.Namespace) -> int:
     """Build a site and run the command, or a shell, in it."""
-    from simulated_site import build, launch  # noqa: PLC0415 - `exec` needs neither, nor pyroute2
+    from simulated_site import build, launch, leftovers  # noqa: PLC0415 - `exec` needs neither, nor pyroute2
 
     shell = ["/bin/bash", "-l"] if options.shell else []
     plan = build.Options(
@@ -78,15 +71,16 @@ def run(options: argparse.Namespace) -> int:
         kept=tuple(options.bind),
         cwd=str(Path.cwd()),
         identity=_descriptor(options.identity, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        mounted=leftovers.mount_points() if options.identity else (),
         logs=_descriptor(options.logs, os.O_RDONLY | os.O_DIRECTORY),
     )
-    return launch.launch(lambda: _report(lambda: build.builder(plan)))
+    return launch.launch(lambda: reported(lambda: build.builder(plan)))
 
 
-def _report(builder: object) -> int:
-    """An error inside the site is reported there: only a status travels up."""
+def reported(builder: Callable[[], int]) -> int:
+    """Its status; an error is reported where it happens (inside a site, only a status travels up)."""
     try:
-        return builder()  # type: ignore[operator, no-any-return]
+        return builder()
     except SiteRefusedError as error:
         print(f"site: {error}", file=sys.stderr)
         return REFUSED

@@ -19,7 +19,7 @@ from simulated_site.client import Site
 from simulated_site.daemons import Daemon, asked
 from simulated_site.errors import SiteError
 
-ENDING = ((2.0, signal.SIGINT), (5.0, signal.SIGTERM), (2.0, signal.SIGKILL))
+ENDING = ((2.0, signal.SIGINT), (3.0, signal.SIGTERM), (2.0, signal.SIGKILL))
 """After an interrupt: how long to wait, and what to send when that was not enough."""
 INTERRUPTED = 128 + signal.SIGINT
 SOURCES = Path(__file__).resolve().parent.parent
@@ -35,7 +35,9 @@ class Options:
     kept: tuple[Path, ...] = ()
     cwd: str = "/"
     identity: int = -1
-    """File descriptor that gets the numbers of the site's namespaces."""
+    """File descriptor that gets what `leftovers` needs to know the site by."""
+    mounted: Sequence[str] = ()
+    """Mount points before the site."""
     logs: int = -1
     """Directory descriptor that gets the servers' logs at the end."""
 
@@ -53,7 +55,7 @@ def builder(options: Options) -> int:
 def build(options: Options, is_root: bool) -> Site:
     """Mounts, user, hosts, then the servers; described in `plan.DESCRIPTION` when all answer."""
     kept = mounts.prepare([SOURCES.parent, Path(sys.prefix), Path(options.cwd), *options.kept])
-    tell_identity(options.identity)
+    tell_identity(options)
     mounts.copy_scripts(SOURCES)
     user = mounts.free_user(is_root)
     mounts.add_user(user)
@@ -159,13 +161,13 @@ def end(process: subprocess.Popen[bytes]) -> int:
     return INTERRUPTED
 
 
-def tell_identity(descriptor: int) -> None:
-    """Tell who wants to look for leftovers afterwards which namespaces were the site's."""
-    if descriptor < 0:
+def tell_identity(options: Options) -> None:
+    """Tell who wants to look for leftovers afterwards what was the site's (`leftovers`)."""
+    if options.identity < 0:
         return
     numbers = {kind: Path(f"/proc/self/ns/{kind}").stat().st_ino for kind in ("pid", "mnt", "net")}
-    os.write(descriptor, json.dumps(numbers).encode())
-    os.close(descriptor)
+    os.write(options.identity, json.dumps({"namespaces": numbers, "mounts": options.mounted}).encode())
+    os.close(options.identity)
 
 
 def copy_logs(directory: int) -> None:

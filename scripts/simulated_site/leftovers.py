@@ -1,7 +1,8 @@
 """Whether anything of an ended site is still on the machine. Run outside the site.
 
-A site is known by the numbers of its namespaces (`scripts/site run --identity FILE`). The kernel gives the numbers
-of dropped namespaces out again, so only processes started before the site ended count.
+A site is known by its identity (`scripts/site run --identity FILE`): the numbers of its namespaces, and what was
+mounted before it. The kernel gives the numbers of dropped namespaces out again, so only processes started before
+the site ended count.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ STARTED_FIELD = 19  # of /proc/PID/stat, counted from the state behind the name
 
 def remaining(identity: Path, deadline: float = GONE_DEADLINE) -> list[str]:
     """What is left of the site after at most `deadline` seconds (the kernel ends processes in its own time)."""
-    numbers = json.loads(identity.read_text())
+    known = json.loads(identity.read_text())
     ended = time.clock_gettime(time.CLOCK_BOOTTIME)
     limit = time.monotonic() + deadline
-    while found := [*processes(numbers, ended), *mounts(), *control_groups()]:
+    while found := [*processes(known["namespaces"], ended), *mounts(known["mounts"]), *control_groups()]:
         if time.monotonic() > limit:
             break
         select.select([], [], [], ASK_INTERVAL)
@@ -48,11 +49,16 @@ def started(directory: Path) -> float:
     return int(behind_name[STARTED_FIELD]) / os.sysconf("SC_CLK_TCK")
 
 
-def mounts() -> Iterator[str]:
-    """Mounts of a site that reached the machine's own table."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if str(plan.ROOT) in line:
-            yield f"mount {line.split()[4]}"
+def mounts(before: list[str]) -> Iterator[str]:
+    """Mounts of a site that reached our own table (in a site within a site there are some before)."""
+    for point in mount_points():
+        if point.startswith(str(plan.ROOT)) and point not in before:
+            yield f"mount {point}"
+
+
+def mount_points() -> list[str]:
+    """Where something is mounted here."""
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
 def control_groups() -> Iterator[str]:

@@ -6,6 +6,7 @@ so there is no Slurm there.
 
 from __future__ import annotations
 
+import functools
 import os
 import pwd
 import secrets
@@ -113,5 +114,10 @@ def wait_ready(site: Site, daemons: list[Daemon]) -> None:
     controller, *nodes = daemons
     controller.wait_until(lambda: asked(site, "login", ["scontrol", "ping"], expect="is UP"))
     for host, daemon in zip(plan.COMPUTE, nodes, strict=True):
-        state = ["sinfo", "--noheader", f"--nodes={host.name}", "--format=%T", "--partition=normal"]
-        daemon.wait_until(lambda state=state: asked(site, "login", state, expect="idle"), NODES_DEADLINE)
+        daemon.wait_until(functools.partial(idle, site, host.name), NODES_DEADLINE)
+
+
+def idle(site: Site, node: str) -> bool:
+    """Whether Slurm would start a job on `node` now."""
+    question = ["sinfo", "--noheader", f"--nodes={node}", "--format=%T", "--partition=normal"]
+    return asked(site, "login", question, expect="idle")
