@@ -401,9 +401,10 @@ class Manager:
             log.warning(
                 "pilot %s on %s cannot serve (%s): %s", entry.name, entry.hostname, message.layer, message.message
             )
-            entry.state, entry.failed_layer, entry.message = PilotState.FAILED, message.layer, message.message
+            self._roster.failed(entry, message)
+            self._take(PilotDraining(entry.name))
         elif kind is m.Draining or kind is m.Goodbye:
-            entry.state, entry.message = PilotState.DRAINING, message.reason
+            self._roster.draining(entry, message.reason)
             self._take(PilotDraining(entry.name))
 
     def _updated(self, entry: Entry, message: m.Update) -> None:
