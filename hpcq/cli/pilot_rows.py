@@ -86,7 +86,7 @@ def _state(status: JobStatus, pilot_state: str) -> str:
         return pilot_state
     if status.state is JobState.UNKNOWN:
         return pilot_state or (status.raw_state.lower() if status.is_listed else "unknown")
-    return status.state.value
+    return str(status.state.value)
 
 
 def _row(job_id: str, batch: str, report: Mapping[str, Any]) -> Row:

@@ -99,12 +99,14 @@ def submit_pilots(
     if dry_run:
         _show_rendered(system.render(request), as_json)
         return
-    if batch == "local" and shutil.which("sbatch"):
-        click.echo("hpcq: pilots start on this very host; --batch slurm puts them on compute nodes", err=True)
     if create and not state_dir.connection_file(queue).exists():
         system.render(request)  # refuse what cannot be submitted before a queue is made for it
         create_queue(queue)
     _show_submitted(queue, system.submit(request), as_json)
+    if batch == "local" and shutil.which("sbatch"):
+        click.echo(
+            "hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True
+        )
 
 
 def _request(queue: str, batch: str, values: dict[str, Any]) -> PilotRequest:
@@ -162,7 +164,7 @@ def _show_submitted(queue: str, jobs: Sequence[BatchJob], as_json: bool) -> None
 @json_option
 @verbose_option
 @click.pass_context
-def pilots(ctx: click.Context, name: str | None, show_all: bool, as_json: bool) -> None:
+def pilots(ctx: click.Context, *, name: str | None, show_all: bool, as_json: bool) -> None:
     """Show the pilots of a queue and their batch jobs.
 
     A job that ended without its pilot having reported is shown with the end of its output.
@@ -183,7 +185,7 @@ def pilots(ctx: click.Context, name: str | None, show_all: bool, as_json: bool) 
 
 
 def _recent(jobs: Sequence[BatchJob]) -> list[BatchJob]:
-    """Leave out jobs that ended, or (with no end on record) were submitted, too long ago to matter."""
+    """Leave out jobs that ended too long ago to matter."""
     now, kept = time.time(), []
     for job in jobs:
         ending = records.load_ending(job)
@@ -227,7 +229,7 @@ def _show_rows(queue: str, rows: Sequence[Row]) -> None:
 @json_option
 @verbose_option
 def cancel_pilots(
-    name: str | None, ids: tuple[str, ...], everything: bool, pending: bool, timeout: str, as_json: bool
+    *, name: str | None, ids: tuple[str, ...], everything: bool, pending: bool, timeout: str, as_json: bool
 ) -> None:
     """Cancel pilots and wait until they are gone.
 
