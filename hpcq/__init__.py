@@ -1,1 +1,78 @@
-"""hpcq: Python functions and shell commands on HPC nodes that have no way out."""
+"""hpcq: Python functions and shell commands on HPC nodes that have no way out.
+
+``import hpcq`` gives `Queue`, `Task`, `PythonTask`, `Outcome` and the errors. They are loaded when first used, because
+every runner on every node imports this package too.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcq.errors import (
+        AuthenticationError,
+        BatchError,
+        HpcqError,
+        QueueClosedError,
+        QueueNotFoundError,
+        RemoteError,
+        RemoteTraceback,
+        SerializationError,
+        TaskFailedError,
+        TemplateError,
+        UsageError,
+    )
+    from hpcq.queue import Queue
+    from hpcq.roster import PilotView
+    from hpcq.task import Outcome, PythonTask, Task
+
+_HOMES = {
+    "Queue": "hpcq.queue",
+    "PilotView": "hpcq.roster",
+    "Outcome": "hpcq.task",
+    "PythonTask": "hpcq.task",
+    "Task": "hpcq.task",
+    "AuthenticationError": "hpcq.errors",
+    "BatchError": "hpcq.errors",
+    "HpcqError": "hpcq.errors",
+    "QueueClosedError": "hpcq.errors",
+    "QueueNotFoundError": "hpcq.errors",
+    "RemoteError": "hpcq.errors",
+    "RemoteTraceback": "hpcq.errors",
+    "SerializationError": "hpcq.errors",
+    "TaskFailedError": "hpcq.errors",
+    "TemplateError": "hpcq.errors",
+    "UsageError": "hpcq.errors",
+}
+
+__all__ = [
+    "AuthenticationError",
+    "BatchError",
+    "HpcqError",
+    "Outcome",
+    "PilotView",
+    "PythonTask",
+    "Queue",
+    "QueueClosedError",
+    "QueueNotFoundError",
+    "RemoteError",
+    "RemoteTraceback",
+    "SerializationError",
+    "Task",
+    "TaskFailedError",
+    "TemplateError",
+    "UsageError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hpcq' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -60,7 +60,7 @@ class RemoteError(HpcqError):
     """Stands for an exception raised on a pilot whose own type cannot be rebuilt here; holds its text."""
 
 
-class RemoteTraceback(HpcqError):
+class RemoteTraceback(HpcqError):  # noqa: N818 - shown to users as the cause, not caught
     """The traceback of an exception as it was on the pilot; set as that exception's ``__cause__``."""
 
     def __init__(self, text: str) -> None:

@@ -1,1 +1,29 @@
-"""vpn: rootless tunnels out of compute nodes; useful without hpcq."""
+"""vpn: rootless tunnels out of compute nodes; useful without hpcq.
+
+``open_session`` brings a tunnel up and runs programs inside it; ``GatewayClient`` gets a pilot's credential from the gateway
+its user runs on a login node. Start reading at ``vpn/session.py``; ``python -m vpn --help`` is the command line.
+"""
+
+from vpn.config import Credential, Secret, TunnelConfig
+from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
+from vpn.gateway.client import GatewayClient
+from vpn.modes.base import TunnelInfo
+from vpn.probes import ProbeResult
+from vpn.process import Process
+from vpn.session import Session, open_session
+
+__all__ = [
+    "Credential",
+    "GatewayClient",
+    "GatewayError",
+    "ProbeResult",
+    "Process",
+    "Secret",
+    "Session",
+    "TunnelConfig",
+    "TunnelError",
+    "TunnelInfo",
+    "UsageError",
+    "VpnError",
+    "open_session",
+]

@@ -1,0 +1,259 @@
+"""How a manager and those who connect to it know each other: keys, certificates, the connection file.
+
+A queue has an *identity*: a certificate authority made for it alone (its key is thrown away at once), one certificate
+for the manager and one for pilots and clients, each usable only in its own role. TLS 1.3 is required and both sides
+verify. Two files, both mode 0600, in the queue's state directory:
+
+- ``identity.json``: everything, the manager's key included. Read by the manager only.
+- ``connection.json``: addresses, port, and what a pilot needs. Written when the manager listens, removed when it ends
+  in good order. Pilots read it again whenever they have lost their manager, so a program started anew is found.
+
+The identity outlives the program, so that ``submit-pilots --create`` can send pilots ahead of it; it is renewed when
+less than `RENEW_BEFORE` of its life is left. Times are set a day back: clocks of login and compute nodes differ.
+May not live here: sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import psutil
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from hpcq import state_dir
+from hpcq.errors import ConnectionFileError, QueueNotFoundError
+
+MANAGER_NAME = "manager.hpcq.invalid"
+LIFETIME = datetime.timedelta(days=365)
+RENEW_BEFORE = datetime.timedelta(days=60)
+SKEW = datetime.timedelta(days=1)
+T = TypeVar("T")
+
+
+class KeyPair(msgspec.Struct, frozen=True):
+    """A certificate and its key in PEM. Does not print its key."""
+
+    certificate: str
+    key: str
+
+    def __repr__(self) -> str:
+        return "KeyPair(…)"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who a queue is. ``expires`` in seconds since the epoch."""
+
+    authority: str
+    manager: KeyPair
+    pilot: KeyPair
+    expires: float
+
+
+class ConnectionInfo(msgspec.Struct, frozen=True):
+    """The connection file: how to reach a manager and be let in. ``port`` is 0 while no manager listens yet."""
+
+    queue: str
+    protocol: int
+    addresses: list[str]
+    port: int
+    hostname: str
+    pid: int
+    authority: str
+    pilot: KeyPair
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+def _certificate(
+    subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, now: datetime.datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(subject))
+        .issuer_name(_name(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + LIFETIME)
+    )
+
+
+def make_identity(queue: str, now: datetime.datetime | None = None) -> Identity:
+    """A new identity for ``queue``; the authority's key exists only during this call."""
+    now = now or datetime.datetime.now(datetime.UTC)
+    issuer = f"hpcq queue {queue}"
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    authority = (
+        _certificate(issuer, authority_key, issuer, now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+
+    def issue(subject: str, usage: x509.ObjectIdentifier) -> KeyPair:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            _certificate(subject, key, issuer, now)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
+            .sign(authority_key, hashes.SHA256())
+        )
+        return KeyPair(certificate.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
+
+    return Identity(
+        authority.public_bytes(serialization.Encoding.PEM).decode(),
+        issue(MANAGER_NAME, ExtendedKeyUsageOID.SERVER_AUTH),
+        issue("pilot.hpcq.invalid", ExtendedKeyUsageOID.CLIENT_AUTH),
+        (now + LIFETIME).timestamp(),
+    )
+
+
+def own_identity(queue: str) -> Identity:
+    """The queue's identity, made or renewed where needed."""
+    path = state_dir.ensure_queue_dir(queue) / "identity.json"
+    now = datetime.datetime.now(datetime.UTC)
+    with contextlib.suppress(FileNotFoundError, ConnectionFileError):
+        known = _read(path, Identity)
+        if known.expires - now.timestamp() > RENEW_BEFORE.total_seconds():
+            return known
+    identity = make_identity(queue, now)
+    state_dir.write_private(path, msgspec.json.encode(identity))
+    return identity
+
+
+def create(queue: str) -> Path:
+    """Prepare a queue whose program starts later, so that pilots can be sent ahead; returns its connection file."""
+    from hpcq.messages import PROTOCOL_VERSION  # noqa: PLC0415 - messages is not needed to read a file
+
+    path = state_dir.connection_file(queue)
+    if not path.exists():
+        identity = own_identity(queue)
+        info = ConnectionInfo(queue, PROTOCOL_VERSION, [], 0, "", 0, identity.authority, identity.pilot)
+        write(info)
+    return path
+
+
+def write(info: ConnectionInfo) -> Path:
+    """Write the connection file of ``info.queue``, mode 0600, all or nothing."""
+    path = state_dir.connection_file(info.queue)
+    state_dir.write_private(path, msgspec.json.encode(info))
+    return path
+
+
+def read(path: Path) -> ConnectionInfo:
+    """A connection file.
+
+    Raises:
+        QueueNotFoundError: there is none.
+        ConnectionFileError: it is not ours, readable by others, or malformed.
+    """
+    try:
+        return _read(path, ConnectionInfo)
+    except FileNotFoundError as error:
+        raise QueueNotFoundError(f"no connection file {path}: no program with that queue is running") from error
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            data = file.read()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConnectionFileError(f"cannot read {path}: {error.strerror}") from error
+    if status.st_uid != os.geteuid():
+        raise ConnectionFileError(f"{path} belongs to another user (uid {status.st_uid}); refusing its keys")
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise ConnectionFileError(f"{path} is readable by others; its keys must be made anew: remove it")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ConnectionFileError(f"{path} is damaged ({error}); start the queue's program again") from error
+
+
+def find(queue: str) -> ConnectionInfo:
+    """The connection file of a queue that a program serves.
+
+    Raises:
+        QueueNotFoundError: unknown name (the known ones are listed), or no program has been started for it yet.
+    """
+    path = state_dir.connection_file(queue)
+    if not path.exists():
+        raise QueueNotFoundError(_unknown(queue))
+    info = read(path)
+    if not info.port:
+        raise QueueNotFoundError(f"queue {queue!r} is prepared, but no program has been started for it yet")
+    return info
+
+
+def _unknown(queue: str) -> str:
+    known = [name for name in state_dir.known_queues() if state_dir.connection_file(name).exists()]
+    listed = f"the queues here are: {', '.join(known)}" if known else "no queue is running here"
+    return f"no queue named {queue!r}; {listed}. Start your program, or name another queue with --name"
+
+
+def own_addresses() -> list[str]:
+    """This host's addresses that others can reach, global before link-local ones left out, IPv4 first."""
+    found: dict[str, None] = {}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for interface in psutil.net_if_addrs().values():
+            for entry in interface:
+                if entry.family == family and not entry.address.startswith(("127.", "::1", "fe80:")):
+                    found[entry.address] = None
+    return list(found) or ["127.0.0.1"]
+
+
+@contextlib.contextmanager
+def _as_file(text: str) -> Iterator[str]:
+    """``ssl`` reads keys from files only: an anonymous one in memory leaves nothing on disk."""
+    descriptor = os.memfd_create("hpcq-key")
+    try:
+        os.write(descriptor, text.encode())
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _context(purpose: int, authority: str, pair: KeyPair) -> ssl.SSLContext:
+    context = ssl.SSLContext(purpose)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with _as_file(pair.certificate + pair.key) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+def manager_tls(identity: Identity) -> ssl.SSLContext:
+    """For the side that listens; admits only this queue's pilot certificate."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, identity.authority, identity.manager)
+    context.num_tickets = 0
+    return context
+
+
+def pilot_tls(info: ConnectionInfo) -> ssl.SSLContext:
+    """For pilots and clients; accepts only this queue's manager. Use `MANAGER_NAME` as server name."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, info.authority, info.pilot)
+    context.check_hostname = True
+    return context

@@ -1,0 +1,222 @@
+"""The batch jobs of a queue, as its program follows them: submitted, asked about, and cancelled at the end.
+
+One `JobTracker` for each batch system decides when to ask and what an answer means; this shell asks, in a worker
+thread of the manager's loop, and logs what users must know: a job whose pilot never reported, with the end of its
+output; a batch system that does not answer. Jobs submitted by ``hpcq submit-pilots`` are followed too: it tells us, and
+what was submitted before we started is found on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hpcq import state_dir
+from hpcq.batch.base import BatchJob, BatchSystem, PilotRequest, get_batch_system
+from hpcq.batch.pilot_command import pilot_argv
+from hpcq.batch.records import load_jobs, output_tail
+from hpcq.batch.tracker import Change, FailedStart, JobTracker, PollFailed, StateChanged
+from hpcq.errors import BatchError, HpcqError, UsageError
+from hpcq.manager import Manager
+from hpcq.units import parse_duration, parse_memory
+
+log = logging.getLogger("hpcq.jobs")
+
+_PILOT_OPTIONS = ("vpn", "gateway", "require", "scratch", "manager_timeout")
+_JOB_OPTIONS = ("cores", "memory", "walltime", "partition", "account", "qos", "constraint", "options", "setup",
+                "template", "environment", "job_name")  # fmt: skip
+
+
+def pilot_request(queue: str, batch: str, count: int, options: Mapping[str, Any]) -> PilotRequest:
+    """What to ask of a batch system, from options by their names on the command line.
+
+    Raises:
+        UsageError: an unknown option or a value that cannot be used, by name.
+    """
+    unknown = sorted(set(options) - {*_PILOT_OPTIONS, *_JOB_OPTIONS})
+    if unknown:
+        raise UsageError(
+            f"unknown pilot option {unknown[0]!r}; known are {', '.join((*_JOB_OPTIONS, *_PILOT_OPTIONS))}"
+        )
+    given = {name: value for name, value in options.items() if value is not None}
+    memory = parse_memory(given["memory"]) if "memory" in given else None
+    walltime = int(parse_duration(given["walltime"], name="walltime")) if "walltime" in given else None
+    cores = given.get("cores", 1)
+    argv = pilot_argv(
+        state_dir.connection_file(queue),
+        batch=batch,
+        cores=cores,
+        memory_mb=memory,
+        walltime_s=walltime,
+        vpn=given.get("vpn"),
+        gateway=given.get("gateway"),
+        require=tuple(given.get("require", ())),
+        scratch=Path(given["scratch"]) if "scratch" in given else None,
+        manager_timeout_s=parse_duration(given["manager_timeout"]) if "manager_timeout" in given else None,
+    )
+    names = ("partition", "account", "qos", "constraint", "environment", "job_name")
+    plain = {name: given[name] for name in names if name in given}
+    return PilotRequest(
+        queue=queue,
+        pilot_argv=argv,
+        count=count,
+        cores=cores,
+        memory_mb=memory,
+        walltime_s=walltime,
+        options=tuple(given.get("options", ())),
+        setup=tuple(given.get("setup", ())),
+        template=Path(given["template"]) if "template" in given else None,
+        **plain,
+    )
+
+
+class JobWatch:
+    """Follows all jobs of one queue."""
+
+    def __init__(self, queue: str, manager: Manager) -> None:
+        self._queue = queue
+        self._manager = manager
+        self._trackers: dict[str, JobTracker] = {}
+        self._systems: dict[str, BatchSystem] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._stopped = False
+        self._since = _last_closed(queue)
+        manager.answer_to("jobs_submitted", self._on_submitted)
+        manager.on_pilot = self._on_pilot
+        manager.call(self._find_submitted)
+
+    def submit(self, count: int, *, batch: str, **options: Any) -> list[BatchJob]:
+        """Submit ``count`` pilots; see `Queue.submit_pilots`."""
+        jobs = get_batch_system(batch).submit(pilot_request(self._queue, batch, count, options))
+        self._manager.call(lambda: self._follow(jobs))
+        return jobs
+
+    # --- in the manager's thread ---
+
+    def _on_submitted(self, _body: object) -> int:
+        return self._find_submitted()
+
+    def _find_submitted(self) -> int:
+        return self._follow(job for job in load_jobs(self._queue) if job.submitted_at >= self._since)
+
+    def _follow(self, jobs: Iterable[BatchJob]) -> int:
+        loop = asyncio.get_running_loop()
+        count = 0
+        for job in jobs:
+            with suppress(UsageError):  # a batch system of another version of hpcq
+                self._system(job.batch)
+                self._trackers.setdefault(job.batch, JobTracker()).submitted(job, loop.time())
+                count += 1
+        for batch in self._trackers:
+            self._set_timer(batch)
+        return count
+
+    def _system(self, name: str) -> BatchSystem:
+        if name not in self._systems:
+            self._systems[name] = get_batch_system(name)
+        return self._systems[name]
+
+    def _on_pilot(self, batch: str, job_id: str) -> None:
+        tracker = self._trackers.setdefault(batch, JobTracker()) if batch else None
+        if tracker is not None and job_id:
+            self._tell(tracker.reported(job_id, asyncio.get_running_loop().time()))
+
+    def _set_timer(self, batch: str) -> None:
+        loop = asyncio.get_running_loop()
+        due = self._trackers[batch].next_poll(loop.time())
+        previous = self._timers.pop(batch, None)
+        if previous is not None:
+            previous.cancel()
+        if due is not None and not self._stopped:
+            self._timers[batch] = loop.call_at(due, self._manager.spawn, self._poll, batch)
+
+    async def _poll(self, batch: str) -> None:
+        tracker, loop = self._trackers[batch], asyncio.get_running_loop()
+        try:
+            statuses = await asyncio.to_thread(self._system(batch).status, tracker.jobs_to_ask())
+        except HpcqError as error:
+            self._tell(tracker.poll_failed(str(error), loop.time()))
+        else:
+            self._tell(tracker.polled(statuses, loop.time()))
+        self._set_timer(batch)
+
+    def _tell(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            if isinstance(change, FailedStart):
+                log.warning("%s", failed_start(change))
+            elif isinstance(change, PollFailed):
+                log.warning("the batch system does not answer (%d times running): %s", change.failures, change.error)
+            elif isinstance(change, StateChanged):
+                after = change.after
+                log.info("job %s is %s %s", change.job.id, after.state.value, after.reason or after.hosts)
+
+    def _all_jobs(self) -> dict[str, list[BatchJob]]:
+        return {batch: tracker.jobs_to_ask() for batch, tracker in self._trackers.items()}
+
+    def _stop(self) -> None:
+        self._stopped = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    # --- in the user's thread, at the end ---
+
+    def stop(self) -> None:
+        """Ask no more; what is known stays known."""
+        self._left = self._manager.call(self._all_jobs)
+        self._manager.call(self._stop)
+
+    _left: Mapping[str, list[BatchJob]] = {}
+
+    def cancel_all(self) -> None:
+        """Cancel every job that has not ended; what cannot be cancelled is logged.
+
+        A later program of the same queue does not look at these again.
+        """
+        state_dir.write_private(_closed_file(self._queue), b"")
+        for batch, jobs in self._left.items():
+            try:
+                self._cancel(self._systems[batch], jobs)
+            except BatchError as error:
+                log.warning("the %s jobs of queue %s may still be there: %s", batch, self._queue, error)
+
+    def _cancel(self, system: BatchSystem, jobs: list[BatchJob]) -> None:
+        if not jobs:
+            return
+        statuses = system.status(jobs)
+        there = [job for job in jobs if statuses[job.id].is_listed and not statuses[job.id].state.is_final]
+        if there:
+            system.cancel(there)
+
+    @property
+    def any_left(self) -> bool:
+        """Whether jobs were not known to have ended when we stopped."""
+        return any(self._left.values())
+
+
+def _closed_file(queue: str) -> Path:
+    return state_dir.queue_dir(queue) / "closed"
+
+
+def _last_closed(queue: str) -> float:
+    """When a program last cancelled all jobs of the queue; 0 when none did."""
+    try:
+        return _closed_file(queue).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def failed_start(change: FailedStart) -> str:
+    """The story of a job whose pilot never reported."""
+    job, status = change.job, change.status
+    code = "" if status.exit_code is None else f", exit status {status.exit_code}"
+    lines = output_tail(job, 10)
+    output = "\n".join(f"    {line}" for line in lines) if lines else "    (it wrote nothing)"
+    return (
+        f"job {job.id} ended ({status.raw_state or 'no longer listed'}{code}) and its pilot never reported; "
+        f"script {job.script}; the end of its output {job.output}:\n{output}"
+    )

@@ -1,0 +1,505 @@
+"""The manager: the shell round the scheduler. Runs in a thread of its own beside the user's program.
+
+::
+
+    user's thread                       manager's thread (asyncio)
+    Queue.submit --inbox-->  _step: events --> Scheduler.handle --> commands
+                                       ^                              |
+             pilots' messages ---------+                              +--> Run / Retract / Cancel to pilots
+    Queue.wait  <--deliver---------------- Finish <-------------------+
+
+Everything that happened since the last turn of the loop (submits, results of all pilots) is handled in one step, so
+under load each message carries many tasks. The manager keeps what the scheduler does not want to know: the specs to be
+sent, the last report of each task, the pilots' links. It decides nothing about placement.
+
+Failure cases: a stranger or a broken pilot costs its own link only; a pilot silent for `SILENCE_LIMIT` is dropped and
+its tasks go elsewhere; a bug in a step is logged, ends the queue and wakes every waiter with the error.
+May not live here: batch commands (see `jobs`), pickling (see `serialize`), waiting users (see `queue`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from hpcq import connection as conn
+from hpcq import messages as m
+from hpcq import transport
+from hpcq.errors import HpcqError
+from hpcq.functions import Functions
+from hpcq.roster import Entry, PilotState, PilotView, Roster, view
+from hpcq.scheduler import (
+    AskBack,
+    Assign,
+    Cancelled,
+    Command,
+    Ended,
+    EndedTask,
+    Event,
+    Finish,
+    NewTask,
+    PilotDraining,
+    PilotGone,
+    PilotReady,
+    Returned,
+    Scheduler,
+    Started,
+    Stop,
+    Submitted,
+    Tick,
+)
+from hpcq.task import Attempt
+from hpcq.versions import mismatch, versions
+
+log = logging.getLogger("hpcq.manager")
+T = TypeVar("T")
+
+SILENCE_LIMIT = 60.0
+"""Seconds without a byte after which the other side counts as gone."""
+
+HOUSEKEEPING = 0.1
+"""Seconds between looks at what only time changes: silence, tasks stuck on one pilot while another is idle."""
+
+LEAVE_TIMEOUT = 10.0
+"""Seconds pilots have to hang up once they were told to leave."""
+
+
+class Submission(NamedTuple):
+    """One submitted task as it travels from the user's thread: needs, spec and, for a PythonTask, its function."""
+
+    needs: NewTask
+    spec: m.TaskSpec
+    body: bytes
+
+
+class Finished(NamedTuple):
+    """One task that is done."""
+
+    id: int
+    attempt: Attempt
+
+
+class Credentials(Protocol):
+    """Where one-login credentials of tunnels come from; may block, called in a worker thread."""
+
+    def issue(self, gateway: str, label: str) -> tuple[str, bytes]:
+        """A credential's user name and the bytes for the pilot."""
+
+    def revoke(self, gateway: str, username: str) -> None:
+        """Withdraw it; unknown names are ignored."""
+
+
+class Manager:
+    """The thread that serves one queue. ``deliver`` is called in it with the tasks that are done."""
+
+    def __init__(
+        self,
+        name: str,
+        deliver: Callable[[list[Finished]], None],
+        on_failure: Callable[[BaseException], None],
+        credentials: Credentials,
+    ) -> None:
+        self.name = name
+        self._deliver = deliver
+        self._on_failure = on_failure
+        self._credentials = credentials
+        self._identity = conn.own_identity(name)
+        self._scheduler = Scheduler()
+        self._roster = Roster()
+        self._functions = Functions()
+        self._links: dict[str, transport.Link] = {}
+        self._owners: dict[transport.Link, Entry | None] = {}
+        self._specs: dict[int, m.TaskSpec] = {}
+        self._reports: dict[int, m.TaskResult] = {}
+        self._reporters: dict[int, Entry] = {}
+        self._events: list[Event] = []
+        self._inbox: deque[Submission] = deque()
+        self._awake = False
+        self._step_due = False
+        self._closing = False
+        self._server: asyncio.Server | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._topics: dict[str, Callable[[Any], Any]] = {"pilots": self._answer_pilots, "status": self._answer_status}
+        self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=f"hpcq-{name}", daemon=True)
+
+    # --- called from the user's threads ---
+
+    def start(self, address: str | None, port: int) -> conn.ConnectionInfo:
+        """Listen, write the connection file, serve.
+
+        Raises:
+            HpcqError: the address cannot be listened on.
+        """
+        self._thread.start()
+        try:
+            return asyncio.run_coroutine_threadsafe(self._listen(address, port), self._loop).result()
+        except OSError as error:
+            self.stop(0)
+            raise HpcqError(
+                f"cannot listen on {address or 'all addresses'} port {port} of {socket.gethostname()}: {error.strerror}"
+            ) from error
+
+    def submit(self, submission: Submission) -> None:
+        """Take one task; its results come through ``deliver``."""
+        self._inbox.append(submission)
+        if not self._awake:  # one wake-up for all that is submitted before the manager looks
+            self._awake = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def cancel(self, tasks: list[int]) -> None:
+        """End these tasks."""
+        self._loop.call_soon_threadsafe(self._take, Cancelled(tasks))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """The value of ``function`` called in the manager's thread, where the state may be read."""
+
+        async def run() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def answer_to(self, topic: str, function: Callable[[Any], Any]) -> None:
+        """Let clients ask for ``topic``; called in the manager's thread with the JSON body, returns JSON."""
+        self._topics[topic] = function
+
+    def pilots(self) -> list[PilotView]:
+        """Every pilot that has connected, ended ones included."""
+        return self.call(self._views)
+
+    def stop(self, timeout: float = LEAVE_TIMEOUT, reason: str = "the program has closed its queue") -> None:
+        """Send the pilots away, wait at most ``timeout`` seconds for them to hang up, end the thread."""
+        if not self._thread.is_alive():
+            return
+        asyncio.run_coroutine_threadsafe(self._stop(timeout, reason), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # --- the loop ---
+
+    async def _listen(self, address: str | None, port: int) -> conn.ConnectionInfo:
+        make = partial(transport.manager_side, self._on_messages, self._on_closed)
+        self._server = await transport.listen(address, port, conn.manager_tls(self._identity), make)
+        info = conn.ConnectionInfo(
+            queue=self.name,
+            protocol=m.PROTOCOL_VERSION,
+            addresses=[address] if address else conn.own_addresses(),
+            port=self._server.sockets[0].getsockname()[1],
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            authority=self._identity.authority,
+            pilot=self._identity.pilot,
+        )
+        conn.write(info)
+        self._keep_house()
+        return info
+
+    async def _stop(self, timeout: float, reason: str) -> None:
+        self._closing = True
+        if self._server is not None:
+            self._server.close()
+        for link in list(self._owners):
+            link.send(m.Leave(reason, drain=False))
+        deadline = self._loop.time() + timeout
+        while self._owners and self._loop.time() < deadline:
+            self._emptied = self._loop.create_future()
+            self._loop.call_at(deadline, _resolve, self._emptied)
+            await self._emptied
+        for link in list(self._owners):
+            link.abort(reason)
+        if self._background:
+            await asyncio.wait(self._background, timeout=timeout)
+
+    _emptied: asyncio.Future[None] | None = None
+
+    def _keep_house(self) -> None:
+        if self._closing:
+            return
+        now = self._loop.time()
+        for link in list(self._owners):
+            if now - link.heard_at > SILENCE_LIMIT:
+                link.abort(f"nothing heard for {SILENCE_LIMIT:.0f} s")
+            elif now - link.spoke_at > SILENCE_LIMIT / 4 and self._owners[link] is not None:
+                link.send(m.Heartbeat())
+        if self._scheduler.wants_tick:
+            self._take(Tick())
+        self._loop.call_later(HOUSEKEEPING, self._keep_house)
+
+    def _wake(self) -> None:
+        self._awake = False
+        self._schedule_step()
+
+    def _take(self, event: Event) -> None:
+        self._events.append(event)
+        self._schedule_step()
+
+    def _schedule_step(self) -> None:
+        if not self._step_due:
+            self._step_due = True
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        self._step_due = False
+        try:
+            self._accept_submissions()
+            events, self._events = self._events, []
+            self._perform(self._scheduler.handle(events, time.monotonic()))
+        except Exception as error:
+            log.exception("the manager of queue %s failed", self.name)
+            self._on_failure(error)
+
+    def _accept_submissions(self) -> None:
+        if not self._inbox:
+            return
+        inbox, needs = self._inbox, []
+        for _ in range(len(inbox)):  # what comes in meanwhile has its own wake-up
+            task, spec, body = inbox.popleft()
+            needs.append(task)
+            self._specs[spec.id] = spec
+            if spec.function:
+                self._functions.acquire(spec.function, body)
+        self._events.insert(0, Submitted(needs))  # before a cancel of the same tasks
+
+    # --- commands ---
+
+    def _perform(self, commands: list[Command]) -> None:
+        finished: list[Finished] = []
+        for command in commands:
+            kind = type(command)
+            if kind is Finish:
+                finished.append(self._finished(command))  # type: ignore[arg-type]
+            elif kind is Assign:
+                self._send_tasks(command)  # type: ignore[arg-type]
+            else:
+                self._relay(command)
+        self._reports.clear()
+        self._reporters.clear()
+        if finished:
+            self._deliver(finished)
+
+    def _finished(self, command: Finish) -> Finished:
+        number = command.task
+        spec = self._specs.pop(number)
+        if spec.function:
+            self._functions.release(spec.function)
+        report = self._reports.get(number) if command.reported else None
+        if report is None:
+            return Finished(number, Attempt(command.outcome, command.message, attempts=command.attempts))
+        entry = self._reporters[number]
+        return Finished(
+            number,
+            Attempt(
+                command.outcome,
+                command.message or report.message,
+                report.payload,
+                report.exit_code,
+                report.std_output,
+                report.std_error,
+                report.left_out,
+                entry.name,
+                entry.hostname,
+                command.attempts,
+                report.started_at,
+                report.started_at + report.seconds,
+            ),
+        )
+
+    def _send_tasks(self, command: Assign) -> None:
+        specs = [self._specs[number] for number in command.tasks]
+        keys = {spec.function for spec in specs}
+        keys.discard(b"")
+        bodies = self._functions.missing(command.pilot, keys)
+        self._links[command.pilot].send(m.Run(bodies, specs, self._functions.to_forget(command.pilot)))
+
+    def _relay(self, command: Command) -> None:
+        assert isinstance(command, AskBack | Stop)
+        message = m.Retract(command.tasks) if isinstance(command, AskBack) else m.Cancel(command.tasks)
+        self._links[command.pilot].send(message)
+
+    # --- links ---
+
+    def _on_messages(self, link: transport.Link, received: list[Any]) -> None:
+        if link not in self._owners:
+            self._greet(link, received[0])
+            return
+        entry = self._owners[link]
+        for message in received:
+            if entry is None:
+                self._answer(link, message)
+            else:
+                self._from_pilot(link, entry, message)
+
+    def _greet(self, link: transport.Link, hello: m.PilotHello | m.ClientHello) -> None:
+        reason = self._objection(hello)
+        if reason:
+            log.warning("refused %s: %s", link.peer, reason)
+            link.send(m.Refused(reason))
+            link.close(reason)
+            return
+        link.send(m.Welcome(m.PROTOCOL_VERSION, self.name, SILENCE_LIMIT))
+        if isinstance(hello, m.ClientHello):
+            link.connection.expect(m.FromClient)
+            self._owners[link] = None
+            return
+        previous = self._links.get(hello.pilot)
+        if previous is not None:
+            previous.abort("the pilot has connected again")
+            self._gone(previous, "the pilot has connected again")
+        self._owners[link] = self._roster.arrived(hello, time.time())
+        self.on_pilot(hello.batch, hello.job_id)
+        self._links[hello.pilot] = link
+
+    def _objection(self, hello: m.PilotHello | m.ClientHello) -> str:
+        if self._closing:
+            return f"queue {self.name} is closing"
+        if hello.protocol != m.PROTOCOL_VERSION:
+            return f"protocol {hello.protocol} is not {m.PROTOCOL_VERSION}; use the same version of hpcq on both sides"
+        return mismatch(versions(), hello.versions) if isinstance(hello, m.PilotHello) else ""
+
+    def _on_closed(self, link: transport.Link, reason: str) -> None:
+        self._gone(link, reason)
+        if self._emptied is not None and not self._owners:
+            _resolve(self._emptied)
+
+    def _gone(self, link: transport.Link, reason: str) -> None:
+        entry = self._owners.pop(link, None)
+        if entry is None:
+            return
+        self._roster.closed(entry, reason)
+        del self._links[entry.name]
+        self._functions.pilot_gone(entry.name)
+        for username in entry.credentials:
+            self._revoke(entry, username)
+        self._take(PilotGone(entry.name, entry.message or reason))
+
+    def _from_pilot(self, link: transport.Link, entry: Entry, message: Any) -> None:
+        kind = type(message)
+        if kind is m.Update:
+            self._updated(entry, message)
+        elif kind is m.Returned:
+            self._take(Returned(entry.name, message.tasks))
+        elif kind is m.CredentialRequest:
+            self.spawn(self._issue, link, entry)
+        elif kind is m.CredentialReturn:
+            self._revoke(entry, message.username)
+        elif kind is m.Ready:
+            self._roster.ready(entry, message)
+            self._take(PilotReady(entry.name, entry.cores, entry.memory, "wan" in message.features))
+        elif kind is m.StartFailed:
+            log.warning(
+                "pilot %s on %s cannot serve (%s): %s", entry.name, entry.hostname, message.layer, message.message
+            )
+            entry.state, entry.failed_layer, entry.message = PilotState.FAILED, message.layer, message.message
+        elif kind is m.Draining or kind is m.Goodbye:
+            entry.state, entry.message = PilotState.DRAINING, message.reason
+            self._take(PilotDraining(entry.name))
+
+    def _updated(self, entry: Entry, message: m.Update) -> None:
+        if message.results:
+            entry.tasks_done += len(message.results)
+            ended = []
+            for result in message.results:
+                self._reports[result.id] = result
+                self._reporters[result.id] = entry
+                ended.append(EndedTask(result.id, result.outcome, result.seconds))
+            self._take(Ended(entry.name, ended))
+        if message.started:
+            self._take(Started(entry.name, message.started))
+
+    # --- credentials ---
+
+    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run a coroutine beside everything else, in the manager's thread; it is waited for at the end."""
+        task = self._loop.create_task(work(*args))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _issue(self, link: transport.Link, entry: Entry) -> None:
+        try:
+            username, credential = await asyncio.to_thread(self._credentials.issue, entry.gateway, entry.name)
+        except Exception as error:
+            log.warning("no credential for pilot %s: %s", entry.name, error)
+            link.send(m.CredentialReply(b"", str(error) or type(error).__name__))
+            return
+        entry.credentials = [*entry.credentials, username]
+        if link.is_open:
+            link.send(m.CredentialReply(credential))
+        else:
+            self._revoke(entry, username)
+
+    def _revoke(self, entry: Entry, username: str) -> None:
+        if username in entry.credentials:
+            entry.credentials = [name for name in entry.credentials if name != username]
+            self.spawn(self._revoke_now, entry.gateway, username)
+
+    async def _revoke_now(self, gateway: str, username: str) -> None:
+        try:
+            await asyncio.to_thread(self._credentials.revoke, gateway, username)
+        except Exception as error:
+            log.warning("credential %s was not revoked: %s", username, error)
+
+    # --- questions ---
+
+    def _answer(self, link: transport.Link, message: m.Ask) -> None:
+        topic = self._topics.get(message.topic)
+        if topic is None:
+            link.send(m.Answer(b"null", f"the manager knows nothing of {message.topic!r}"))
+            return
+        try:
+            link.send(m.Answer(msgspec.json.encode(topic(msgspec.json.decode(message.body or b"null")))))
+        except Exception as error:
+            log.exception("a question for %s failed", message.topic)
+            link.send(m.Answer(b"null", f"{type(error).__name__}: {error}"))
+
+    def _views(self) -> list[PilotView]:
+        pilots = self._scheduler.pilots
+        busy = {name: pilot.cores - pilot.free_cores for name, pilot in pilots.items()}
+        return [view(entry, busy.get(entry.name, 0)) for entry in self._roster.entries.values()]
+
+    def _answer_pilots(self, _body: Any) -> list[PilotView]:
+        return self._views()
+
+    def _answer_status(self, _body: Any) -> Mapping[str, Any]:
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """Counts of tasks by state and outcome and of pilots by state. In the manager's thread only."""
+        states = [entry.state for entry in self._roster.entries.values()]
+        held = [record.state.name.lower() for p in self._scheduler.pilots.values() for record in p.held()]
+        return {
+            "queue": self.name,
+            "hostname": socket.gethostname(),
+            "pid": os.getpid(),
+            "tasks": {
+                "waiting": self._scheduler.ready_count,
+                "sent": held.count("assigned"),
+                "running": held.count("running") + held.count("ending"),
+                "done": dict(self._scheduler.finished),
+            },
+            "pilots": {state.value: states.count(state) for state in PilotState},
+            "cores": sum(pilot.cores for pilot in self._scheduler.pilots.values()),
+            "cores_busy": sum(p.cores - p.free_cores for p in self._scheduler.pilots.values()),
+        }
+
+    @property
+    def free_places(self) -> int:
+        """Free cores less the tasks waiting for them. In the manager's thread only."""
+        free = sum(pilot.free_cores for pilot in self._scheduler.pilots.values() if not pilot.draining)
+        return max(0, free - self._scheduler.ready_count - len(self._inbox))
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

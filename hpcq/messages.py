@@ -1,0 +1,275 @@
+"""What manager, pilots and command-line clients say to each other, as typed structs.
+
+Every message is one msgpack array whose first element names its type (`msgspec` tagged unions); each side decodes
+only the union it may receive, so a message of the wrong direction, a wrong type or a missing field is refused before
+anything acts on it. Function bodies, arguments and results are opaque bytes here: only `serialize` opens them.
+
+Units: seconds, megabytes (MB, 2**20 bytes), wall-clock times as seconds since the epoch.
+
+Change ``PROTOCOL_VERSION`` whenever a message changes; both sides compare it before anything else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+Text = Annotated[str, msgspec.Meta(max_length=16384)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
+    """Base: arrays on the wire, the class name as tag."""
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+class TaskSpec(msgspec.Struct, array_like=True, gc=False):
+    """One task as the pilot needs it.
+
+    ``function`` is the key of a function sent earlier (PythonTask), or empty for a shell command, whose text is
+    ``payload`` in UTF-8. ``walltime`` is 0 for none.
+    """
+
+    id: int
+    function: bytes
+    payload: bytes
+    cores: int = 1
+    memory: int = 0
+    walltime: float = 0.0
+    network: str = "any"
+    env: dict[str, str] | None = None
+
+
+class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
+    """How one attempt ended on a pilot.
+
+    ``payload`` is the pickled value (``success`` of a PythonTask) or exception (``exception``); ``message`` says what
+    happened for the other outcomes. ``left_out`` counts the bytes of output that were over the limit and dropped.
+    """
+
+    id: int
+    outcome: str
+    payload: bytes = b""
+    exit_code: int | None = None
+    std_output: bytes = b""
+    std_error: bytes = b""
+    message: str = ""
+    started_at: float = 0.0
+    seconds: float = 0.0
+    left_out: int = 0
+
+
+class FunctionBody(msgspec.Struct, array_like=True, gc=False):
+    """A pickled function and the digest that names it from then on."""
+
+    key: bytes
+    body: bytes
+
+
+class Versions(msgspec.Struct, array_like=True, gc=False):
+    """What must agree for pickled functions to travel."""
+
+    python: Name
+    cloudpickle: Name
+    hpcq: Name
+
+
+# --- first words ---------------------------------------------------------------------------------------------------
+
+
+class PilotHello(Message):
+    """A pilot presents itself. ``job_id`` is the batch system's id, ``incarnation`` counts its restarts."""
+
+    protocol: int
+    pilot: Name
+    batch: Name
+    job_id: Name
+    incarnation: NonNegative
+    hostname: Name
+    pid: int
+    cores: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    memory: NonNegative
+    walltime_left: float
+    vpn: Name
+    gateway: Name
+    versions: Versions
+
+
+class ClientHello(Message):
+    """A command-line client presents itself; it may ask, and runs nothing."""
+
+    protocol: int
+    hostname: Name
+
+
+class Welcome(Message):
+    """The manager accepts. Silence longer than ``silence_limit`` seconds means the other side is gone."""
+
+    protocol: int
+    queue: Name
+    silence_limit: float
+
+
+class Refused(Message):
+    """The manager does not accept this pilot or client, and why."""
+
+    reason: Text
+
+
+# --- pilot to manager ----------------------------------------------------------------------------------------------
+
+
+class CredentialRequest(Message):
+    """The pilot wants a one-login credential for its tunnel."""
+
+
+class CredentialReturn(Message):
+    """The tunnel that used this credential is down; it can be revoked."""
+
+    username: Name
+
+
+class Ready(Message):
+    """The tunnel is up and every probe has answered: tasks may come."""
+
+    tunnel_mode: Name
+    tunnel_kind: Name
+    tunnel_seconds: float
+    tunnel_address: Name
+    features: list[Name]
+
+
+class StartFailed(Message):
+    """The pilot cannot serve: which layer failed, and what to do. It ends after this."""
+
+    layer: Name
+    message: Text
+
+
+class Update(Message):
+    """Attempts that ended, and attempts that began and have not ended yet."""
+
+    started: list[int]
+    results: list[TaskResult]
+
+
+class Returned(Message):
+    """Tasks handed back without having begun."""
+
+    tasks: list[int]
+
+
+class Draining(Message):
+    """The pilot takes nothing new; what runs may still finish."""
+
+    reason: Text
+
+
+class Goodbye(Message):
+    """The last word of a pilot that ends in good order."""
+
+    reason: Text
+
+
+class Heartbeat(Message):
+    """Still here. Sent by both sides when nothing else was."""
+
+
+# --- manager to pilot ----------------------------------------------------------------------------------------------
+
+
+class CredentialReply(Message):
+    """The credential as the gateway wrote it, or why there is none."""
+
+    credential: bytes
+    error: Text = ""
+
+
+class Run(Message):
+    """Run these. ``functions`` holds the bodies this pilot does not have yet, ``forget`` those to be dropped."""
+
+    functions: list[FunctionBody]
+    tasks: list[TaskSpec]
+    forget: list[bytes]
+
+
+class Retract(Message):
+    """Hand these back if they have not begun; answered by ``Returned`` with those that had not."""
+
+    tasks: list[int]
+
+
+class Cancel(Message):
+    """End these now, running or not; each is answered by a result or by ``Returned``."""
+
+    tasks: list[int]
+
+
+class Leave(Message):
+    """End yourself. ``drain`` lets running tasks finish first."""
+
+    reason: Text
+    drain: bool
+
+
+# --- client and manager --------------------------------------------------------------------------------------------
+
+
+class Ask(Message):
+    """A question of the command line: ``pilots``, ``status`` or ``jobs_submitted``; ``body`` is JSON."""
+
+    topic: Name
+    body: bytes = b""
+
+
+class Answer(Message):
+    """The answer as JSON, or an error in one line."""
+
+    body: bytes
+    error: Text = ""
+
+
+FirstWord = PilotHello | ClientHello
+FromPilot = (
+    CredentialRequest | CredentialReturn | Ready | StartFailed | Update | Returned | Draining | Goodbye | Heartbeat
+)
+FromClient = Ask
+FirstAnswer = Welcome | Refused
+ToPilot = CredentialReply | Run | Retract | Cancel | Leave | Heartbeat
+ToClient = Answer
+
+# --- pilot and runner (one socket pair; same host, same code) --------------------------------------------------------
+
+
+class Define(Message):
+    """A function body the runner will need."""
+
+    key: bytes
+    body: bytes
+
+
+class Forget(Message):
+    """A function body the runner will not need again."""
+
+    key: bytes
+
+
+class Execute(Message):
+    """Run one task."""
+
+    task: TaskSpec
+
+
+class Attached(Message):
+    """The real message is in the file passed along with this one (it was too large for a datagram)."""
+
+    size: int
+
+
+ToRunner = Define | Forget | Execute | Attached

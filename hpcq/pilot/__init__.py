@@ -1,0 +1,8 @@
+"""The program inside a batch job: connect, bring up the tunnel, prove it, run tasks, leave nothing behind.
+
+- `main`: options, signals, the life of a pilot from first word to goodbye (the file to read first);
+- `link`: finding and keeping the manager;
+- `core`: which runner gets which task, limits, what is reported: a pure state machine;
+- `pool`: the runner processes and their sockets, performing what `core` orders;
+- `runner`: the warm interpreter that executes tasks one after the other, inside the tunnel's namespace.
+"""

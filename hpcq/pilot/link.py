@@ -1,0 +1,132 @@
+"""Finding and keeping the manager.
+
+The connection file is read anew at each attempt, so a program started later, or again, is found. There is no event for
+"a file on a shared file system has changed" or "a port now listens": attempts are made every `RETRY` seconds until the
+pilot's manager timeout is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpcq import connection as conn
+from hpcq import messages as m
+from hpcq import transport
+from hpcq.errors import AuthenticationError, HpcqError, QueueNotFoundError
+
+log = logging.getLogger("hpcq.pilot")
+
+RETRY = 2.0
+"""Seconds between two attempts to reach a manager."""
+
+
+class ManagerLink:
+    """The way to the manager. ``on_message`` gets what it says after the welcome; `lost` is set while there is none."""
+
+    def __init__(self, file: Path, hello: Callable[[], m.PilotHello], on_message: Callable[[Any], None]) -> None:
+        self._file = file
+        self._hello = hello
+        self._on_message = on_message
+        self._link: transport.Link | None = None
+        self._first: asyncio.Future[Any] | None = None
+        self._heart: asyncio.TimerHandle | None = None
+        self.lost = asyncio.Event()
+        self.lost.set()
+        self.lost_because = ""
+
+    async def connect(self, timeout: float) -> m.Welcome:
+        """Reach the manager and be welcomed, trying again for ``timeout`` seconds.
+
+        Raises:
+            AuthenticationError: its key is not the queue's.
+            QueueNotFoundError: it did not answer in all that time, or refused us; says what happened last.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            try:
+                return await self._attempt()
+            except AuthenticationError:
+                raise
+            except HpcqError as error:
+                if isinstance(error, RefusedError) or loop.time() + RETRY > deadline:
+                    raise QueueNotFoundError(f"{error} (tried for {timeout:.0f} s)") from error
+                log.info("%s; trying again", error)
+            await asyncio.sleep(RETRY)
+
+    async def _attempt(self) -> m.Welcome:
+        info = conn.read(self._file)
+        if not info.port:
+            raise QueueNotFoundError(f"no program has been started for queue {info.queue!r} yet")
+        self._first = asyncio.get_running_loop().create_future()
+        link = await transport.connect(info, lambda: transport.pilot_side(self._received, self._closed))
+        link.send(self._hello())
+        try:
+            async with asyncio.timeout(transport.HANDSHAKE_TIMEOUT):
+                welcome = await self._first
+        except TimeoutError as error:
+            link.abort("no welcome")
+            raise QueueNotFoundError(f"the manager on {info.hostname} does not say welcome") from error
+        if isinstance(welcome, m.Refused):
+            raise RefusedError(f"the manager on {info.hostname} refused this pilot: {welcome.reason}")
+        assert isinstance(welcome, m.Welcome)
+        self._link = link
+        self.lost.clear()
+        self._beat(welcome.silence_limit)
+        return welcome
+
+    def _received(self, link: transport.Link, messages: list[Any]) -> None:
+        first = self._first
+        for message in messages:
+            if first is not None and not first.done():
+                first.set_result(message)
+            elif not isinstance(message, m.Heartbeat):
+                self._on_message(message)
+
+    def _closed(self, link: transport.Link, reason: str) -> None:
+        if self._first is not None and not self._first.done():
+            self._first.set_exception(QueueNotFoundError(f"the manager hung up before a welcome: {reason}"))
+        if link is self._link:
+            self._link = None
+            self.lost_because = reason
+            self.lost.set()
+
+    def _beat(self, silence_limit: float) -> None:
+        """Keep the link alive, and notice when the other side does not."""
+        link = self._link
+        if link is None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - link.heard_at > silence_limit:
+            link.abort(f"nothing heard from the manager for {silence_limit:.0f} s")
+            return
+        if loop.time() - link.spoke_at > silence_limit / 4:
+            link.send(m.Heartbeat())
+        self._heart = loop.call_later(silence_limit / 12, self._beat, silence_limit)
+
+    def send(self, message: Any) -> None:
+        """Send; lost with the link if there is none."""
+        if self._link is not None:
+            self._link.send(message)
+
+    async def close(self, reason: str, timeout: float = 5.0) -> None:
+        """Let what was sent arrive, then hang up."""
+        if self._heart is not None:
+            self._heart.cancel()
+        link = self._link
+        if link is None:
+            return
+        link.close(reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self.lost.wait()
+        link.abort(reason)
+
+
+class RefusedError(HpcqError):
+    """The manager refused this pilot; trying again is useless."""

@@ -1,0 +1,331 @@
+"""A pilot's life, from the first word to the last.
+
+::
+
+    find the manager --> ask a credential --> tunnel up --> every --require answers --> Ready --> run tasks --> leave
+         |                    |                  |                  |                               ^   |
+         | nobody for         +-- StartFailed(layer, message) ------+          manager lost: look --+   |
+         v manager_timeout                                                     for it again             v
+       end (4)                            end (5)                                                      end (0)
+
+The link to the manager is on the host's own network; only tasks live inside the tunnel's namespace. What ends a pilot:
+
+- the manager says `Leave`;
+- SIGTERM or the end of the walltime coming near: it takes nothing new, hands back what has not begun, lets running
+  tasks finish for `drain_timeout` seconds (less if the walltime is nearer), then ends them as lost; a second SIGTERM
+  ends them at once;
+- the tunnel breaks, or runners cannot start: what runs is reported lost, and the manager is told why;
+- the manager is gone: running tasks are ended, since whoever takes over runs them again; the tunnel stays up for
+  ``manager_timeout`` seconds, in which a program of the same queue may take the pilot over.
+
+SIGKILL leaves nothing either: the kernel ends the namespace with us, runners outside it die with their keeper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hpcq import messages as m
+from hpcq.errors import AuthenticationError, HpcqError
+from hpcq.pilot import options as opts
+from hpcq.pilot.core import Core, Report
+from hpcq.pilot.link import ManagerLink
+from hpcq.pilot.pool import Pool
+from hpcq.pilot.scratch import scratch_directory
+from hpcq.protocol import FRAME_LIMIT
+from hpcq.task import Outcome
+from hpcq.versions import versions
+from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
+
+log = logging.getLogger("hpcq.pilot")
+
+UPDATE_BYTES = 32 * 1024 * 1024
+"""Results are sent in messages of about this size at most, so that none blocks the link for long."""
+
+CREDENTIAL_TIMEOUT = 60.0
+"""Seconds the manager has to get a credential from its gateway."""
+
+WALLTIME_MARGIN = 15.0
+"""Seconds before the end of the walltime by which everything must be over."""
+
+
+class End(NamedTuple):
+    """Why a pilot ends: what to tell, with which status, how long running tasks may go on."""
+
+    reason: str
+    status: int = 0
+    drain: float = 0.0
+    layer: str = ""
+
+
+class Pilot:
+    """One pilot."""
+
+    def __init__(self, options: opts.Options, scratch: Path) -> None:
+        self._options = options
+        self._scratch = scratch
+        self._loop = asyncio.get_running_loop()
+        self._job = opts.job(os.environ)
+        self._name = opts.pilot_name(options.batch, self._job)
+        self._ends_at = self._loop.time() + options.walltime if options.walltime else float("inf")
+        self._end: asyncio.Future[End] = self._loop.create_future()
+        self._hurry = asyncio.Event()
+        self._credential: asyncio.Future[m.CredentialReply] = self._loop.create_future()
+        self._link = ManagerLink(options.connection, self._hello, self._on_message)
+        self._core = Core(options.cores, options.memory)
+        self._pool: Pool | None = None
+        self._ready: m.Ready | None = None
+        self._update = m.Update([], [])
+
+    async def live(self) -> int:
+        """From first word to last; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        async with AsyncExitStack() as stack:
+            end = await self._work(stack)
+            await self._leave(end)
+        return end.status
+
+    async def _work(self, stack: AsyncExitStack) -> End:
+        work = self._loop.create_task(self._serve(stack))
+        try:
+            await asyncio.wait({work, self._end}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            return self._end.result()
+        finally:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+
+    async def _serve(self, stack: AsyncExitStack) -> End:
+        try:
+            await self._link.connect(self._options.manager_timeout)
+            session = await self._tunnel(stack)
+            await self._prove(session)
+        except TunnelError as error:
+            return End(str(error), status=5, layer=error.layer)
+        except HpcqError as error:
+            return End(str(error), status=error.exit_status)
+        self._watch(session)
+        self._pool = Pool(self._core, self._scratch, await self._spawners(stack, session), self._report, self._broken)
+        stack.push_async_callback(self._pool.close)
+        self._ready = self._readiness(session)
+        self._link.send(self._ready)
+        log.info("ready: %d cores, tunnel %s %s", self._options.cores, session.info.mode, session.info.kind)
+        return await self._keep_manager()
+
+    async def _keep_manager(self) -> End:
+        """Serve one manager after the other, until none comes back in time."""
+        assert self._pool is not None
+        assert self._ready is not None
+        while True:
+            await self._link.lost.wait()
+            log.warning("the manager is gone (%s); waiting for it", self._link.lost_because)
+            self._pool.perform(self._core.abandon("the manager is gone", self._loop.time()))
+            await self._pool.idle.wait()
+            self._update = m.Update([], [])
+            self._core.draining = False
+            try:
+                await self._link.connect(self._options.manager_timeout)
+            except HpcqError as error:
+                return End(str(error), status=0 if not isinstance(error, AuthenticationError) else error.exit_status)
+            self._link.send(self._ready)
+
+    # --- start ---
+
+    def _hello(self) -> m.PilotHello:
+        left = self._ends_at - self._loop.time()
+        return m.PilotHello(
+            m.PROTOCOL_VERSION, self._name, self._options.batch, self._job.id, self._job.incarnation,
+            socket.gethostname(), os.getpid(), self._options.cores, self._options.memory,
+            left if left != float("inf") else 0.0, self._options.vpn, self._options.gateway, versions(),
+        )  # fmt: skip
+
+    async def _tunnel(self, stack: AsyncExitStack) -> Session:
+        mode: Any = self._options.vpn
+        credential = await self._get_credential() if mode != "none" else None
+        config = TunnelConfig(mode=mode, credential=credential, scratch=self._scratch)
+        session = await stack.enter_async_context(open_session(config))
+        if credential is not None:
+            stack.callback(self._link.send, m.CredentialReturn(credential.username))
+        return session
+
+    async def _get_credential(self) -> Credential:
+        self._link.send(m.CredentialRequest())
+        try:
+            async with asyncio.timeout(CREDENTIAL_TIMEOUT):
+                reply = await self._credential
+        except TimeoutError as error:
+            raise TunnelError("gateway", f"no credential came within {CREDENTIAL_TIMEOUT:.0f} s") from error
+        if reply.error:
+            raise TunnelError("gateway", reply.error)
+        return Credential.from_bytes(reply.credential)
+
+    async def _prove(self, session: Session) -> None:
+        if not self._options.require:
+            return
+        for result in await session.probe(list(self._options.require)):
+            if not result.ok:
+                raise TunnelError(result.layer, f"{result.target}: {result.message}")
+
+    async def _spawners(self, stack: AsyncExitStack, session: Session) -> dict[str, Any]:
+        outside = session
+        if session.info.mode != "none":
+            outside = await stack.enter_async_context(open_session(TunnelConfig(mode="none")))
+        return {"any": session.spawn, "host": outside.spawn}
+
+    def _readiness(self, session: Session) -> m.Ready:
+        info = session.info
+        return m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address or "", ["wan"])
+
+    # --- what may end us ---
+
+    def _watch(self, session: Session) -> None:
+        def tunnel_lost(lost: asyncio.Future[TunnelError]) -> None:
+            if not lost.cancelled():
+                error = lost.result()
+                self._finish(End(str(error), status=5, layer=error.layer))
+
+        session.lost.add_done_callback(tunnel_lost)
+        if self._options.walltime:
+            begin = self._ends_at - self._options.drain_timeout - WALLTIME_MARGIN
+            self._loop.call_at(begin, self._finish, End("its walltime ends", drain=self._options.drain_timeout))
+
+    def _finish(self, end: End) -> None:
+        if not self._end.done():
+            self._end.set_result(end)
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._end.done():
+            self._hurry.set()
+        self._finish(End(f"it got {name}", drain=self._time_to_drain()))
+
+    def _time_to_drain(self) -> float:
+        """Before the walltime's end, the time to it; at any other SIGTERM we do not know how much there is."""
+        left = self._ends_at - self._loop.time() - WALLTIME_MARGIN
+        return left if 0 < left < 10 * self._options.drain_timeout else self._options.drain_timeout
+
+    def _broken(self, message: str) -> None:
+        self._finish(End(message, status=1, layer="runner"))
+
+    # --- the manager's words ---
+
+    def _on_message(self, message: Any) -> None:
+        now = self._loop.time()
+        pool = self._pool
+        kind = type(message)
+        if kind is m.CredentialReply:
+            if not self._credential.done():
+                self._credential.set_result(message)
+        elif kind is m.Leave:
+            drain = self._options.drain_timeout if message.drain else 0.0
+            self._finish(End(message.reason, drain=drain))
+        elif pool is None:
+            log.warning("%s came before we were ready", kind.__name__)
+        elif kind is m.Run:
+            pool.run(message)
+        elif kind is m.Retract:
+            pool.perform(self._core.retract(message.tasks, now))
+        elif kind is m.Cancel:
+            pool.perform(self._core.cancel(message.tasks, now))
+
+    # --- our reports ---
+
+    def _report(self, report: Report) -> None:
+        if not self._update.results and not self._update.started:
+            self._loop.call_soon(self._send_update)
+        self._update.started.extend(report.started)
+        self._update.results.extend(map(_bounded, report.results))
+        if report.returned:
+            self._send_update()  # a task that was announced and comes back: in this order
+            self._link.send(m.Returned(report.returned))
+
+    def _send_update(self) -> None:
+        update, self._update = self._update, m.Update([], [])
+        ended = {result.id for result in update.results}
+        started = [number for number in update.started if number not in ended]
+        part: list[m.TaskResult] = []
+        size = 0
+        for result in update.results:
+            part.append(result)
+            size += len(result.payload) + len(result.std_output) + len(result.std_error)
+            if size > UPDATE_BYTES:
+                self._link.send(m.Update([], part))
+                part, size = [], 0
+        if part or started:
+            self._link.send(m.Update(started, part))
+
+    # --- the end ---
+
+    async def _leave(self, end: End) -> None:
+        log.info("leaving: %s", end.reason)
+        if end.layer:
+            self._link.send(m.StartFailed(end.layer, end.reason))
+        else:
+            self._link.send(m.Draining(end.reason))
+        if self._pool is not None:
+            await self._drain(self._pool, end)
+        self._send_update()
+        self._link.send(m.Goodbye(end.reason))
+        await self._link.close(end.reason)
+
+    async def _drain(self, pool: Pool, end: End) -> None:
+        pool.perform(self._core.drain(self._loop.time()))
+        hurried = self._loop.create_task(self._hurry.wait())
+        idle = self._loop.create_task(pool.idle.wait())
+        gone = self._loop.create_task(self._link.lost.wait())
+        if end.drain > 0:
+            await asyncio.wait({hurried, idle, gone}, timeout=end.drain, return_when=asyncio.FIRST_COMPLETED)
+        if not pool.idle.is_set():
+            pool.perform(self._core.abandon(f"its pilot ended: {end.reason}", self._loop.time()))
+            await idle
+        for waiting in (hurried, idle, gone):
+            waiting.cancel()
+
+
+def _bounded(result: m.TaskResult) -> m.TaskResult:
+    """A result too large for a frame is told as such instead."""
+    if len(result.payload) <= FRAME_LIMIT - 3 * UPDATE_BYTES:
+        return result
+    return m.TaskResult(
+        result.id, Outcome.UNSERIALIZABLE.value, started_at=result.started_at, seconds=result.seconds,
+        message=f"the result is {len(result.payload)} bytes pickled, over the limit of 1 GiB; write it to a file",
+    )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def _pilot(options: opts.Options) -> AsyncIterator[Pilot]:
+    with scratch_directory(options.scratch) as scratch:
+        yield Pilot(options, scratch)
+
+
+async def _main(options: opts.Options) -> int:
+    async with _pilot(options) as pilot:
+        return await pilot.live()
+
+
+def main() -> int:
+    """Entry of ``python -m hpcq.pilot``."""
+    options = opts.parse()
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)sZ %(levelname)s %(message)s", datefmt="%FT%T"
+    )
+    try:
+        return asyncio.run(_main(options))
+    except OSError as error:
+        log.error("the pilot cannot work on %s: %s", socket.gethostname(), error)
+        return 1

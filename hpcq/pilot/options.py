@@ -1,0 +1,97 @@
+"""What a pilot is told on its command line, and what it finds out about its job and host."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+MANAGER_TIMEOUT = 300.0
+"""Seconds a pilot goes on looking for a manager that is not there, by default."""
+
+DRAIN_TIMEOUT = 20.0
+"""Seconds running tasks have to finish after SIGTERM, by default: less than Slurm's KillWait of 30."""
+
+
+class Options(NamedTuple):
+    """Sizes in MB, times in seconds; ``walltime`` is 0 when the job has no limit."""
+
+    connection: Path
+    cores: int
+    memory: int
+    walltime: float
+    vpn: str
+    gateway: str
+    require: tuple[str, ...]
+    scratch: Path | None
+    manager_timeout: float
+    drain_timeout: float
+    batch: str
+
+
+class Job(NamedTuple):
+    """The batch job we are in; ``incarnation`` counts its restarts under the same id."""
+
+    id: str
+    incarnation: int
+    rank: int
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("hpcq.pilot", description="Started by a batch script of `hpcq submit-pilots`.")
+    parser.add_argument("--connection", type=Path, required=True, metavar="FILE", help="the queue's connection file")
+    parser.add_argument("--cores", type=int, default=0, help="cores for tasks (default: those we may run on)")
+    parser.add_argument("--memory", type=int, default=0, metavar="MB", help="memory for tasks (default: the node's)")
+    parser.add_argument("--walltime", type=float, default=0, metavar="S", help="seconds until the job is killed")
+    parser.add_argument("--vpn", default="none", metavar="MODE", help="tunnel mode")
+    parser.add_argument("--gateway", default="", metavar="NAME", help="gateway of the user's on the manager's host")
+    parser.add_argument("--require", action="append", default=[], metavar="TARGET", help="must answer first")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="node-local directory (default: $TMPDIR or /tmp)")
+    parser.add_argument("--manager-timeout", type=float, default=MANAGER_TIMEOUT, metavar="S")
+    parser.add_argument("--drain-timeout", type=float, default=DRAIN_TIMEOUT, metavar="S")
+    parser.add_argument("--batch", default="", metavar="NAME", help="the batch system that started us")
+    return parser
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """Options from the command line; exits with status 2 on a bad one."""
+    parser = _parser()
+    known = parser.parse_args(argv)
+    cores = known.cores or len(os.sched_getaffinity(0))
+    memory = known.memory or psutil.virtual_memory().total // 2**20
+    if cores < 1 or memory < 0 or known.walltime < 0:
+        parser.error("--cores, --memory and --walltime must be positive")
+    return Options(
+        known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),
+        known.scratch, known.manager_timeout, known.drain_timeout, known.batch,
+    )  # fmt: skip
+
+
+def job(environment: Mapping[str, str]) -> Job:
+    """The batch job named by the environment: Slurm's variables, or those our own templates set."""
+    own = environment.get("HPCQ_JOB_ID", "")
+    identifier = own or environment.get("SLURM_JOB_ID", "")
+    array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    if not own and array and index:
+        identifier = f"{array}_{index}"
+    return Job(identifier, _number(environment, "SLURM_RESTART_COUNT"), _number(environment, "SLURM_PROCID"))
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def pilot_name(batch: str, where: Job) -> str:
+    """A name no other pilot of the queue has, also not an earlier incarnation of the same job."""
+    hostname = socket.gethostname()
+    if not where.id:
+        return f"{hostname}-{os.getpid()}"
+    incarnation = f".{where.incarnation}" if where.incarnation else ""
+    rank = f"/{where.rank}" if where.rank else ""
+    return f"{batch or 'job'}-{where.id}{incarnation}{rank}@{hostname}"

@@ -1,0 +1,308 @@
+"""The runner processes: performs what `core` orders and tells it what happened.
+
+Each runner has two socket pairs. Tasks go out as datagrams, of which we keep the receiving end too: reading from it
+is how what the runner has not read yet is recalled, each datagram going to exactly one reader. Results are a stream.
+A runner is dead when both its process has ended and its stream is read to the end, so no result is ever lost to a race.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from hpcq import messages as m
+from hpcq.pilot import datagrams
+from hpcq.pilot.core import Broken, Command, Core, Give, Kill, Recall, Report, Start
+from hpcq.pilot.processes import kill_tree
+from hpcq.pilot.runner import FromRunner, Ready, read_bounded
+from hpcq.protocol import FRAME_LIMIT, FrameReader
+
+log = logging.getLogger("hpcq.pilot")
+
+_from_runner: Callable[[bytes], Any] = msgspec.msgpack.Decoder(FromRunner).decode
+
+
+class Spawned(Protocol):
+    """A process started in or outside the tunnel's namespace."""
+
+    pid: int
+
+    async def wait(self) -> int:
+        """Its status, negative for a signal."""
+
+
+Spawn = Callable[..., Awaitable[Spawned]]
+
+
+class Runner:
+    """One runner process and its sockets."""
+
+    def __init__(self, lane: int, directory: Path) -> None:
+        self.lane = lane
+        self.directory = directory
+        self.process: Spawned | None = None
+        self.known: set[bytes] = set()
+        self.unsent: deque[tuple[bytes, int | None]] = deque()
+        self.killed = False
+        self.tasks, self.tasks_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.results, self.results_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in (self.tasks, self.results):
+            end.setblocking(False)
+        self.frames = FrameReader(FRAME_LIMIT)
+        directory.mkdir(mode=0o700)
+        (directory / "home").mkdir(mode=0o700)
+        self.output, self.errors = (self._open(name) for name in ("stdout", "stderr"))
+
+    def _open(self, name: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return os.open(self.directory / name, flags, 0o600)
+
+    def written(self) -> tuple[bytes, bytes]:
+        """What the task at hand has written so far."""
+        output, errors = (read_bounded(fd, os.fstat(fd).st_size) for fd in (self.output, self.errors))
+        return output, errors
+
+    def close(self) -> None:
+        """Let go of everything but the process."""
+        for end in (self.tasks, self.tasks_far, self.results, self.results_far):
+            end.close()
+        for descriptor in (self.output, self.errors):
+            os.close(descriptor)
+        for _, attached in self.unsent:
+            if attached is not None:
+                os.close(attached)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Pool:
+    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager."""
+
+    def __init__(
+        self,
+        core: Core,
+        scratch: Path,
+        spawn: dict[str, Spawn],
+        report: Callable[[Report], None],
+        broken: Callable[[str], None],
+    ) -> None:
+        self._core = core
+        self._scratch = scratch
+        self._spawn = spawn
+        self._report = report
+        self._broken = broken
+        self._loop = asyncio.get_running_loop()
+        self._runners: dict[int, Runner] = {}
+        self._functions: dict[bytes, bytes] = {}
+        self._lives: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    # --- from the manager ---
+
+    def run(self, message: m.Run) -> None:
+        """New functions and tasks."""
+        for function in message.functions:
+            self._functions[function.key] = function.body
+        for key in message.forget:
+            self._forget(key)
+        self.perform(self._core.run(message.tasks, self._loop.time()))
+
+    def _forget(self, key: bytes) -> None:
+        self._functions.pop(key, None)
+        for runner in self._runners.values():
+            if key in runner.known:
+                runner.known.discard(key)
+                self._send(runner, m.Forget(key))
+
+    def perform(self, commands: list[Command]) -> None:
+        """Do what the core ordered."""
+        for command in commands:
+            kind = type(command)
+            if kind is Give:
+                self._give(command)  # type: ignore[arg-type]
+            elif kind is Report:
+                self._report(command)  # type: ignore[arg-type]
+            elif kind is Start:
+                self._start(command)  # type: ignore[arg-type]
+            elif kind is Recall:
+                self._loop.call_soon(self._recall, command.lane)  # type: ignore[union-attr]
+            elif kind is Kill:
+                self._kill(command.lane)  # type: ignore[union-attr]
+            elif isinstance(command, Broken):
+                self._broken(command.message)
+        self._set_timer()
+        if self._core.busy:
+            self.idle.clear()
+        else:
+            self.idle.set()
+
+    def _set_timer(self) -> None:
+        deadline = self._core.next_deadline()
+        if deadline is None or (self._timer_at is not None and self._timer_at <= deadline):
+            return  # an earlier alarm is set: it looks again
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_at(deadline, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = self._timer_at = None
+        self.perform(self._core.time(self._loop.time()))
+
+    # --- one runner's life ---
+
+    def _start(self, command: Start) -> None:
+        runner = Runner(command.lane, self._scratch / f"runner-{command.lane}")
+        self._runners[command.lane] = runner
+        life = self._loop.create_task(self._live(runner, command.network))
+        self._lives.add(life)
+        life.add_done_callback(self._lives.discard)
+
+    async def _live(self, runner: Runner, network: str) -> None:
+        hung_up = asyncio.Event()
+        try:
+            try:
+                status = await self._process(runner, network, hung_up)
+            except Exception as error:
+                log.exception("a runner could not be started")
+                os.write(runner.errors, f"{type(error).__name__}: {error}\n".encode())
+                status = 127
+            written = runner.written()
+        finally:
+            del self._runners[runner.lane]
+            self._loop.remove_reader(runner.results)
+            self._loop.remove_writer(runner.tasks)
+            runner.close()
+        self.perform(self._core.dead(runner.lane, status, written, self._loop.time()))
+
+    async def _process(self, runner: Runner, network: str, hung_up: asyncio.Event) -> int:
+        far = (runner.tasks_far.fileno(), runner.results_far.fileno())
+        with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - /dev/null does not block
+            process = await self._spawn[network](
+                [sys.executable, "-m", "hpcq.pilot.run", *map(str, far)],
+                cwd=runner.directory / "home",
+                stdin=nothing.fileno(),
+                stdout=runner.output,
+                stderr=runner.errors,
+                pass_fds=far,
+            )
+        runner.process = process
+        runner.results_far.close()
+        if runner.killed:
+            kill_tree(process.pid)
+        self._loop.add_reader(runner.results, self._on_readable, runner, hung_up)
+        status = await process.wait()
+        await hung_up.wait()
+        return status
+
+    def _on_readable(self, runner: Runner, hung_up: asyncio.Event) -> None:
+        try:
+            data = runner.results.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(runner.results)
+            hung_up.set()
+            return
+        results = []
+        for body in runner.frames.feed(data):
+            message = _from_runner(body)
+            if isinstance(message, Ready):
+                self.perform(self._core.warm(runner.lane, self._loop.time()))
+            else:
+                results.append(message)
+        if results:
+            self.perform(self._core.ended(runner.lane, results, self._loop.time()))
+
+    def _kill(self, lane: int) -> None:
+        runner = self._runners.get(lane)
+        if runner is None:
+            return
+        if runner.process is None:
+            runner.killed = True
+        else:
+            kill_tree(runner.process.pid)
+
+    # --- tasks on their way ---
+
+    def _give(self, command: Give) -> None:
+        runner = self._runners[command.lane]
+        key = command.task.function
+        if key and key not in runner.known:
+            runner.known.add(key)
+            self._send(runner, m.Define(key, self._functions[key]))
+        self._send(runner, m.Execute(command.task))
+
+    def _send(self, runner: Runner, message: msgspec.Struct) -> None:
+        runner.unsent.append(datagrams.pack(message))
+        if len(runner.unsent) == 1:
+            self._send_waiting(runner)
+
+    def _send_waiting(self, runner: Runner) -> None:
+        while runner.unsent:
+            body, attached = runner.unsent[0]
+            try:
+                datagrams.send(runner.tasks, body, attached)
+            except BlockingIOError:
+                self._loop.add_writer(runner.tasks, self._on_writable, runner)
+                return
+            except OSError:  # it has died: what it was given is found out by that
+                pass
+            runner.unsent.popleft()
+            if attached is not None:
+                os.close(attached)
+
+    def _on_writable(self, runner: Runner) -> None:
+        self._loop.remove_writer(runner.tasks)
+        self._send_waiting(runner)
+
+    def _recall(self, lane: int) -> None:
+        runner = self._runners.get(lane)
+        if runner is None:
+            return
+        back: set[int] = set()
+        for message in (*self._unread(runner), *self._unsent(runner)):
+            if isinstance(message, m.Execute):
+                back.add(message.task.id)
+            elif isinstance(message, m.Define):
+                runner.known.discard(message.key)
+        self.perform(self._core.recalled(lane, back, self._loop.time()))
+
+    def _unread(self, runner: Runner) -> list[Any]:
+        """What is still in the socket; the far end is blocking for the runner, so each read says not to wait."""
+        messages = []
+        with contextlib.suppress(BlockingIOError, OSError):
+            while (message := datagrams.receive(runner.tasks_far, socket.MSG_DONTWAIT)) is not None:
+                messages.append(message)
+        return messages
+
+    def _unsent(self, runner: Runner) -> list[Any]:
+        messages = [datagrams.unpack(body, attached) for body, attached in runner.unsent]
+        runner.unsent.clear()
+        return messages
+
+    # --- the end ---
+
+    async def close(self) -> None:
+        """Kill every runner and wait until all are gone."""
+        for lane in list(self._runners):
+            self._kill(lane)
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._lives:
+            await asyncio.wait(self._lives)

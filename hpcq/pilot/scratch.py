@@ -1,0 +1,49 @@
+"""A pilot's own directory on node-local disk: removed at its end, or by the next pilot if it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_PREFIX = "hpcq-pilot-"
+
+
+def _base(wanted: Path | None) -> Path:
+    return wanted or Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+
+
+@contextlib.contextmanager
+def scratch_directory(wanted: Path | None) -> Iterator[Path]:
+    """A new private directory below ``wanted``; dead pilots' directories beside it are removed.
+
+    Raises:
+        OSError: it cannot be made there.
+    """
+    base = _base(wanted)
+    prefix = f"{_PREFIX}{os.getuid()}-"
+    _remove_dead(base, prefix)
+    own = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+    lock = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as we live: says that the directory is in use
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_dead(base: Path, prefix: str) -> None:
+    for path in base.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(descriptor).st_uid == os.getuid() and any(path.iterdir()):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)

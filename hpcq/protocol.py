@@ -1,0 +1,140 @@
+"""The connection between manager and pilot, without any I/O (after h11's manner).
+
+Bytes go in, messages come out; messages go in, bytes come out. Every frame is a 4-byte big-endian length and that
+many bytes of msgpack. The first frame each way is a *first word* (`PilotHello` or `ClientHello`, answered by
+`Welcome` or `Refused`); only then do the messages of the role flow::
+
+    OPENING --first word--> OPEN --frames--> OPEN
+       \\----------------------\\-- garbage, over-long frame, wrong message --> FAILED (ProtocolError, for ever)
+
+Before the first word a frame may be 64 KiB at most, so a stranger cannot make us buffer; afterwards 1 GiB.
+May not live here: sockets, clocks, decisions about tasks.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import Enum, auto
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+from hpcq import messages as m
+from hpcq.errors import ProtocolError
+
+OPENING_LIMIT = 64 * 1024
+FRAME_LIMIT = 1 << 30
+_LENGTH = struct.Struct(">I")
+_encoder = msgspec.msgpack.Encoder()
+
+Received = TypeVar("Received")
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """One message as bytes for the wire.
+
+    Raises:
+        ProtocolError: the message is larger than a frame may be (1 GiB).
+    """
+    body = _encoder.encode(message)
+    if len(body) > FRAME_LIMIT:
+        raise ProtocolError(
+            f"a {type(message).__name__} message of {len(body)} bytes is over the limit of {FRAME_LIMIT}; "
+            "pass large data through files"
+        )
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into frames; holds at most one unfinished frame."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._buffer = bytearray()
+        self._pushed: list[bytes] = []
+
+    def push_back(self, frames: list[bytes]) -> None:
+        """Give these again, first, at the next `feed`."""
+        self._pushed = frames
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """All frames completed by ``data``.
+
+        Raises:
+            ProtocolError: a frame announces more than the limit.
+        """
+        buffer = self._buffer
+        buffer += data
+        frames, self._pushed = self._pushed, []
+        position, end = 0, len(buffer)
+        while end - position >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, position)
+            if length > self.limit:
+                raise ProtocolError(f"a frame of {length} bytes is over the limit of {self.limit}")
+            stop = position + _LENGTH.size + length
+            if stop > end:
+                break
+            frames.append(bytes(buffer[position + _LENGTH.size : stop]))
+            position = stop
+        if position:
+            del buffer[:position]
+        return frames
+
+    @property
+    def empty(self) -> bool:
+        """Whether no unfinished frame is held."""
+        return not self._buffer and not self._pushed
+
+
+class State(Enum):
+    """Of one connection, as one side sees it."""
+
+    OPENING = auto()
+    OPEN = auto()
+    FAILED = auto()
+
+
+class Connection(Generic[Received]):
+    """One side of a connection: ``first`` is the union its first frame must be of, ``then`` of the rest."""
+
+    def __init__(self, first: Any, then: Any) -> None:
+        self.state = State.OPENING
+        self._frames = FrameReader(OPENING_LIMIT)
+        self._first: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(first)
+        self._then: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(then)
+
+    def expect(self, then: Any) -> None:
+        """Name the messages that may follow, once the first word has told who speaks."""
+        self._then = msgspec.msgpack.Decoder(then)
+
+    def receive(self, data: bytes) -> list[Received]:
+        """The messages completed by ``data``, in order.
+
+        The first word comes alone, so that its receiver can call `expect` before anything else is decoded; what
+        came with it is returned by the next call, ``receive(b"")``.
+
+        Raises:
+            ProtocolError: these are not our messages; the connection is of no use any more.
+        """
+        if self.state is State.FAILED:
+            raise ProtocolError("the connection has already failed")
+        try:
+            return self._receive(data)
+        except (ProtocolError, msgspec.MsgspecError) as error:
+            self.state = State.FAILED
+            raise ProtocolError(f"not a message of protocol {m.PROTOCOL_VERSION}: {error}") from error
+
+    def _receive(self, data: bytes) -> list[Received]:
+        if self.state is State.OPENING:
+            return self._receive_first(data)
+        decode = self._then.decode
+        return [cast(Received, decode(body)) for body in self._frames.feed(data)]
+
+    def _receive_first(self, data: bytes) -> list[Received]:
+        frames = self._frames.feed(data)
+        if not frames:
+            return []
+        self.state = State.OPEN
+        self._frames.limit = FRAME_LIMIT
+        self._frames.push_back(frames[1:])
+        return [cast(Received, self._first.decode(frames[0]))]

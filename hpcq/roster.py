@@ -1,0 +1,132 @@
+"""What the manager knows of each pilot besides its tasks: a pure table of entries and their states.
+
+::
+
+    STARTING --Ready--> READY --Draining--> DRAINING --closed--> GONE
+        |                 +----------closed--------------------> GONE
+        +--StartFailed--> FAILED (layer and message kept)
+        +--closed-------> GONE
+
+Ended pilots stay listed (the last `ENDED_KEPT` of them), because a failed start is what users come to look for.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from hpcq import messages as m
+
+ENDED_KEPT = 1000
+
+
+class PilotState(enum.StrEnum):
+    """Where a pilot is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    GONE = "gone"
+
+
+class Entry(msgspec.Struct):
+    """One pilot. Times are wall-clock seconds since the epoch, memory in MB."""
+
+    name: str
+    batch: str
+    job_id: str
+    incarnation: int
+    hostname: str
+    pid: int
+    cores: int
+    memory: int
+    vpn: str
+    gateway: str
+    connected_at: float
+    state: PilotState = PilotState.STARTING
+    tunnel_mode: str = ""
+    tunnel_kind: str = ""
+    tunnel_seconds: float = 0.0
+    tunnel_address: str = ""
+    tasks_done: int = 0
+    failed_layer: str = ""
+    message: str = ""
+    credentials: list[str] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come from it."""
+        return self.state in (PilotState.FAILED, PilotState.GONE)
+
+
+class PilotView(msgspec.Struct, frozen=True):
+    """What `Queue.pilots` and ``hpcq pilots`` show of one pilot; also readable as a mapping."""
+
+    name: str
+    batch: str
+    job_id: str
+    state: str
+    hostname: str
+    cores: int
+    cores_busy: int
+    memory: int
+    tunnel_mode: str
+    tunnel_kind: str
+    tunnel_seconds: float
+    tasks_done: int
+    failed_layer: str
+    message: str
+    connected_at: float
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self.__struct_fields__:
+            return getattr(self, key)
+        raise KeyError(key)
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the fields."""
+        return self.__struct_fields__
+
+
+def view(entry: Entry, cores_busy: int) -> PilotView:
+    """One entry as users see it."""
+    own = {name: getattr(entry, name) for name in PilotView.__struct_fields__ if name not in ("state", "cores_busy")}
+    return PilotView(state=entry.state.value, cores_busy=cores_busy, **own)
+
+
+class Roster:
+    """All pilots, by name; the ended ones bounded."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+
+    def arrived(self, hello: m.PilotHello, wall: float) -> Entry:
+        """A pilot presented itself."""
+        entry = Entry(
+            hello.pilot, hello.batch, hello.job_id, hello.incarnation, hello.hostname, hello.pid,
+            hello.cores, hello.memory, hello.vpn, hello.gateway, wall,
+        )  # fmt: skip
+        self.entries.pop(hello.pilot, None)
+        self.entries[hello.pilot] = entry
+        self._forget_oldest()
+        return entry
+
+    def _forget_oldest(self) -> None:
+        ended = [name for name, entry in self.entries.items() if entry.ended]
+        for name in ended[: max(0, len(ended) - ENDED_KEPT)]:
+            del self.entries[name]
+
+    def ready(self, entry: Entry, message: m.Ready) -> None:
+        """Its tunnel is up."""
+        entry.state = PilotState.READY
+        entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
+        entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
+
+    def closed(self, entry: Entry, reason: str) -> None:
+        """Its connection is closed; what it said itself before is kept."""
+        if entry.state is not PilotState.FAILED:
+            entry.message = entry.message if entry.state is PilotState.DRAINING else reason
+            entry.state = PilotState.GONE

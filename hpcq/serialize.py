@@ -1,0 +1,261 @@
+"""Functions, arguments, results and exceptions as bytes, and back. The only user of cloudpickle.
+
+A function travels by value where the pilot cannot import it (``__main__``, lambdas, closures, modules registered with
+``cloudpickle.register_pickle_by_value``) and by reference otherwise. Its bytes are named by their digest, so that a
+pilot is sent each body once. Pickling a function by value costs some 100 µs, more than a whole small task; so
+`FunctionCache` remembers the bytes as long as nothing the function refers to can have changed: its code, defaults,
+closure cells and referenced globals are the same objects and all of them immutable. A function that refers to a list,
+dict or instance is pickled anew at each submit, because its content may have changed in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import traceback
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from operator import is_
+from typing import Any
+
+import cloudpickle
+
+from hpcq.errors import RemoteError, RemoteTraceback, SerializationError
+
+PROTOCOL = 5
+_PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
+_FIXED = (
+    *_PLAIN,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    types.CodeType,
+    types.EllipsisType,
+    range,
+    frozenset,
+)
+
+
+def _is_plain(value: object) -> bool:
+    kind = type(value)
+    if kind in _PLAIN:
+        return True
+    if isinstance(value, (tuple, list)) and kind in (tuple, list):
+        return len(value) <= 64 and all(type(item) in _PLAIN for item in value)
+    return False
+
+
+def _dumps(value: object) -> bytes:
+    return cloudpickle.dumps(value, protocol=PROTOCOL)  # type: ignore[no-any-return]
+
+
+def dump_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+    """The arguments of one call.
+
+    Raises:
+        SerializationError: names the first argument that cannot be pickled.
+    """
+    if all(map(_is_plain, args)) and (not kwargs or all(map(_is_plain, kwargs.values()))):
+        return pickle.dumps((args, kwargs), PROTOCOL)  # cloudpickle's set-up costs more than this whole call
+    try:
+        return _dumps((args, kwargs))
+    except Exception as error:
+        raise SerializationError(_blame(args, kwargs, error)) from error
+
+
+def _blame(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> str:
+    named = [(f"argument {index + 1}", value) for index, value in enumerate(args)]
+    named += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    for name, value in named:
+        try:
+            _dumps(value)
+        except Exception as culprit:
+            return f"{name} (a {type(value).__name__}) cannot be pickled: {one_line(culprit)}"
+    return f"the arguments cannot be pickled together: {one_line(error)}"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as ``Type: text`` on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `dump_arguments` made; raises whatever unpickling raises."""
+    args, kwargs = pickle.loads(data)  # noqa: S301 - from our authenticated manager
+    return args, kwargs
+
+
+def dump_function(function: Callable[..., Any]) -> bytes:
+    """A function as bytes.
+
+    Raises:
+        SerializationError: the function, or something it refers to, cannot be pickled.
+    """
+    try:
+        return _dumps(function)
+    except Exception as error:
+        name = getattr(function, "__qualname__", repr(function))
+        raise SerializationError(
+            f"the function {name} cannot be pickled, or something it refers to: {one_line(error)}"
+        ) from error
+
+
+def load_function(data: bytes) -> Callable[..., Any]:
+    """What `dump_function` made; raises whatever unpickling raises."""
+    return pickle.loads(data)  # type: ignore[no-any-return]  # noqa: S301 - from our authenticated manager
+
+
+def dump_value(value: object) -> bytes:
+    """A function's value.
+
+    Raises:
+        SerializationError: the value cannot be pickled.
+    """
+    if _is_plain(value):
+        return pickle.dumps(value, PROTOCOL)
+    try:
+        return _dumps(value)
+    except Exception as error:
+        raise SerializationError(
+            f"the result (a {type(value).__name__}) cannot be pickled: {one_line(error)}"
+        ) from error
+
+
+def load_value(data: bytes) -> Any:
+    """What `dump_value` made.
+
+    Raises:
+        SerializationError: it cannot be rebuilt here, as when its class exists only on the pilot.
+    """
+    try:
+        return pickle.loads(data)  # noqa: S301 - from our authenticated pilot
+    except Exception as error:
+        raise SerializationError(f"the result cannot be rebuilt here: {one_line(error)}") from error
+
+
+def dump_exception(error: BaseException, skip: int = 0) -> bytes:
+    """An exception and its traceback's text; one that would not survive the trip travels as its text alone.
+
+    ``skip`` frames at the top of the traceback are ours and left out.
+    """
+    trace = error.__traceback__
+    for _ in range(skip):
+        trace = trace.tb_next if trace is not None else None
+    text = _format(error, trace)
+    try:
+        body = _dumps(error)
+        pickle.loads(body)  # noqa: S301 - our own bytes: many exceptions pickle and then do not unpickle
+    except Exception:
+        body = b""
+    return pickle.dumps((body, type(error).__name__, one_line(error), text), PROTOCOL)
+
+
+def _format(error: BaseException, trace: types.TracebackType | None) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+    except Exception as failure:
+        return f"{type(error).__name__} (its traceback cannot be shown: {type(failure).__name__})"
+
+
+def load_exception(data: bytes) -> BaseException:
+    """The exception with a `RemoteTraceback` as ``__cause__``; a `RemoteError` when its type cannot be rebuilt."""
+    body, _name, line, text = pickle.loads(data)  # noqa: S301 - from our authenticated pilot
+    raised: BaseException | None = None
+    if body:
+        try:
+            raised = pickle.loads(body)  # noqa: S301
+        except Exception:
+            raised = None
+    if not isinstance(raised, BaseException):
+        raised = RemoteError(line)
+    raised.__cause__ = RemoteTraceback(text)
+    return raised
+
+
+def digest(body: bytes) -> bytes:
+    """The name of a function body."""
+    return hashlib.blake2b(body, digest_size=16).digest()
+
+
+class FunctionCache:
+    """Bodies of functions already pickled, for as long as they are provably unchanged."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[Any, tuple[list[object], bytes, bytes]]
+        self._known = weakref.WeakKeyDictionary()
+
+    def body(self, function: Callable[..., Any]) -> tuple[bytes, bytes]:
+        """Digest and bytes of ``function``.
+
+        Raises:
+            SerializationError: it cannot be pickled.
+        """
+        parts = _parts(function) if type(function) is types.FunctionType else None
+        if parts is not None:
+            known = self._known.get(function)
+            if known is not None and len(known[0]) == len(parts) and all(map(is_, known[0], parts)):
+                return known[1], known[2]
+        body = dump_function(function)
+        key = digest(body)
+        if parts is not None:
+            self._known[function] = (parts, key, body)
+        return key, body
+
+
+_names: weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def _referenced(code: types.CodeType) -> tuple[str, ...]:
+    known = _names.get(code)
+    if known is None:
+        found = dict.fromkeys(code.co_names)
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                found.update(dict.fromkeys(_referenced(constant)))
+        known = _names[code] = tuple(found)
+    return known
+
+
+def _parts(function: types.FunctionType) -> list[object] | None:
+    """The objects whose identity decides the function's bytes; None when one of them may change in place."""
+    parts: list[object] = []
+    seen: set[int] = set()
+    pending = [function]
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        for value in _direct_parts(current):
+            parts.append(value)
+            if type(value) is types.FunctionType:
+                pending.append(value)
+            elif not _is_fixed(value):
+                return None
+    return parts
+
+
+def _direct_parts(function: types.FunctionType) -> Iterator[object]:
+    yield function.__code__
+    yield from function.__defaults__ or ()
+    if function.__kwdefaults__:
+        yield from function.__kwdefaults__.values()
+    if function.__dict__:
+        yield function.__dict__  # a dict: never fixed
+    try:
+        yield from (cell.cell_contents for cell in function.__closure__ or ())
+    except ValueError:  # an empty cell: will be filled later
+        yield []
+    namespace = function.__globals__
+    for name in _referenced(function.__code__):
+        if name in namespace:
+            yield namespace[name]
+
+
+def _is_fixed(value: object) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_fixed, value))
+    if isinstance(value, type):
+        return value.__module__ not in ("__main__", "__mp_main__")
+    return type(value) in _FIXED

@@ -1,0 +1,175 @@
+"""asyncio and TLS driving `protocol`: bytes in, messages up; messages down, bytes out. Decides nothing.
+
+A `Link` is one connection, the same class on both sides. Messages sent during one turn of the event loop leave
+together in one write, which is what batches them under load. Its owner gets `on_messages` and, exactly once,
+`on_closed` with the reason in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from hpcq import connection as conn
+from hpcq import messages as m
+from hpcq.errors import AuthenticationError, ProtocolError, QueueNotFoundError
+from hpcq.protocol import Connection, State, frame
+
+log = logging.getLogger("hpcq.transport")
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds a stranger has to finish the TLS handshake, and again to say its first word."""
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds to try one address of a manager."""
+
+
+class Link(asyncio.Protocol):
+    """One connection. ``heard_at`` and ``spoke_at`` are loop times of the last bytes each way."""
+
+    def __init__(
+        self,
+        connection: Connection[Any],
+        on_messages: Callable[[Link, list[Any]], None],
+        on_closed: Callable[[Link, str], None],
+    ) -> None:
+        self.connection = connection
+        self._on_messages = on_messages
+        self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._outgoing: list[bytes] = []
+        self._first_word: asyncio.TimerHandle | None = None
+        self._reason = ""
+        self.peer = ""
+        self.heard_at = self.spoke_at = self._loop.time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the clock for the other side's first word."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        address = transport.get_extra_info("peername")
+        self.peer = f"{address[0]}:{address[1]}" if address else "?"
+        self._first_word = self._loop.call_later(
+            HANDSHAKE_TIMEOUT, self.abort, f"no first word within {HANDSHAKE_TIMEOUT:.0f} s"
+        )
+
+    def data_received(self, data: bytes) -> None:
+        """Hand up what the bytes complete; close on anything that is not our protocol."""
+        self.heard_at = self._loop.time()
+        try:
+            while received := self.connection.receive(data):
+                opening = self._first_word is not None
+                if self._first_word is not None:
+                    self._first_word.cancel()
+                    self._first_word = None
+                self._on_messages(self, received)
+                if not opening or self._transport is None:
+                    return
+                data = b""  # what came together with the first word
+        except ProtocolError as error:
+            log.warning("%s sent bytes that are not ours: %s", self.peer, error)
+            self.abort(str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the owner, once."""
+        if self._first_word is not None:
+            self._first_word.cancel()
+            self._first_word = None
+        self._transport = None
+        reason = self._reason or (f"connection lost: {exc}" if exc else "connection closed by the other side")
+        self._on_closed(self, reason)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something sent now may still arrive."""
+        return self._transport is not None and self.connection.state is not State.FAILED
+
+    def send(self, message: Any) -> None:
+        """Send with everything else of this turn of the loop; nothing happens on a closed link."""
+        if self._transport is None:
+            return
+        if not self._outgoing:
+            self._loop.call_soon(self.flush)
+        self._outgoing.append(frame(message))
+
+    def flush(self) -> None:
+        """Send now what is waiting."""
+        outgoing, self._outgoing = self._outgoing, []
+        if outgoing and self._transport is not None:
+            self.spoke_at = self._loop.time()
+            self._transport.write(b"".join(outgoing) if len(outgoing) > 1 else outgoing[0])
+
+    def close(self, reason: str) -> None:
+        """Close after what was sent has left."""
+        self.flush()
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Close at once."""
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def listen(address: str | None, port: int, tls: ssl.SSLContext, make: Callable[[], Link]) -> asyncio.Server:
+    """Listen on ``address`` (None: all) and ``port`` (0: any free one)."""
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(
+        make, host=address, port=port, ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, backlog=1024
+    )
+
+
+async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:
+    """Connect to the manager of a connection file, trying its addresses in turn.
+
+    Raises:
+        QueueNotFoundError: none answers.
+        AuthenticationError: one answers whose key is not the queue's, or it does not know ours.
+    """
+    tls = conn.pilot_tls(info)
+    loop = asyncio.get_running_loop()
+    failures = []
+    for address in info.addresses:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                _, link = await loop.create_connection(
+                    make, address, info.port, ssl=tls, server_hostname=conn.MANAGER_NAME
+                )
+        except ssl.SSLError as error:
+            raise AuthenticationError(
+                f"whoever listens at {address}:{info.port} is not the manager of queue {info.queue!r} "
+                f"({error.reason or error}); start its program again, or remove its connection file"
+            ) from error
+        except (OSError, TimeoutError) as error:
+            failures.append(f"{address}: {_why(error)}")
+            continue
+        return link
+    raise QueueNotFoundError(
+        f"the manager of queue {info.queue!r} (process {info.pid} on {info.hostname}, port {info.port}) does not "
+        f"answer ({'; '.join(failures) or 'it has no address'}): its program has ended or cannot be reached from here"
+    )
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_TIMEOUT:.0f} s"
+    with contextlib.suppress(AttributeError):
+        return str(getattr(error, "strerror", None) or error)
+    return str(error)
+
+
+def manager_side(on_messages: Callable[[Link, list[Any]], None], on_closed: Callable[[Link, str], None]) -> Link:
+    """A link for the side that listens."""
+    return Link(Connection(m.FirstWord, m.FromPilot), on_messages, on_closed)
+
+
+def pilot_side(on_messages: Callable[[Link, list[Any]], None], on_closed: Callable[[Link, str], None]) -> Link:
+    """A link for a pilot."""
+    return Link(Connection(m.FirstAnswer, m.ToPilot), on_messages, on_closed)

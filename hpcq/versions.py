@@ -1,0 +1,23 @@
+"""Which versions must agree between a program and its pilots, and what to say when they do not."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+from hpcq import messages as m
+
+
+def versions() -> m.Versions:
+    """What must agree between this program and its pilots."""
+    python = platform.python_version_tuple()
+    return m.Versions(f"{python[0]}.{python[1]}", version("cloudpickle"), version("hpcq"))
+
+
+def mismatch(ours: m.Versions, theirs: m.Versions) -> str:
+    """Why functions pickled on one side may not load on the other; empty when they will."""
+    for what in ("python", "cloudpickle", "hpcq"):
+        own, other = getattr(ours, what), getattr(theirs, what)
+        if own != other:
+            return f"the pilot runs {what} {other}, the program {what} {own}; start both from the same environment"
+    return ""

@@ -1,0 +1,65 @@
+"""Links, addresses and routes of the site, by netlink. Each host sets up its own side.
+
+Links are made by the builder in a network namespace of its own and moved to their hosts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from simulated_site import plan
+from simulated_site.plan import Host
+
+OUTSIDE_LINKS = ("outside0", "eth0")
+"""The login node's and the outside's end of the wire between them."""
+
+
+def wire(pids: dict[str, int]) -> None:
+    """One veth pair between login and wan, one between login and each compute node."""
+    with IPRoute() as netlink:
+        _pair(netlink, (OUTSIDE_LINKS[0], pids["login"]), (OUTSIDE_LINKS[1], pids["wan"]))
+        for host in plan.COMPUTE:
+            _pair(netlink, (host.name, pids["login"]), ("eth0", pids[host.name]))
+
+
+def _pair(netlink: IPRoute, one: tuple[str, int], other: tuple[str, int]) -> None:
+    peer = {"ifname": other[0], "net_ns_pid": other[1]}
+    netlink.link("add", ifname=one[0], kind="veth", net_ns_pid=one[1], peer=peer)
+
+
+def configure(host: Host) -> None:
+    """In the host's network namespace: links up, addresses, and no forwarding."""
+    for family in ("ipv4", "ipv6"):
+        switch = Path(f"/proc/sys/net/{family}/conf/all/forwarding")
+        if switch.exists():  # a new namespace inherits the machine's setting
+            switch.write_text("0")
+    with IPRoute() as netlink:
+        _up(netlink, "lo")
+        if host.name == "login":
+            _bridge(netlink)
+            _address(netlink, OUTSIDE_LINKS[0], plan.LOGIN_OUTSIDE)
+        else:
+            _address(netlink, "eth0", host.address)
+
+
+def _bridge(netlink: IPRoute) -> None:
+    netlink.link("add", ifname=plan.BRIDGE, kind="bridge")
+    bridge = _index(netlink, plan.BRIDGE)
+    for host in plan.COMPUTE:
+        netlink.link("set", index=_index(netlink, host.name), master=bridge, state="up")
+    _address(netlink, plan.BRIDGE, plan.LOGIN_INSIDE)
+
+
+def _address(netlink: IPRoute, name: str, address: str) -> None:
+    netlink.addr("add", index=_index(netlink, name), address=address, prefixlen=plan.PREFIX_LENGTH)
+    _up(netlink, name)
+
+
+def _up(netlink: IPRoute, name: str) -> None:
+    netlink.link("set", index=_index(netlink, name), state="up")
+
+
+def _index(netlink: IPRoute, name: str) -> int:
+    return int(netlink.link_lookup(ifname=name)[0])

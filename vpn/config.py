@@ -1,0 +1,169 @@
+"""Settings of a tunnel: frozen, checked when made; no I/O.
+
+``Credential`` is what a gateway gives one pilot. It crosses the manager's encrypted channel as bytes, and is the only way
+a password leaves this process other than openconnect's standard input.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args
+
+import msgspec
+
+from vpn.errors import UsageError
+
+Mode = Literal["openconnect", "none"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+_PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]{0,252}[A-Za-z0-9])?")
+_USER = re.compile(r"[^\s\0:][^\0\n\r:]{0,127}")
+
+
+class Secret:
+    """A string that does not show itself: not in repr, str, format, pickle or a copy of the object's fields."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The string itself: only where it is handed on."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is not pickled; send Credential.to_bytes() over an encrypted channel")
+
+    __copy__ = __deepcopy__ = lambda self, *_: self
+
+
+class _Wire(msgspec.Struct, forbid_unknown_fields=True):
+    """A credential as JSON; ``version`` grows when a field changes its meaning."""
+
+    addresses: list[str]
+    port: int
+    pin: str
+    username: str
+    password: str
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Credential:
+    """Who to be at which server: tried address after address, the server's key pinned.
+
+    ``pin`` is ``pin-sha256:`` and the base64 SHA-256 of the server's public key (RFC 7469's form, as openconnect
+    takes it).
+    """
+
+    addresses: tuple[str, ...]
+    port: int
+    pin: str
+    username: str
+    password: Secret
+
+    def __post_init__(self) -> None:
+        _require(bool(self.addresses), "a credential needs at least one server address")
+        for address in self.addresses:
+            _require(_HOST.fullmatch(address) is not None, f"{address!r} is not a host name or address")
+        check_port(self.port)
+        check_pin(self.pin)
+        _require(_USER.fullmatch(self.username) is not None, f"{self.username!r} cannot be a user name")
+        _require(not self.username.startswith("-"), f"{self.username!r} cannot be a user name")
+        _require("\n" not in self.password.reveal(), "the password holds a line break")
+
+    def to_bytes(self) -> bytes:
+        """JSON with the password in it: for an encrypted channel or a 0600 file only."""
+        wire = _Wire(list(self.addresses), self.port, self.pin, self.username, self.password.reveal())
+        return msgspec.json.encode(wire)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Credential:
+        """The inverse of ``to_bytes``; raises UsageError without quoting the data."""
+        try:
+            wire = msgspec.json.decode(data, type=_Wire)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise UsageError("not a credential of a gateway (or one of another version)") from None
+        return cls(tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password))
+
+
+@dataclass(frozen=True)
+class TunnelConfig:
+    """How to make a tunnel. Times are in seconds.
+
+    ``scratch`` is a directory for programs' files, if any are needed; ``bring_up_timeout`` covers everything until commands can
+    run; ``dtls_timeout`` is how long of it may go to waiting for DTLS before TLS is settled for; ``reconnect_timeout`` is how
+    long a broken connection may take to come back before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides).
+    """
+
+    mode: Mode
+    credential: Credential | None = None
+    scratch: Path | None = None
+    bring_up_timeout: float = 60
+    dtls_timeout: float = 5
+    reconnect_timeout: int = 60
+    no_dtls: bool = False
+    mtu: int = 0
+    dns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
+        _require(self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential")
+        _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
+        _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
+        _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
+        _require(self.mtu == 0 or 576 <= self.mtu <= 65535, f"mtu {self.mtu} is outside 576…65535")
+        for server in self.dns:
+            check_address(server)
+
+
+def check_port(port: int) -> int:
+    """A TCP or UDP port."""
+    _require(0 < port < 65536, f"{port} is not a port (1…65535)")
+    return port
+
+
+def check_pin(pin: str) -> str:
+    """A server key's pin."""
+    _require(_PIN.fullmatch(pin) is not None, f"{pin!r} is not a pin: pin-sha256: and 44 characters of base64")
+    return pin
+
+
+def check_address(text: str) -> str:
+    """An IP address."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise UsageError(f"{text!r} is not an IP address") from None
+
+
+def parse_server(text: str) -> tuple[str, int]:
+    """HOST:PORT, [IPv6]:PORT or HOST (port 443)."""
+    match = re.fullmatch(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+))(?::(?P<port>\d{1,5}))?", text)
+    if match is None:
+        raise UsageError(f"{text!r} is not HOST:PORT")
+    return match["six"] or match["host"], check_port(int(match["port"] or 443))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def as_json(value: Any) -> str:
+    """Data a command prints for ``--json``."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

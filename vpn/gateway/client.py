@@ -1,0 +1,161 @@
+"""Start a gateway and talk to a running one. Synchronous, with short deadlines."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from vpn.config import Credential
+from vpn.errors import GatewayError
+from vpn.gateway import control, state
+from vpn.gateway.state import GatewayConfig, Record
+from vpn.process import python_argv
+
+START_DEADLINE = 60.0
+ANSWER_DEADLINE = 30.0
+STOP_DEADLINE = 30.0
+CONNECT_DEADLINE = 5.0
+
+
+class GatewayClient:
+    """A gateway of this user on this host, by name. Every method raises GatewayError saying what to do."""
+
+    def __init__(self, name: str = "default") -> None:
+        self.name = name
+        self.directory = state.state_directory(name)
+
+    def issue(self, label: str) -> Credential:
+        """A credential for one pilot, good for one login within an hour."""
+        answer = self._ask(control.Issue(label))
+        if not isinstance(answer, control.Issued):
+            raise GatewayError(f"gateway {self.name!r} gave an answer that was not asked for")
+        return Credential.from_bytes(answer.credential)
+
+    def revoke(self, username: str) -> None:
+        """End a credential and the connection made with it."""
+        self._ask(control.Revoke(username))
+
+    def status(self) -> control.Report:
+        """What the gateway is and whom it serves."""
+        answer = self._ask(control.Status())
+        if not isinstance(answer, control.Report):
+            raise GatewayError(f"gateway {self.name!r} gave an answer that was not asked for")
+        return answer
+
+    def stop(self) -> None:
+        """End it; returns when its process has ended."""
+        with self._connect() as sock:
+            self._exchange(sock, control.Stop(), STOP_DEADLINE)
+            try:
+                sock.recv(1)
+            except ConnectionError:
+                return
+            except TimeoutError:
+                raise GatewayError(f"gateway {self.name!r} did not end within {STOP_DEADLINE:g} s; see {self.log}") from None
+
+    @property
+    def log(self) -> Path:
+        """Its log file."""
+        return self.directory / "log"
+
+    def record(self) -> Record | None:
+        """The record of a gateway that is alive here."""
+        record = state.read_record(self.directory)
+        return record if record is not None and state.is_alive(record) else None
+
+    def _ask(self, request: control.Request) -> control.Answer:
+        with self._connect() as sock:
+            return self._exchange(sock, request, ANSWER_DEADLINE)
+
+    def _connect(self) -> socket.socket:
+        try:
+            return control.connect(self.directory, CONNECT_DEADLINE)
+        except OSError:
+            raise GatewayError(self._why_absent()) from None
+
+    def _exchange(self, sock: socket.socket, request: control.Request, deadline: float) -> control.Answer:
+        sock.settimeout(deadline)
+        try:
+            sock.sendall(control.encode(request))
+            data = sock.recv(control.PACKET_LIMIT)
+            if not data:
+                raise GatewayError(f"gateway {self.name!r} ended before it answered; see {self.log}")
+            answer = control.decode_answer(data)
+        except (OSError, msgspec.DecodeError) as error:
+            raise GatewayError(f"gateway {self.name!r} does not answer ({error}); see {self.log}") from None
+        if isinstance(answer, control.Refused):
+            raise GatewayError(answer.message)
+        return answer
+
+    def _why_absent(self) -> str:
+        here, record = socket.gethostname(), state.read_record(self.directory)
+        named = "" if self.name == "default" else f" --name {self.name}"
+        if record is not None and record.host != here:
+            return f"gateway {self.name!r} runs on {record.host}, not on {here}; run this there, or start another here with --name"
+        if record is not None and not state.is_alive(record):
+            return f"gateway {self.name!r} was killed; start it again with `hpcq vpn gateway start{named}`"
+        return f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"
+
+
+def start_gateway(config: GatewayConfig) -> tuple[Record, bool]:
+    """Start a detached gateway; its record, and whether it was running already. Returns when it accepts pilots."""
+    running = GatewayClient(config.name).record()
+    if running is not None:
+        return running, False
+    directory = state.make_directory(config.name)
+    line = _start_detached(config, directory)
+    try:
+        return msgspec.json.decode(line, type=Record), True
+    except msgspec.DecodeError:
+        pass
+    try:
+        reason = msgspec.json.decode(line, type=dict[str, str])["error"]
+    except (msgspec.DecodeError, KeyError):
+        reason = f"it ended without a word; see {directory / 'log'}"
+    raise GatewayError(f"the gateway did not start: {reason}")
+
+
+def _start_detached(config: GatewayConfig, directory: Path) -> bytes:
+    """Start the daemon in a session of its own; the line it announces itself with."""
+    log = directory / "log"
+    if log.exists():
+        log.replace(directory / "log.old")
+    reader, writer = os.pipe()
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output, open(reader, "rb") as ready:
+        try:
+            process = subprocess.Popen(
+                python_argv("vpn.gateway.daemon", msgspec.json.encode(config).decode(), str(writer)),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(writer,),
+                start_new_session=True,
+                cwd="/",
+            )
+        finally:
+            os.close(writer)
+        line = _first_line(ready.fileno())
+    if not line:
+        process.kill()
+        process.wait()
+    process.returncode = process.poll() or 0  # it is meant to outlive us: no warning that it still runs
+    return line
+
+
+def _first_line(fd: int) -> bytes:
+    import selectors  # noqa: PLC0415
+    import time  # noqa: PLC0415
+
+    line, end = b"", time.monotonic() + START_DEADLINE
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        while not line.endswith(b"\n") and selector.select(max(0.0, end - time.monotonic())):
+            chunk = os.read(fd, 65536)
+            if not chunk:
+                break
+            line += chunk
+    return line

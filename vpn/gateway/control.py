@@ -1,0 +1,127 @@
+"""The gateway's control protocol: one request and one answer over a Unix socket of packets.
+
+Only the owner gets in: the directory is 0700 and the kernel's word on the peer's uid (SO_PEERCRED) is checked besides. The
+socket's path may be longer than a socket address can hold, so both sides name it through /proc/self/fd.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+SOCKET_NAME = "control.sock"
+PACKET_LIMIT = 256 * 1024
+
+
+class Issue(msgspec.Struct, tag=True, frozen=True):
+    """Make a credential for one pilot; ``label`` is for people."""
+
+    label: str
+
+
+class Revoke(msgspec.Struct, tag=True, frozen=True):
+    """End a credential and the connection made with it."""
+
+    username: str
+
+
+class Status(msgspec.Struct, tag=True, frozen=True):
+    """Ask for ``Report``."""
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """End the gateway; the connection ends when it has ended."""
+
+
+class Issued(msgspec.Struct, tag=True, frozen=True):
+    """A credential as ``Credential.to_bytes`` gives it."""
+
+    credential: bytes
+
+
+class Pilot(msgspec.Struct, frozen=True):
+    """One credential: ``state`` is issued, connected, disconnected."""
+
+    label: str
+    username: str
+    state: str
+    address: str
+
+
+class Report(msgspec.Struct, tag=True, frozen=True):
+    """What the gateway is and whom it serves; ``uptime`` in seconds."""
+
+    name: str
+    host: str
+    addresses: list[str]
+    port: int
+    pin: str
+    dns: list[str]
+    uptime: float
+    pilots: list[Pilot]
+
+
+class Agreed(msgspec.Struct, tag=True, frozen=True):
+    """Done."""
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True):
+    """Not done, and why."""
+
+    message: str
+
+
+Request = Issue | Revoke | Status | Stop
+Answer = Issued | Report | Agreed | Refused
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode  # type: ignore[assignment]
+decode_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode  # type: ignore[assignment]
+
+
+def listen(directory: Path) -> socket.socket:
+    """The daemon's socket, replacing one a killed daemon left."""
+    (directory / SOCKET_NAME).unlink(missing_ok=True)
+    sock = _socket()
+    _with_short_path(directory, sock.bind)
+    (directory / SOCKET_NAME).chmod(0o600)
+    sock.listen(64)
+    sock.setblocking(False)
+    return sock
+
+
+def connect(directory: Path, timeout: float) -> socket.socket:
+    """A client's connection; raises OSError when nobody listens."""
+    sock = _socket()
+    sock.settimeout(timeout)
+    try:
+        _with_short_path(directory, sock.connect)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Who connected (unix(7))."""
+    return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
+
+
+def _socket() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET_LIMIT)
+    return sock
+
+
+def _with_short_path(directory: Path, use: Callable[[str], Any]) -> None:
+    folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        use(f"/proc/self/fd/{folder}/{SOCKET_NAME}")
+    finally:
+        os.close(folder)

@@ -1,0 +1,211 @@
+"""The gateway's daemon: a server, its control socket, its record on disk.
+
+Started by ``vpn gateway start`` as a session of its own, or in the foreground. Sequence: lock → replace a dead one's
+record → ``Server.start`` → control socket → ``gateway.json`` → announce → serve until stopped, signalled, or a part of it
+ends → undo in the reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import msgspec
+
+from vpn.config import Credential, Secret
+from vpn.errors import GatewayError, VpnError
+from vpn.gateway import control, state
+from vpn.gateway.ocserv import UPLINK_DNS
+from vpn.gateway.server import Server
+from vpn.gateway.state import GatewayConfig, Record
+
+log = logging.getLogger("vpn.gateway")
+
+REQUEST_DEADLINE = 10.0
+
+
+class Daemon:
+    """Serves control requests for one server."""
+
+    def __init__(self, config: GatewayConfig, directory: Path) -> None:
+        self.config = config
+        self.directory = directory
+        self.server = Server(config, directory)
+        self.stopped = asyncio.Event()
+        self.started_at = time.monotonic()
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def run(self, announce: Callable[[Record], None]) -> None:
+        """Bring up, announce, serve; raises GatewayError when a part of the gateway ended by itself."""
+        async with AsyncExitStack() as stack:
+            await self.server.start()
+            stack.push_async_callback(self.server.close)
+            listener = stack.enter_context(control.listen(self.directory))
+            stack.callback((self.directory / control.SOCKET_NAME).unlink, missing_ok=True)
+            accepting = asyncio.create_task(self._accept(listener))
+            stack.callback(accepting.cancel)
+            record = self._record()
+            state.write_record(self.directory, record)
+            stack.callback((self.directory / "gateway.json").unlink, missing_ok=True)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self.stopped.set)
+            announce(record)
+            await self._serve()
+
+    async def _serve(self) -> None:
+        stopped = asyncio.create_task(self.stopped.wait())
+        await asyncio.wait([stopped, self.server.ended], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self.server.ended.done() and not self.stopped.is_set():
+            reason = f"the gateway ended: {self.server.ended.result()}"
+            log.error(reason)
+            raise GatewayError(reason)
+        log.info("stopping")
+
+    def _record(self) -> Record:
+        return Record(
+            name=self.config.name,
+            host=socket.gethostname(),
+            boot=state.boot_id(),
+            pid=os.getpid(),
+            start_time=state.start_time(os.getpid()),
+            addresses=self._addresses(),
+            port=self.server.port,
+            pin=self.server.pin,
+            control=str(self.directory / control.SOCKET_NAME),
+        )
+
+    def _addresses(self) -> list[str]:
+        if self.config.listen == "0.0.0.0":  # noqa: S104
+            return state.host_addresses() or ["127.0.0.1"]
+        return [self.config.listen]
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            task = asyncio.create_task(self._connection(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _connection(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        connection.setblocking(False)
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(REQUEST_DEADLINE):
+                data = await loop.sock_recv(connection, control.PACKET_LIMIT)
+            if data and control.peer_uid(connection) == os.geteuid():
+                await loop.sock_sendall(connection, control.encode(await self._answer(data)))
+        if not self.stopped.is_set():  # else it stays open until this process ends: the client waits for that
+            connection.close()
+
+    async def _answer(self, data: bytes) -> control.Answer:
+        try:
+            return await self._perform(control.decode_request(data))
+        except (VpnError, msgspec.DecodeError) as error:
+            return control.Refused(str(error))
+
+    async def _perform(self, request: control.Request) -> control.Answer:
+        match request:
+            case control.Issue(label):
+                username, password = await self.server.issue(label)
+                addresses = tuple(self._addresses())
+                credential = Credential(addresses, self.server.port, self.server.pin, username, Secret(password))
+                return control.Issued(credential.to_bytes())
+            case control.Revoke(username):
+                await self.server.revoke(username)
+            case control.Status():
+                return self._report()
+            case control.Stop():
+                self.stopped.set()
+        return control.Agreed()
+
+    def _report(self) -> control.Report:
+        return control.Report(
+            name=self.config.name,
+            host=socket.gethostname(),
+            addresses=self._addresses(),
+            port=self.server.port,
+            pin=self.server.pin,
+            dns=list(self.config.dns) or [UPLINK_DNS],
+            uptime=time.monotonic() - self.started_at,
+            pilots=self.server.book.pilots(),
+        )
+
+
+def run_daemon(config: GatewayConfig, announce: Callable[[Record], None]) -> None:
+    """Run a gateway in this process until it is stopped; raises VpnError when it cannot run or breaks."""
+    directory = state.make_directory(config.name)
+    lock = _lock(directory, config.name)
+    try:
+        _refuse_running(state.read_record(directory))
+
+        async def main() -> None:
+            await Daemon(config, directory).run(announce)
+
+        asyncio.run(main())
+    finally:
+        os.close(lock)
+
+
+def _lock(directory: Path, name: str) -> int:
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise GatewayError(f"gateway {name!r} is running or starting already; see `hpcq vpn gateway status`") from None
+    except OSError as error:  # a file system without locks: the record alone must do
+        log.warning("%s cannot be locked: %s", directory, error.strerror)
+    return fd
+
+
+def _refuse_running(record: Record | None) -> None:
+    if record is None:
+        return
+    if state.is_alive(record):
+        raise GatewayError(f"gateway {record.name!r} is running already: {describe(record)}")
+    if record.host != socket.gethostname() and _answers(record):
+        raise GatewayError(f"gateway {record.name!r} runs on {record.host}; stop it there, or start one with another --name")
+    log.warning("replacing the record of a gateway that is gone (pid %d on %s)", record.pid, record.host)
+
+
+def _answers(record: Record) -> bool:
+    for address in record.addresses:
+        with suppress(OSError), socket.create_connection((address, record.port), timeout=2):
+            return True
+    return False
+
+
+def describe(record: Record) -> str:
+    """One line for people."""
+    return f"{record.host} {' '.join(record.addresses)} port {record.port} {record.pin} (pid {record.pid})"
+
+
+def main(argv: list[str]) -> None:
+    """CONFIG READY_FD: the detached daemon; it writes one JSON line to READY_FD, a record or an error."""
+    config = msgspec.json.decode(argv[0].encode(), type=GatewayConfig)
+    ready = int(argv[1])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+    def announce(record: Record) -> None:
+        os.write(ready, msgspec.json.encode(record) + b"\n")
+        os.close(ready)
+
+    os.set_inheritable(ready, False)
+    try:
+        run_daemon(config, announce)
+    except VpnError as error:
+        log.error("%s", error)
+        with suppress(OSError):
+            os.write(ready, msgspec.json.encode({"error": str(error)}) + b"\n")
+        sys.exit(error.exit_status)

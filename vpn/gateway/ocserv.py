@@ -1,0 +1,106 @@
+"""What ocserv is told and what it says: its configuration, its connect script, its events. Pure text.
+
+Every path is in the namespace's private directory, so it is short (ocserv's sockets have 108 bytes for theirs) and needs no quoting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CLIENTS = "198.18.0.0/16"  # RFC 2544's range for tests: no real server has such an address
+UPLINK = "198.19.0.0/24"
+UPLINK_DNS = "198.19.0.3"  # slirp4netns' name server: third address of its network
+UPLINK_GUEST = "198.19.0.100"
+EVENT_FD = 9
+
+READY = "initialized ocserv"
+
+NFT_RULES = """\
+table ip gateway {
+    chain forward {
+        type filter hook forward priority 0; policy drop;
+        iifname "vpns*" oifname "tap0" accept
+        iifname "tap0" oifname "vpns*" ct state established,related accept
+    }
+    chain input {
+        type filter hook input priority 0; policy accept;
+        iifname "vpns*" ip protocol != icmp drop
+    }
+    chain nat {
+        type nat hook postrouting priority 100; policy accept;
+        iifname "vpns*" oifname "tap0" masquerade
+    }
+}
+"""
+
+# A login spends the credential; a second one with the same user can only be a cookie reconnect, which the daemon tells apart.
+SCRIPT = f"""\
+#!/bin/sh
+printf '%s %s %s %s\\n' "$REASON" "$USERNAME" "$ID" "$IP_REMOTE" >&{EVENT_FD}
+"""
+
+
+def configuration(room: str, port: int, dns: list[str]) -> str:
+    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships."""
+    network, _, _ = CLIENTS.partition("/")
+    settings = {
+        "auth": f'"plain[passwd={room}/passwd]"',
+        "listen-host": "0.0.0.0",  # noqa: S104  (inside the namespace: only slirp4netns reaches it)
+        "tcp-port": port,
+        "udp-port": port,
+        "run-as-user": "root",  # the namespace's root, which is the caller
+        "run-as-group": "root",
+        "socket-file": f"{room}/ocserv",
+        "occtl-socket-file": f"{room}/occtl",
+        "use-occtl": "true",
+        "pid-file": f"{room}/ocserv.pid",
+        "server-cert": f"{room}/cert.pem",
+        "server-key": f"{room}/key.pem",
+        "isolate-workers": "false",  # its seccomp filter forbids what one_id.c does not know of
+        "max-clients": 0,
+        "max-same-clients": 1,
+        "rate-limit-ms": 0,
+        "max-ban-score": 0,  # every client has slirp4netns' address: banning one would ban all
+        "keepalive": 300,
+        "dpd": 30,
+        "mobile-dpd": 30,
+        "switch-to-tcp-timeout": 15,
+        "try-mtu-discovery": "false",
+        "tls-priorities": '"NORMAL:%SERVER_PRECEDENCE:-VERS-TLS-ALL:+VERS-TLS1.2:+VERS-TLS1.3:+VERS-DTLS1.2"',
+        "auth-timeout": 30,
+        "cookie-timeout": 300,
+        "deny-roaming": "false",
+        "rekey-time": 0,
+        "log-level": 2,
+        "device": "vpns",
+        "predictable-ips": "false",
+        "ipv4-network": network,
+        "ipv4-netmask": "255.255.0.0",
+        "ping-leases": "false",
+        "mtu": 16000,
+        "output-buffer": 100,
+        "dtls-psk": "true",
+        "dtls-legacy": "false",
+        "cisco-client-compat": "false",
+        "route": "default",
+        "connect-script": f"{room}/event",
+        "disconnect-script": f"{room}/event",
+    }
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    return "\n".join([*lines, *(f"dns = {server}" for server in dns), ""])
+
+
+@dataclass(frozen=True)
+class Event:
+    """A client connected, disconnected, or was noticed by ocserv in another way (``reason``)."""
+
+    reason: str
+    username: str
+    worker: str
+    address: str
+
+
+def parse_event(line: str) -> Event | None:
+    """A line of the connect script; None for anything else."""
+    words = line.split(" ")
+    return Event(*words) if len(words) == 4 and words[0] in ("connect", "disconnect") else None

@@ -1,0 +1,217 @@
+"""ocserv in its namespace: bring-up, credentials, and the events that end it. Read this file for the sequence.
+
+1. a keeper outside, a namespace whose root is the caller (``vpn.holder``);
+2. slirp4netns gives it ``tap0``, and a port of the host's, TCP and UDP, is forwarded to it;
+3. forwarding and masquerade from the clients' devices to ``tap0``;
+4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
+5. ocserv, with the shim of ``preload/one_id.c``; ready when it says so.
+
+The end of any of these processes ends the gateway: ``ended`` resolves with the reason. Its end of a pipe is the event
+channel of ocserv's connect script.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from vpn.errors import GatewayError, TunnelError, VpnError
+from vpn.gateway import ocserv
+from vpn.gateway.certificate import load_or_make, pin_of
+from vpn.gateway.credentials import UNUSED_LIFETIME, Book
+from vpn.gateway.slirp import Slirp, start_slirp
+from vpn.gateway.state import GatewayConfig
+from vpn.namespace import Namespace, open_namespace
+from vpn.process import Client, Process, read_lines, run, start_keeper
+from vpn.programs import find_program, find_shim, search_path
+
+log = logging.getLogger("vpn.gateway")
+
+OCSERV_DEADLINE = 20.0
+TOOL_DEADLINE = 20.0
+ENVIRONMENT = {"LC_ALL": "C"}
+
+
+class Server:
+    """A running ocserv; made by ``Server.start`` and ended by ``close``."""
+
+    def __init__(self, config: GatewayConfig, directory: Path) -> None:
+        self.config = config
+        self.directory = directory
+        self.book = Book()
+        self.port = 0
+        self.pin = ""
+        self.room = ""
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._stack = AsyncExitStack()
+        self._passwords = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_lines: list[str] = []
+
+    async def start(self) -> None:
+        """Bring everything up; on an error what was started is ended again."""
+        programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "ocpasswd", "occtl", "nft")}
+        shim = find_shim("one_id")
+        try:
+            keeper = await start_keeper()
+            self._stack.push_async_callback(keeper.close)
+            self._watch(keeper.client.lost, "the process keeper")
+            self.namespace = await open_namespace(keeper.client, "root")
+            self._stack.push_async_callback(self.namespace.close)
+            self._watch(self.namespace.client.lost, "the namespace's holder")
+            await self._connect_outside(keeper.client)
+            await self._filter(programs["nft"])
+            await self._furnish()
+            await self._start_ocserv(programs["ocserv"], shim)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End everything, last started first."""
+        await self._stack.aclose()
+        for task in self._tasks:
+            task.cancel()
+
+    async def issue(self, label: str) -> tuple[str, str]:
+        """A user and a password that is good for one login, within an hour."""
+        username, password = self.book.issue(label)
+        try:
+            await self._ocpasswd([username], f"{password}\n{password}\n".encode())
+        except VpnError:
+            self.book.forget(username)
+            raise
+        asyncio.get_running_loop().call_later(UNUSED_LIFETIME, self._expire, username)
+        return username, password
+
+    async def revoke(self, username: str) -> None:
+        """End a credential and its connection; unknown ones are ended already."""
+        state = self.book.forget(username)
+        if state == "issued":
+            await self._ocpasswd(["--delete", username])
+        elif state:
+            argv = [find_program("occtl"), "-s", f"{self.room}/occtl", "disconnect", "user", username]
+            status, text = await self._run(argv)
+            log.info("revoked %s: %s", username, text.strip() or f"status {status}")
+
+    async def _connect_outside(self, keeper: Client) -> None:
+        output = self._lines("slirp4netns")
+        try:
+            slirp = await start_slirp(keeper, self.namespace, self.directory, output, dns=not self.config.dns)
+        finally:
+            os.close(output)
+        self._stack.push_async_callback(slirp.close)
+        self._watch_process(slirp.process)
+        self.slirp: Slirp = slirp
+        self.port = await slirp.forward(self.config.listen, self.config.port)
+
+    async def _filter(self, nft: str) -> None:
+        await self.namespace.write("/proc/sys/net/ipv4/ip_forward", "1")
+        status, text = await self._run([nft, "-f", "-"], ocserv.NFT_RULES.encode())
+        if status != 0:
+            first = text.strip().splitlines()[0] if text.strip() else f"status {status}"
+            raise GatewayError(
+                f"nft cannot set up masquerading ({first}); the kernel needs nf_tables and nf_nat: ask the site to load nft_chain_nat"
+            )
+
+    async def _furnish(self) -> None:
+        key, certificate = load_or_make(self.directory, self.config.name)
+        self.pin = pin_of(certificate.encode())
+        self.room = room = await self.namespace.private_directory()
+        dns = list(self.config.dns) or [ocserv.UPLINK_DNS]
+        write = self.namespace.write
+        await write(f"{room}/key.pem", key, 0o600)
+        await write(f"{room}/cert.pem", certificate, 0o600)
+        await write(f"{room}/passwd", "", 0o600)
+        await write(f"{room}/event", ocserv.SCRIPT, 0o700)
+        await write(f"{room}/ocserv.conf", ocserv.configuration(room, self.port, dns), 0o600)
+
+    async def _start_ocserv(self, program: str, shim: str) -> None:
+        ready = asyncio.get_running_loop().create_future()
+        output = self._lines("ocserv", ready)
+        events, events_end = os.pipe()
+        self._task(self._read_events(events))
+        argv = [program, "--foreground", "--config", f"{self.room}/ocserv.conf"]
+        env = ENVIRONMENT | {"PATH": search_path(), "LD_PRELOAD": shim}
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            process = await self.namespace.client.spawn(
+                argv, env=env, cwd="/", stdin=null, stdout=output, stderr=output, fds={ocserv.EVENT_FD: events_end}
+            )
+        finally:
+            for fd in (output, events_end, null):
+                os.close(fd)
+        self._stack.push_async_callback(process.end)
+        await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            last = self._last_lines[-1] if self._last_lines else "it said nothing"
+            raise GatewayError(f"ocserv did not start: {last}")
+        self._watch_process(process)
+
+    async def _ocpasswd(self, arguments: list[str], stdin: bytes = b"") -> None:
+        async with self._passwords:
+            status, text = await self._run([find_program("ocpasswd"), "-c", f"{self.room}/passwd", *arguments], stdin)
+        if status != 0:
+            raise GatewayError(f"ocpasswd failed with status {status}: {text.strip()}")
+
+    async def _run(self, argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
+        env = ENVIRONMENT | {"PATH": search_path()}
+        try:
+            return await run(self.namespace.client, argv, stdin=stdin, env=env, deadline=TOOL_DEADLINE)
+        except (OSError, TimeoutError) as error:
+            raise GatewayError(f"{argv[0]} could not be run in the gateway's namespace: {error or 'timeout'}") from None
+
+    async def _read_events(self, fd: int) -> None:
+        async for line in read_lines(fd):
+            event = ocserv.parse_event(line)
+            if event is None:
+                continue
+            log.info("%s %s %s", event.username, event.reason, event.address)
+            if self.book.on_event(event):
+                await self._withdraw(event.username)
+            elif event.reason == "connect" and not self.book.is_known(event.username):
+                await self.revoke(event.username)
+
+    async def _withdraw(self, username: str) -> None:
+        try:
+            await self._ocpasswd(["--delete", username])
+        except VpnError as error:
+            log.error("the password of %s could not be withdrawn: %s", username, error)
+
+    def _expire(self, username: str) -> None:
+        if self.book.is_unused(username):
+            log.info("%s was never used; withdrawn", username)
+            self.book.forget(username)
+            self._task(self._withdraw(username))
+
+    def _lines(self, name: str, ready: asyncio.Future[None] | None = None) -> int:
+        """The write end of a pipe whose lines go to the log."""
+        reader, writer = os.pipe()
+        self._task(self._log_lines(name, reader, ready))
+        return writer
+
+    async def _log_lines(self, name: str, fd: int, ready: asyncio.Future[None] | None) -> None:
+        async for line in read_lines(fd):
+            log.info("%s: %s", name, line)
+            self._last_lines = [*self._last_lines[-9:], line] if line.strip() else self._last_lines
+            if ready is not None and not ready.done() and ocserv.READY in line:
+                ready.set_result(None)
+
+    def _task(self, coroutine: object) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _watch(self, lost: asyncio.Future[TunnelError], name: str) -> None:
+        lost.add_done_callback(lambda _: self._end(f"{name} ended"))
+
+    def _watch_process(self, process: Process) -> None:
+        name = Path(process.name).name
+        process.ended.add_done_callback(lambda future: self._end(f"{name} ended with status {future.result()}"))
+
+    def _end(self, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(reason)

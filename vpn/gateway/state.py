@@ -1,0 +1,134 @@
+"""Where a gateway keeps its state, and how to know whether the one written down still lives.
+
+``$XDG_STATE_HOME/hpcq-gateway/NAME/`` (0700) holds ``gateway.json``, the server's key and certificate, the control
+socket and the log. A home directory is shared by a site's login nodes, so the host is part of the record. A process is
+known by pid, start time and boot: a pid alone is soon another's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from vpn.config import check_address, check_port
+from vpn.errors import GatewayError, UsageError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Record(msgspec.Struct, frozen=True):
+    """``gateway.json``: what is needed to find a running gateway. Holds no secret."""
+
+    name: str
+    host: str
+    boot: str
+    pid: int
+    start_time: int
+    addresses: list[str]
+    port: int
+    pin: str
+    control: str
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """How to run a gateway: ``listen`` is an IPv4 address (all by default), ``port`` 0 chooses one.
+
+    ``dns`` are the name servers given to pilots; none means this host's own, through slirp4netns.
+    """
+
+    name: str = "default"
+    listen: str = "0.0.0.0"  # noqa: S104  (compute nodes must reach it; credentials and a pin guard it)
+    port: int = 0
+    dns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if ":" in check_address(self.listen):
+            raise UsageError(f"--listen {self.listen}: slirp4netns forwards IPv4 ports only")
+        if self.port:
+            check_port(self.port)
+        for server in self.dns:
+            check_address(server)
+
+
+def check_name(name: str) -> str:
+    """A gateway's name: it becomes a directory's."""
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64")
+    return name
+
+
+def state_directory(name: str) -> Path:
+    """The directory of one gateway; not made here."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "hpcq-gateway" / check_name(name)
+
+
+def make_directory(name: str) -> Path:
+    """The directory, made private."""
+    directory = state_directory(name)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.chmod(0o700)
+    except OSError as error:
+        raise GatewayError(f"cannot use {directory}: {error.strerror}; set XDG_STATE_HOME to a directory of yours") from None
+    return directory
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record; None when there is none or it is not one."""
+    try:
+        return msgspec.json.decode((directory / "gateway.json").read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Write the record at once or not at all, 0600."""
+    unfinished = directory / "gateway.json.new"
+    unfinished.unlink(missing_ok=True)
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    unfinished.replace(directory / "gateway.json")
+
+
+def is_alive(record: Record) -> bool:
+    """Whether the recorded daemon is a process of this host now; False for one of another host."""
+    return record.host == socket.gethostname() and record.boot == boot_id() and start_time(record.pid) == record.start_time
+
+
+def boot_id() -> str:
+    """Names this boot of this host."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def host_addresses() -> list[str]:
+    """This host's IPv4 addresses that others can use."""
+    import psutil  # noqa: PLC0415  (only the daemon needs it)
+
+    found = []
+    for name, entries in psutil.net_if_addrs().items():
+        up = psutil.net_if_stats().get(name)
+        found += [
+            entry.address
+            for entry in entries
+            if entry.family == socket.AF_INET and up and up.isup and not entry.address.startswith(("127.", "169.254."))
+        ]
+    return found

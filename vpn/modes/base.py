@@ -1,0 +1,53 @@
+"""What every tunnel mode offers a session. A mode is a coroutine ``bring_up(config, up)`` returning a ``Tunnel``."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from vpn.errors import Layer, TunnelError
+from vpn.process import Client
+
+
+class TunnelInfo(msgspec.Struct, frozen=True):
+    """What came up: ``kind`` is DTLS, TLS or "" (mode none), ``mtu`` in bytes, times in seconds."""
+
+    mode: str
+    kind: str = ""
+    cipher: str = ""
+    bring_up_seconds: float = 0.0
+    address: str = ""
+    mtu: int = 0
+    server: str = ""
+    dns: tuple[str, ...] = ()
+
+
+class Tunnel(Protocol):
+    """A tunnel that is up."""
+
+    @property
+    def client(self) -> Client:
+        """Starts programs inside."""
+
+    def info(self) -> TunnelInfo:
+        """As it is now: a kind can change while it runs."""
+
+
+@dataclass
+class BringUp:
+    """The session's side of a bring-up: where to push what must be undone, and where to say what is being done."""
+
+    keeper: Client
+    stack: AsyncExitStack
+    lost: asyncio.Future[TunnelError]
+    started_at: float
+    step: tuple[Layer, str] = field(default=("tunnel", "starting"))
+
+    def lose(self, error: TunnelError) -> None:
+        """The tunnel broke; the first reason counts."""
+        if not self.lost.done():
+            self.lost.set_result(error)

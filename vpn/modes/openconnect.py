@@ -1,0 +1,242 @@
+"""Mode ``openconnect``: an IP VPN to an AnyConnect server, without root.
+
+Sequence:
+
+1. program and shim are there; one of the server's addresses accepts a connection;
+2. a namespace, and a tun device in it whose descriptor comes out;
+3. openconnect *outside*, in the host's network, with that descriptor put in place of /dev/net/tun (``preload/tun_from_fd.c``), the
+   password on its standard input, the server's key pinned;
+4. it logs in and calls its script, which only tells us its environment: address, MTU, routes, DNS;
+5. the holder configures the device and the name servers: commands can run;
+6. DTLS comes up, or is known not to, or ``dtls_timeout`` passes: then it is TLS, and may become DTLS later.
+
+Failures: openconnect ending at any time is explained from its own last lines; after bring-up it loses the tunnel. A server that goes away
+is dialled again by openconnect itself, with its cookie, for ``reconnect_timeout`` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+from contextlib import suppress
+from dataclasses import replace
+
+from vpn.config import Credential, TunnelConfig
+from vpn.errors import TunnelError
+from vpn.modes.base import BringUp, TunnelInfo
+from vpn.modes.dialogue import (
+    DtlsDown,
+    DtlsUp,
+    MtuFound,
+    NetworkSettings,
+    Said,
+    ScriptReader,
+    TlsUp,
+    explain_exit,
+    parse_line,
+    parse_settings,
+    script_command,
+)
+from vpn.namespace import Namespace, open_namespace
+from vpn.process import Client, Process, filled, read_chunks, read_lines
+from vpn.programs import find_program, find_shim, search_path
+
+DEVICE = "tun0"
+CONNECT_DEADLINE = 10.0  # seconds for a server's address to accept a connection
+KEPT_LINES = 40
+_TUN_FD, _SCRIPT_FD = 3, 4
+
+
+class OpenconnectTunnel:
+    """One openconnect and its namespace."""
+
+    def __init__(self, config: TunnelConfig, credential: Credential, up: BringUp) -> None:
+        self.config = config
+        self.credential = credential
+        self.up = up
+        self.server = ""
+        self.lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+        self.settings: asyncio.Future[NetworkSettings] = up.keeper.loop.create_future()
+        self.decided = asyncio.Event()  # whether packets go by DTLS or TLS is known
+        self.configured: NetworkSettings | None = None
+        self.ciphers = {"TLS": "", "DTLS": ""}
+        self.kind = "TLS"
+        self.seconds = 0.0
+        self._readers: list[asyncio.Task[None]] = []
+
+    @property
+    def client(self) -> Client:
+        """The holder, which starts programs inside."""
+        return self.namespace.client
+
+    def info(self) -> TunnelInfo:
+        """As it is now."""
+        now = self.configured or NetworkSettings("", 0, (), (), ())
+        return TunnelInfo(
+            "openconnect", self.kind, self.ciphers[self.kind], self.seconds, now.address.partition("/")[0], now.mtu,
+            f"{self.server}:{self.credential.port}", now.dns,
+        )  # fmt: skip
+
+    async def bring_up(self) -> None:
+        """The sequence above."""
+        program, shim = find_program("openconnect"), find_shim("tun_from_fd")
+        self.up.step = ("gateway", f"connecting to {', '.join(self.credential.addresses)}")
+        self.server = await first_reachable(self.credential)
+        self.up.step = ("user namespaces", "making a namespace")
+        self.namespace: Namespace = await open_namespace(self.up.keeper)
+        self.up.stack.push_async_callback(self.namespace.close)
+        self.namespace.client.lost.add_done_callback(lambda future: self.up.lose(future.result()))
+        self.up.step = ("openconnect", f"logging in at {self.server}")
+        process = await self._start(program, shim)
+        await self._configure(await self._logged_in(process))
+        await self._decide()
+        self.seconds = self.up.keeper.loop.time() - self.up.started_at
+
+    async def _start(self, program: str, shim: str) -> Process:
+        tun = await self.namespace.open_tun(DEVICE)
+        output, output_end = os.pipe()
+        script, script_end = os.pipe()
+        password = filled(self.credential.password.reveal().encode() + b"\n")
+        try:
+            process = await self.up.keeper.spawn(
+                self._argv(program),
+                env={"PATH": search_path(), "LC_ALL": "C", "LD_PRELOAD": shim, "VPN_TUN_FD": str(_TUN_FD)},
+                cwd="/",
+                stdin=password,
+                stdout=output_end,
+                stderr=output_end,
+                fds={_TUN_FD: tun, _SCRIPT_FD: script_end},
+            )
+        finally:
+            for fd in (tun, output_end, script_end, password):
+                os.close(fd)
+            self._readers = [asyncio.create_task(self._read_output(output)), asyncio.create_task(self._read_script(script))]
+            self.up.stack.push_async_callback(self._stop_reading)
+        self.up.stack.push_async_callback(process.end)
+        process.ended.add_done_callback(lambda _: asyncio.ensure_future(self._on_exit(process)))
+        return process
+
+    def _argv(self, program: str) -> list[str]:
+        config, credential = self.config, self.credential
+        server = f"[{self.server}]" if ":" in self.server else self.server
+        mtu = [f"--base-mtu={config.mtu + 100}", f"--mtu={config.mtu}"] if config.mtu else []
+        return [
+            program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6", "--passwd-on-stdin",
+            f"--user={credential.username}", f"--servercert={credential.pin}", f"--script={script_command(_SCRIPT_FD)}",
+            f"--interface={DEVICE}", f"--reconnect-timeout={config.reconnect_timeout}", *mtu,
+            *(["--no-dtls"] if config.no_dtls else []), f"https://{server}:{credential.port}/",
+        ]  # fmt: skip
+
+    async def _logged_in(self, process: Process) -> NetworkSettings:
+        await asyncio.wait([self.settings, process.ended], return_when=asyncio.FIRST_COMPLETED)
+        if not self.settings.done():
+            await asyncio.wait(self._readers[:1], timeout=1)  # its last words may still be in the pipe
+            raise explain_exit(process.ended.result(), list(self.lines), self.server)
+        return self.settings.result()
+
+    async def _configure(self, settings: NetworkSettings) -> None:
+        self.up.step = ("tunnel", "configuring the namespace")
+        routes = list(settings.routes)
+        await self.namespace.configure(DEVICE, settings.address, mtu=settings.mtu, routes=routes)
+        dns = self.config.dns or settings.dns
+        if dns:
+            await self.namespace.resolve_with(list(dns), list(settings.search))
+        self.configured = replace(settings, dns=tuple(dns))
+
+    async def _decide(self) -> None:
+        self.up.step = ("openconnect", "waiting for DTLS")
+        if not self.config.no_dtls:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.decided.wait(), self.config.dtls_timeout)
+
+    async def _read_output(self, fd: int) -> None:
+        async for line in read_lines(fd):
+            self.lines.append(line)
+            await self._on_said(parse_line(line))
+
+    async def _on_said(self, said: Said | None) -> None:
+        match said:
+            case TlsUp(cipher):
+                self.ciphers["TLS"] = cipher
+            case DtlsUp(cipher):
+                self.ciphers["DTLS"], self.kind = cipher, "DTLS"
+                self.decided.set()
+            case DtlsDown():
+                self.kind = "TLS"
+                self.decided.set()
+            case MtuFound(mtu) if self.configured is not None and 576 <= mtu < self.configured.mtu:
+                await self._shrink(mtu)
+
+    async def _shrink(self, mtu: int) -> None:
+        with suppress(TunnelError):
+            await self.namespace.configure(DEVICE, "", mtu=mtu)
+        if self.configured is not None:
+            self.configured = replace(self.configured, mtu=mtu)
+
+    async def _read_script(self, fd: int) -> None:
+        reader = ScriptReader()
+        async for data in read_chunks(fd):
+            for env in reader.feed(data):
+                self._on_script(env)
+
+    def _on_script(self, env: dict[str, str]) -> None:
+        if env.get("reason") not in ("connect", "reconnect") or "INTERNAL_IP4_ADDRESS" not in env:
+            return
+        try:
+            settings = parse_settings(env)
+        except TunnelError as error:
+            if not self.settings.done():
+                self.settings.set_exception(error)
+            return
+        if not self.settings.done():
+            self.settings.set_result(settings)
+        elif self.configured is not None and settings.address != self.configured.address:
+            self.up.lose(TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting"))
+
+    async def _on_exit(self, process: Process) -> None:
+        await asyncio.wait(self._readers[:1], timeout=1)
+        self.up.lose(explain_exit(process.ended.result(), list(self.lines), self.server))
+
+    async def _stop_reading(self) -> None:
+        for task in self._readers:
+            task.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+
+
+async def bring_up(config: TunnelConfig, up: BringUp) -> OpenconnectTunnel:
+    """Bring a tunnel up; raises TunnelError naming the layer."""
+    if config.credential is None:
+        raise TunnelError("openconnect", "no credential was given")
+    tunnel = OpenconnectTunnel(config, config.credential, up)
+    await tunnel.bring_up()
+    return tunnel
+
+
+async def first_reachable(credential: Credential) -> str:
+    """The first of the server's addresses to accept a TCP connection; all are tried at once."""
+    tries = {asyncio.create_task(_reach(host, credential.port)): host for host in credential.addresses}
+    try:
+        problems: dict[str, str] = {}
+        for done in asyncio.as_completed(tries):
+            host, problem = await done
+            if not problem:
+                return host
+            problems[host] = problem
+    finally:
+        for task in tries:
+            task.cancel()
+    tried = "; ".join(f"{host} port {credential.port}: {problem}" for host, problem in problems.items())
+    raise TunnelError("gateway", f"no address of the gateway answers ({tried}); is it running? see `hpcq vpn gateway status`")
+
+
+async def _reach(host: str, port: int) -> tuple[str, str]:
+    try:
+        async with asyncio.timeout(CONNECT_DEADLINE):
+            _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+    except TimeoutError:
+        return host, f"no answer in {CONNECT_DEADLINE:g} s"
+    except OSError as error:
+        return host, os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    return host, ""

@@ -1,0 +1,88 @@
+"""A namespace as a session sees it: the client of one holder.
+
+``open_namespace`` starts the holder through a keeper and waits for its ``Ready``; the methods are the requests of ``messages``.
+Closing it closes the socket, on which pid 1 exits and the kernel ends everything inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Literal
+
+from vpn.channel import Packet, pair
+from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Report, Resolve, WriteFile
+from vpn.process import REAP_DEADLINE, Client, Process, python_argv
+
+Identity = Literal["user", "root"]
+
+
+class Namespace:
+    """One namespace; ``client`` starts programs in it."""
+
+    def __init__(self, client: Client, outer: Process) -> None:
+        self.client = client
+        self._outer = outer
+
+    @property
+    def pid(self) -> int:
+        """The holder's pid 1 as seen from here: names the namespace for programs that join it."""
+        return self.client.pid
+
+    async def open_tun(self, name: str) -> int:
+        """Make a tun device; a descriptor the caller closes."""
+        packet = await self.client.request(OpenTun(self.client.number(), name))
+        return packet.fds[0]
+
+    async def configure(self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None) -> None:
+        """Address (CIDR, "" for none), MTU in bytes (0: as it is), up, routes through it."""
+        await self.client.request(Configure(self.client.number(), device, address, mtu, routes or []))
+
+    async def resolve_with(self, servers: list[str], search: list[str]) -> None:
+        """Make these the name servers of every program inside."""
+        await self.client.request(Resolve(self.client.number(), resolv_conf(servers, search)))
+
+    async def write(self, path: str, text: str, mode: int = 0) -> None:
+        """Write a setting such as /proc/sys/net/ipv4/ip_forward; with ``mode``, make a file."""
+        await self.client.request(WriteFile(self.client.number(), path, text, mode))
+
+    async def private_directory(self) -> str:
+        """A tmpfs only this namespace sees."""
+        packet: Packet[Report] = await self.client.request(PrivateDirectory(self.client.number()))
+        return packet.message.value if isinstance(packet.message, Done) else ""
+
+    async def close(self) -> None:
+        """End everything inside; returns when the kernel says it is gone."""
+        self.client.close()
+        await asyncio.wait([self._outer.ended], timeout=REAP_DEADLINE)
+
+
+async def open_namespace(keeper: Client, identity: Identity = "user") -> Namespace:
+    """Make a namespace; raises TunnelError naming what the node refuses."""
+    ours, theirs = pair()
+    client = Client(ours, "the namespace's holder")
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with theirs:
+            outer = await keeper.spawn(
+                python_argv("vpn.holder", "3", str(keeper.pid), identity),
+                stdin=null,
+                stdout=null,
+                fds={3: theirs.fileno()},
+            )
+        namespace = Namespace(client, outer)
+        await client.started()
+    except BaseException:
+        client.close()
+        raise
+    finally:
+        os.close(null)
+    return namespace
+
+
+def resolv_conf(servers: list[str], search: list[str]) -> str:
+    """The text of a resolv.conf (resolv.conf(5)); short timeouts, because every server is beyond the tunnel."""
+    lines = [f"nameserver {server}" for server in servers[:3]]
+    if search:
+        lines.append("search " + " ".join(search))
+    return "\n".join([*lines, "options timeout:3 attempts:3", ""])

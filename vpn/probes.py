@@ -1,0 +1,248 @@
+"""Probes: does a service really answer from here? Run inside a tunnel as a program of their own.
+
+``python -c … vpn.probes TIMEOUT TARGET…`` prints one ``ProbeResult`` a line, as each is known. Targets:
+
+* ``root://HOST[:1094]`` speaks XRootD: the 20-byte handshake and kXR_protocol, whose status is read. Source: "XRootD Protocol
+  Version 5.x.x", sections "Connection handshake" and "kXR_protocol Request";
+* ``http://…``, ``https://…``: any status below 500 is an answer;
+* ``cvmfs:REPO``: the repository's root can be listed;
+* ``dns:NAME``: the name has an address.
+
+A result names what failed: the name, the connection (refused, no route, no answer), or the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import shutil
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from vpn.errors import Layer, TunnelError, UsageError
+
+XROOTD_PORT = 1094
+_HANDSHAKE = struct.pack(">5i", 0, 0, 0, 4, 2012)  # the last two words: 4 and ROOTD_PQ
+_KXR_PROTOCOL = struct.pack(">2sHi12xi", b"\0\1", 3006, 0x00000520, 0)  # streamid, request id, client version, no data
+_KXR_OK = 0
+
+
+class ProbeResult(msgspec.Struct, frozen=True):
+    """``layer`` and ``message`` say what answered, or what failed and what to do; ``seconds`` is how long it took."""
+
+    target: str
+    ok: bool
+    layer: Layer
+    message: str
+    seconds: float
+
+
+def check_target(target: str) -> str:
+    """A target that can be probed; raises UsageError."""
+    scheme, _, rest = target.partition(":")
+    if scheme not in PROBES or not rest.strip("/"):
+        raise UsageError(f"{target!r} cannot be probed; known: root://HOST:PORT, http://…, https://…, cvmfs:REPO, dns:NAME")
+    if scheme in ("root", "xroot", "http", "https"):
+        _host_of(target)
+    return target
+
+
+def _host_of(target: str) -> tuple[SplitResult, str, int | None]:
+    try:
+        url = urlsplit(target)
+        if url.hostname:
+            return url, url.hostname, url.port
+    except ValueError:
+        pass
+    raise UsageError(f"{target!r} names no host, or not a port")
+
+
+async def probe_xrootd(target: str) -> str:
+    """Shake hands with an XRootD server; its protocol version."""
+    _, host, port = _host_of(target)
+    reader, writer = await _connect(host, port or XROOTD_PORT, "xrootd")
+    try:
+        writer.write(_HANDSHAKE + _KXR_PROTOCOL)
+        try:
+            kind = parse_handshake(await reader.readexactly(16))
+            version = parse_protocol(await reader.readexactly(16))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise _not_xrootd(host, port, "it closed the connection during the handshake") from None
+        except ValueError as error:
+            raise _not_xrootd(host, port, str(error)) from None
+    finally:
+        writer.close()
+    return f"XRootD {kind} speaking protocol {version}"
+
+
+def _not_xrootd(host: str, port: int | None, why: str) -> TunnelError:
+    return TunnelError("xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port")
+
+
+def parse_handshake(data: bytes) -> str:
+    """The answer to the handshake: streamid 0, status ok, 8 bytes of protocol version and server type."""
+    stream, status, length, _, kind = struct.unpack(">2sHIiI", data)
+    if stream != b"\0\0" or status != _KXR_OK or length != 8:
+        raise ValueError("its first answer is no handshake")
+    return {0: "manager (redirector)", 1: "data server"}.get(kind, "server")
+
+
+def parse_protocol(data: bytes) -> str:
+    """The answer to kXR_protocol; the version, as in 5.2.0."""
+    stream, status, length, version, _flags = struct.unpack(">2sHIiI", data)
+    if stream != b"\0\1" or status != _KXR_OK or length < 8:
+        raise ValueError(f"it answered kXR_protocol with status {status}")
+    return f"{version >> 8 & 0xF}.{version >> 4 & 0xF}.{version & 0xF}"
+
+
+async def probe_http(target: str) -> str:
+    """GET a URL; its status line."""
+    url, host, port = _host_of(target)
+    address = await _resolve(host)
+    status, reason = await asyncio.to_thread(_get, url, host, address, port)
+    if status >= 500:
+        raise TunnelError("http", f"{target}: the server answers {status} {reason}")
+    return f"{status} {reason}"
+
+
+def _get(url: SplitResult, host: str, address: str, port: int | None) -> tuple[int, str]:
+    secure = url.scheme == "https"
+    try:
+        with socket.create_connection((address, port or (443 if secure else 80))) as plain:
+            sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if secure else plain
+            with sock:
+                path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+                name = url.netloc.rpartition("@")[2]
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nUser-Agent: hpcq\r\nConnection: close\r\n\r\n".encode())
+                answer = http.client.HTTPResponse(sock)
+                answer.begin()
+                return answer.status, answer.reason
+    except (ssl.SSLError, http.client.HTTPException, UnicodeError) as error:
+        raise TunnelError("http", f"{host} does not speak {url.scheme.upper()} as expected: {error}") from None
+    except OSError as error:
+        raise TunnelError("http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}") from None
+
+
+async def probe_cvmfs(target: str) -> str:
+    """List a CVMFS repository's root."""
+    repository = target.removeprefix("cvmfs:").strip("/")
+    return await asyncio.to_thread(_list_repository, repository)
+
+
+def _list_repository(repository: str) -> str:
+    path = Path("/cvmfs", repository)
+    try:
+        entries = os.listdir(path)  # noqa: PTH208  (opening the directory is what makes the automounter act)
+    except OSError as error:
+        raise TunnelError("cvmfs", _cvmfs_reason(repository, error)) from None
+    if not entries:
+        raise TunnelError("cvmfs", f"{path} is there but empty: the repository is not mounted; see `cvmfs_config probe` on the node")
+    return f"{path} has {len(entries)} entries"
+
+
+def _cvmfs_reason(repository: str, error: OSError) -> str:
+    if Path("/cvmfs").is_dir() and not isinstance(error, FileNotFoundError):
+        return f"/cvmfs/{repository}: {error.strerror}; the repository is configured but cannot be read"
+    if shutil.which("cvmfs2") or shutil.which("cvmfsexec"):
+        return f"/cvmfs/{repository} is not mounted here; run the command under cvmfsexec {repository}"
+    return (
+        f"/cvmfs/{repository} does not exist, and cvmfs2 and cvmfsexec were not found: install the cvmfs package "
+        "(https://cvmfs.readthedocs.io) or put cvmfsexec (https://github.com/cvmfs/cvmfsexec) on PATH"
+    )
+
+
+async def probe_dns(target: str) -> str:
+    """Look a name up."""
+    return await _resolve(target.removeprefix("dns:"))
+
+
+PROBES: dict[str, Callable[[str], Awaitable[str]]] = {
+    "root": probe_xrootd,
+    "xroot": probe_xrootd,
+    "http": probe_http,
+    "https": probe_http,
+    "cvmfs": probe_cvmfs,
+    "dns": probe_dns,
+}
+
+
+async def _connect(host: str, port: int, layer: Layer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    address = await _resolve(host)
+    try:
+        return await asyncio.open_connection(address, port)
+    except OSError as error:
+        raise TunnelError(layer, f"{host} port {port}: {_connect_reason(error)}") from None
+
+
+def _connect_reason(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: nothing listens there, or a firewall rejects it"
+    return f"{error.strerror or error}"
+
+
+async def _resolve(host: str) -> str:
+    try:
+        answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise TunnelError("dns", f"{host}: {_dns_reason(error)}") from None
+    # IPv4 first: the tunnels carry nothing else, while many servers have both.
+    return str(sorted(answers, key=lambda answer: answer[0] != socket.AF_INET)[0][4][0])
+
+
+def _dns_reason(error: Exception) -> str:
+    code = error.errno if isinstance(error, socket.gaierror) else None
+    servers = ", ".join(name_servers()) or "none configured"
+    if code == socket.EAI_AGAIN:
+        return f"the name servers ({servers}) do not answer; check the gateway's DNS (--dns)"
+    if code in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)):
+        return f"no such name, say the name servers ({servers})"
+    return str(error)
+
+
+def name_servers() -> list[str]:
+    """The name servers of resolv.conf."""
+    try:
+        lines = Path("/etc/resolv.conf").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line.split()[1] for line in lines if line.startswith("nameserver") and len(line.split()) > 1]
+
+
+async def probe(target: str, timeout: float) -> ProbeResult:
+    """Probe one target within ``timeout`` seconds."""
+    start = time.monotonic()
+    scheme = check_target(target).partition(":")[0]
+    layer: Layer = {"root": "xrootd", "xroot": "xrootd", "cvmfs": "cvmfs", "dns": "dns"}.get(scheme, "http")  # type: ignore[assignment]
+    try:
+        async with asyncio.timeout(timeout):
+            message, ok = await PROBES[scheme](target), True
+    except TimeoutError:
+        message, ok = f"{target}: no answer within {timeout:g} s; a firewall may drop it", False
+    except TunnelError as error:
+        layer, message, ok = error.layer, error.message, False
+    return ProbeResult(target, ok, layer, message, time.monotonic() - start)
+
+
+async def _print(target: str, timeout: float) -> None:
+    result = await probe(target, timeout)
+    sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+    sys.stdout.flush()
+
+
+def main(argv: list[str]) -> None:
+    """TIMEOUT TARGET…"""
+
+    async def run() -> None:
+        await asyncio.gather(*(_print(target, float(argv[0])) for target in argv[1:]))
+        os._exit(0)  # a thread may still hang in getaddrinfo or a dead mount
+
+    asyncio.run(run())
