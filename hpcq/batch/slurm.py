@@ -64,9 +64,7 @@ WARNING_S = 120
 
 _MARK = "hpcq"
 _FORMAT = f"{_MARK}|%i|%T|%N|%r"
-_STATUS_LINE = re.compile(
-    rf"{_MARK}\|(?P<id>\d+(?:_\d+)?)\|(?P<state>[A-Z_]+)\|(?P<hosts>[^|]*)\|(?P<reason>.*)"
-)
+_STATUS_LINE = re.compile(rf"{_MARK}\|(?P<id>\d+(?:_\d+)?)\|(?P<state>[A-Z_]+)\|(?P<hosts>[^|]*)\|(?P<reason>.*)")
 _SUBMITTED_LINE = re.compile(r"(?P<id>\d+)(?:;(?P<cluster>[\w.-]+))?", re.ASCII)
 _GONE = ("Invalid job id specified", "already completing or completed")
 
@@ -178,9 +176,7 @@ def submit_argv(count: int, directory: Path) -> tuple[str, ...]:
         UsageError: the directory has a backslash, which turns off Slurm's file name patterns.
     """
     if "\\" in str(directory):
-        raise UsageError(
-            f"the state directory {directory} has a backslash in it, which Slurm cannot write to"
-        )
+        raise UsageError(f"the state directory {directory} has a backslash in it, which Slurm cannot write to")
     folder = str(directory).replace("%", "%%")
     array = () if count == 1 else (f"--array=0-{count - 1}",)
     output = f"{folder}/output.txt" if count == 1 else f"{folder}/output_%a.txt"
@@ -238,14 +234,10 @@ def parse_submitted(result: CommandResult, where: str) -> tuple[str, str]:
     Raises:
         BatchError: there is no such line, although sbatch claims success; carries what it did print.
     """
-    found = [
-        match for line in result.stdout.splitlines() if (match := _SUBMITTED_LINE.fullmatch(line.strip()))
-    ]
+    found = [match for line in result.stdout.splitlines() if (match := _SUBMITTED_LINE.fullmatch(line.strip()))]
     if not found:
         said = " | ".join(last_lines(result.stdout + "\n" + result.stderr, 5)) or "nothing"
-        raise BatchError(
-            f"sbatch reported no job id (host {socket.gethostname()}, {where}); it printed: {said}"
-        )
+        raise BatchError(f"sbatch reported no job id (host {socket.gethostname()}, {where}); it printed: {said}")
     return found[-1]["id"], found[-1]["cluster"] or ""
 
 

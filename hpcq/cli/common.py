@@ -47,9 +47,7 @@ def json_option(command: _F) -> _F:
 
 def name_option(command: _F) -> _F:
     """Add ``--name``, passed on as ``name`` (None when it was not given: see ``choose_queue``)."""
-    return click.option("--name", metavar="QUEUE", help="The queue; the only one there is, if left out.")(
-        command
-    )
+    return click.option("--name", metavar="QUEUE", help="The queue; the only one there is, if left out.")(command)
 
 
 def choose_queue(name: str | None) -> str:

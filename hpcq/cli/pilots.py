@@ -65,27 +65,19 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--account", help="Account to charge.")
 @click.option("--qos", help="Quality of service.")
 @click.option("--constraint", help="Required features of the nodes.")
-@click.option(
-    "--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'."
-)
+@click.option("--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'.")
 @click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Your own batch template.")
-@click.option(
-    "--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot."
-)
+@click.option("--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot.")
 @click.option("--vpn", type=click.Choice(TUNNEL_MODES), help="How the pilots get out; auto if left out.")
 @click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at.")
 @click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task.")
-@click.option(
-    "--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes."
-)
+@click.option("--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes.")
 @click.option("--manager-timeout", metavar="TIME", help="How long a pilot waits for the queue's program.")
 @click.option("--create", is_flag=True, help="Make the queue, for a program that starts later.")
 @click.option("--dry-run", is_flag=True, help="Print the exact script and command; do nothing.")
 @json_option
 @verbose_option
-def submit_pilots(
-    name: str | None, batch: str, create: bool, dry_run: bool, as_json: bool, **values: Any
-) -> None:
+def submit_pilots(name: str | None, batch: str, create: bool, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Put pilots for a queue through the batch system.
 
     Each pilot is one batch job: it finds the queue's program by its connection file, brings its tunnel up,
@@ -104,9 +96,7 @@ def submit_pilots(
         create_queue(queue)
     _show_submitted(queue, system.submit(request), as_json)
     if batch == "local" and shutil.which("sbatch"):
-        click.echo(
-            "hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True
-        )
+        click.echo("hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True)
 
 
 def _request(queue: str, batch: str, values: dict[str, Any]) -> PilotRequest:
@@ -205,8 +195,7 @@ def _ask_for_pilots(queue: str) -> list[dict[str, Any]] | None:
 def _with_output(rows: Sequence[Row], jobs: Sequence[BatchJob]) -> list[Row]:
     by_id = {job.id: job for job in jobs}
     return [
-        msgspec.structs.replace(row, output=output_tail(by_id[row.job_id])) if row.failed_start else row
-        for row in rows
+        msgspec.structs.replace(row, output=output_tail(by_id[row.job_id])) if row.failed_start else row for row in rows
     ]
 
 

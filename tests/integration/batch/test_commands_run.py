@@ -28,9 +28,7 @@ def test_the_locale_is_c_and_variables_can_be_kept_away(monkeypatch):
 
 
 def test_a_command_that_is_not_there():
-    with pytest.raises(
-        BatchError, match=r"nosuch not found on \S+; is this a login node\? `--batch local` needs"
-    ):
+    with pytest.raises(BatchError, match=r"nosuch not found on \S+; is this a login node\? `--batch local` needs"):
         CommandRunner().run(["nosuch"])
 
 

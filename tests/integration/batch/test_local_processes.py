@@ -118,9 +118,7 @@ def test_jobs_outlive_the_program_that_submitted_them():
         "r = PilotRequest(queue='q', pilot_argv=('/bin/sh', '-c', 'read x < /dev/null; echo up; exec sleep 600'))\n"
         "print(get_batch_system('local').submit(r)[0].id)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     [job] = load_jobs("q")
     assert done.stdout.strip() == job.id
     await_output(job, "up")
@@ -130,9 +128,7 @@ def test_jobs_outlive_the_program_that_submitted_them():
 
 
 def test_cancel_lets_the_pilot_finish():
-    [job] = LocalBatch().submit(
-        sh("trap 'echo drained; exit 0' TERM; echo up; while :; do sleep 600 & wait $!; done")
-    )
+    [job] = LocalBatch().submit(sh("trap 'echo drained; exit 0' TERM; echo up; while :; do sleep 600 & wait $!; done"))
     await_output(job, "up")
     LocalBatch().cancel([job])
     assert await_status(job, JobState.CANCELLED).exit_code == 0
