@@ -32,7 +32,7 @@ selected() {
 }
 
 cache_directory() {
-    local base="${XDG_CACHE_HOME:-$HOME/.cache}"
+    local base="${XDG_CACHE_HOME:-${HOME:?is not set}/.cache}"
     if ((EUID == 0)); then base=/var/cache; fi # where ordinary users of the simulated site can read
     printf '%s/hpcq/%s' "$base" "$(printf '%s' "$HPCQ_CLONE" | sha256sum | cut -c 1-12)"
 }
