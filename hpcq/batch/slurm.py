@@ -79,6 +79,7 @@ _OVERRULES = {
 _ALWAYS_HIDDEN = (
     "SBATCH_ARRAY_INX",
     "SBATCH_ERROR",
+    "HPCQ_JOB_ID",  # of a local pilot that submits: Slurm's pilots would inherit it and take it for theirs
     "SBATCH_JOB_NAME",
     "SBATCH_NO_REQUEUE",
     "SBATCH_OPEN_MODE",
@@ -108,7 +109,7 @@ class SlurmBatch(BatchSystem):
         result = self.runner.run(rendered.command, keep_variable=lambda name: name not in hidden)
         script = records.script_path(directory)
         if result.status != 0:
-            raise refusal(result, f"script {script}")
+            raise refusal(result, f"script {script}{_hint(result, request.count)}")
         job_id, cluster = parse_submitted(result, f"script {script}")
         indexes: list[int | None] = [None] if request.count == 1 else list(range(request.count))
         return [
@@ -247,14 +248,21 @@ def parse_statuses(output: str) -> dict[str, JobStatus]:
     for line in output.splitlines():
         match = _STATUS_LINE.fullmatch(line.strip())
         if match:
+            reason = _value(match["reason"])
             statuses[match["id"]] = JobStatus(
                 id=match["id"],
-                state=STATES.get(match["state"], JobState.UNKNOWN),
-                reason=_value(match["reason"]),
+                state=_state(match["state"], reason),
+                reason=reason,
                 hosts=_value(match["hosts"]),
                 raw_state=match["state"],
             )
     return statuses
+
+
+def _state(name: str, reason: str) -> JobState:
+    state = STATES.get(name, JobState.UNKNOWN)
+    # Slurm has no state for a held job that has never run, only a reason (JobHeldUser, JobHeldAdmin).
+    return JobState.HELD if state is JobState.PENDING and reason.startswith("JobHeld") else state
 
 
 def _value(text: str) -> str:
@@ -265,6 +273,13 @@ def hidden_variables(request: PilotRequest) -> frozenset[str]:
     """Return the ``SBATCH_*`` variables that would overrule what ``request`` says or what hpcq needs."""
     stated = [names for field, names in _OVERRULES.items() if getattr(request, field) is not None]
     return frozenset(_ALWAYS_HIDDEN).union(*stated)
+
+
+def _hint(result: CommandResult, count: int) -> str:
+    """Return what to do about a refusal whose message does not say."""
+    if "Invalid job array specification" in result.stderr:
+        return f"; the site allows arrays of fewer than {count} jobs: submit them in parts"
+    return ""
 
 
 def _only_gone(result: CommandResult) -> bool:

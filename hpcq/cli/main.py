@@ -20,8 +20,8 @@ from hpcq.cli.common import VERBOSE, verbose_option
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
-BROKEN_PIPE = 141
-"""Exit status when the reader of our output went away: 128 + SIGPIPE."""
+BROKEN_PIPE = 1
+"""Exit status when the reader of our output went away; click's own, which it gives where it sees that first."""
 
 COMMANDS = {
     "submit-pilots": ("hpcq.cli.pilots:submit_pilots", "Put pilots through the batch system."),

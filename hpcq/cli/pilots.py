@@ -37,6 +37,7 @@ from hpcq.cli.common import (
     print_table,
     queue_not_found,
     require_queue,
+    tell_manager,
     verbose_option,
 )
 from hpcq.cli.job_states import Statuses, by_batch, is_gone, job_states, recorded_end
@@ -68,7 +69,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'.")
 @click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Your own batch template.")
 @click.option("--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot.")
-@click.option("--vpn", type=click.Choice(TUNNEL_MODES), help="How the pilots get out; auto if left out.")
+@click.option("--vpn", type=click.Choice(TUNNEL_MODES), help="How tasks get out.")
 @click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at.")
 @click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task.")
 @click.option("--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes.")
@@ -94,7 +95,9 @@ def submit_pilots(name: str | None, batch: str, create: bool, dry_run: bool, as_
     if create and not state_dir.connection_file(queue).exists():
         system.render(request)  # refuse what cannot be submitted before a queue is made for it
         create_queue(queue)
-    _show_submitted(queue, system.submit(request), as_json)
+    jobs = system.submit(request)
+    _show_submitted(queue, jobs, as_json)
+    tell_manager(queue)
     if batch == "local" and shutil.which("sbatch"):
         click.echo("hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True)
 
