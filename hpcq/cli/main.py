@@ -20,8 +20,8 @@ from hpcq.cli.common import VERBOSE, verbose_option
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
-BROKEN_PIPE = 141
-"""Exit status when the reader of our output went away: 128 + SIGPIPE."""
+BROKEN_PIPE = 1
+"""Exit status when the reader of our output went away; click's own, which it gives where it sees that first."""
 
 COMMANDS = {
     "submit-pilots": ("hpcq.cli.pilots:submit_pilots", "Put pilots through the batch system."),
@@ -66,9 +66,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
         ctx.exit()
 
 
-@click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
-)
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version)
 @verbose_option
 @click.pass_context

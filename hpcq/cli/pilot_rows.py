@@ -60,7 +60,7 @@ def merge(
     rows = [_job_row(job, statuses[job.id], reports.get(job.id), pilots is not None) for job in jobs]
     known = {job.id for job in jobs}
     strangers = [pilot for pilot in pilots or () if str(pilot.get("job_id") or "") not in known]
-    return rows + [_row(str(p.get("job_id") or ""), str(p.get("batch") or ""), p) for p in strangers]
+    return rows + [_row(str(p.get("job_id") or p.get("name") or ""), str(p.get("batch") or ""), p) for p in strangers]
 
 
 def _job_row(job: BatchJob, status: JobStatus, report: Mapping[str, Any] | None, manager: bool) -> Row:
@@ -86,7 +86,7 @@ def _state(status: JobStatus, pilot_state: str) -> str:
         return pilot_state
     if status.state is JobState.UNKNOWN:
         return pilot_state or (status.raw_state.lower() if status.is_listed else "unknown")
-    return status.state.value
+    return str(status.state.value)
 
 
 def _row(job_id: str, batch: str, report: Mapping[str, Any]) -> Row:

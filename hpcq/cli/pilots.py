@@ -37,6 +37,7 @@ from hpcq.cli.common import (
     print_table,
     queue_not_found,
     require_queue,
+    tell_manager,
     verbose_option,
 )
 from hpcq.cli.job_states import Statuses, by_batch, is_gone, job_states, recorded_end
@@ -65,27 +66,19 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--account", help="Account to charge.")
 @click.option("--qos", help="Quality of service.")
 @click.option("--constraint", help="Required features of the nodes.")
-@click.option(
-    "--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'."
-)
+@click.option("--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'.")
 @click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Your own batch template.")
-@click.option(
-    "--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot."
-)
-@click.option("--vpn", type=click.Choice(TUNNEL_MODES), help="How the pilots get out; auto if left out.")
+@click.option("--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot.")
+@click.option("--vpn", type=click.Choice(TUNNEL_MODES), help="How tasks get out.")
 @click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at.")
 @click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task.")
-@click.option(
-    "--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes."
-)
+@click.option("--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes.")
 @click.option("--manager-timeout", metavar="TIME", help="How long a pilot waits for the queue's program.")
 @click.option("--create", is_flag=True, help="Make the queue, for a program that starts later.")
 @click.option("--dry-run", is_flag=True, help="Print the exact script and command; do nothing.")
 @json_option
 @verbose_option
-def submit_pilots(
-    name: str | None, batch: str, create: bool, dry_run: bool, as_json: bool, **values: Any
-) -> None:
+def submit_pilots(name: str | None, batch: str, create: bool, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Put pilots for a queue through the batch system.
 
     Each pilot is one batch job: it finds the queue's program by its connection file, brings its tunnel up,
@@ -99,12 +92,14 @@ def submit_pilots(
     if dry_run:
         _show_rendered(system.render(request), as_json)
         return
-    if batch == "local" and shutil.which("sbatch"):
-        click.echo("hpcq: pilots start on this very host; --batch slurm puts them on compute nodes", err=True)
     if create and not state_dir.connection_file(queue).exists():
         system.render(request)  # refuse what cannot be submitted before a queue is made for it
         create_queue(queue)
-    _show_submitted(queue, system.submit(request), as_json)
+    jobs = system.submit(request)
+    _show_submitted(queue, jobs, as_json)
+    tell_manager(queue)
+    if batch == "local" and shutil.which("sbatch"):
+        click.echo("hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True)
 
 
 def _request(queue: str, batch: str, values: dict[str, Any]) -> PilotRequest:
@@ -162,7 +157,7 @@ def _show_submitted(queue: str, jobs: Sequence[BatchJob], as_json: bool) -> None
 @json_option
 @verbose_option
 @click.pass_context
-def pilots(ctx: click.Context, name: str | None, show_all: bool, as_json: bool) -> None:
+def pilots(ctx: click.Context, *, name: str | None, show_all: bool, as_json: bool) -> None:
     """Show the pilots of a queue and their batch jobs.
 
     A job that ended without its pilot having reported is shown with the end of its output.
@@ -183,7 +178,7 @@ def pilots(ctx: click.Context, name: str | None, show_all: bool, as_json: bool) 
 
 
 def _recent(jobs: Sequence[BatchJob]) -> list[BatchJob]:
-    """Leave out jobs that ended, or (with no end on record) were submitted, too long ago to matter."""
+    """Leave out jobs that ended too long ago to matter."""
     now, kept = time.time(), []
     for job in jobs:
         ending = records.load_ending(job)
@@ -203,8 +198,7 @@ def _ask_for_pilots(queue: str) -> list[dict[str, Any]] | None:
 def _with_output(rows: Sequence[Row], jobs: Sequence[BatchJob]) -> list[Row]:
     by_id = {job.id: job for job in jobs}
     return [
-        msgspec.structs.replace(row, output=output_tail(by_id[row.job_id])) if row.failed_start else row
-        for row in rows
+        msgspec.structs.replace(row, output=output_tail(by_id[row.job_id])) if row.failed_start else row for row in rows
     ]
 
 
@@ -227,7 +221,7 @@ def _show_rows(queue: str, rows: Sequence[Row]) -> None:
 @json_option
 @verbose_option
 def cancel_pilots(
-    name: str | None, ids: tuple[str, ...], everything: bool, pending: bool, timeout: str, as_json: bool
+    *, name: str | None, ids: tuple[str, ...], everything: bool, pending: bool, timeout: str, as_json: bool
 ) -> None:
     """Cancel pilots and wait until they are gone.
 

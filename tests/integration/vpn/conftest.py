@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LOGIN, NODE, WAN = "192.0.2.1", "192.0.2.11", "203.0.113.1"
 DEADLINE = 30.0
 
+
 def need(condition: bool, what: str) -> None:
     """Skip when a prerequisite is missing; fail where everything must be there."""
     if condition:
@@ -51,14 +52,18 @@ class Site:
         self.hosts = {"login": self.pid}
         self.children = [self.holder]
         for host in ("node", "wan"):
-            process = self._hold([*self.enter("login"), "unshare", "--net", "sh", "-c", "ip link set lo up; echo ready; exec cat"])
+            process = self._hold(
+                [*self.enter("login"), "unshare", "--net", "sh", "-c", "ip link set lo up; echo ready; exec cat"]
+            )
             self.children.append(process)
             self.hosts[host] = self._child(process.pid)
         self._wire("node", LOGIN, NODE)
         self._wire("wan", "203.0.113.2", WAN)
         (directory / "resolv.conf").write_text(f"nameserver {WAN}\n")
         self.check("login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf"))
-        self.services = self._hold([*self.enter("wan"), sys.executable, str(Path(__file__).with_name("services.py")), WAN])
+        self.services = self._hold(
+            [*self.enter("wan"), sys.executable, str(Path(__file__).with_name("services.py")), WAN]
+        )
         self.children.append(self.services)
         self.known = self.processes()
 
@@ -74,7 +79,9 @@ class Site:
 
     def _wire(self, host, near, far):
         inner = self.inner_pid(self.hosts[host])
-        self.check("login", "ip", "link", "add", f"to-{host}", "type", "veth", "peer", "name", "eth0", "netns", str(inner))
+        self.check(
+            "login", "ip", "link", "add", f"to-{host}", "type", "veth", "peer", "name", "eth0", "netns", str(inner)
+        )
         for where, device, address in (("login", f"to-{host}", near), (host, "eth0", far)):
             self.check(where, "ip", "addr", "add", f"{address}/24", "dev", device)
             self.check(where, "ip", "link", "set", device, "up")
@@ -133,7 +140,9 @@ class Site:
                 nspid = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
                 chain = self._is_inside(int(path.name), namespace, len(nspid))
                 if chain and "\nState:\tZ" not in status:
-                    found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(path.name)] = (
+                        (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    )
         return found
 
     def _is_inside(self, pid, namespace, _depth):
@@ -184,7 +193,9 @@ def prerequisites():
     for program in ("openconnect", "ocserv", "ocpasswd", "slirp4netns", "nft", "ip", "unshare", "nsenter"):
         need(has(program), program)
     need(Path("/dev/net/tun").exists(), "/dev/net/tun")
-    done = subprocess.run(["unshare", "--user", "--map-root-user", "--net", "--mount", "true"], capture_output=True, check=False)
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", "--mount", "true"], capture_output=True, check=False
+    )
     need(done.returncode == 0, "user namespaces")
     shims = [ROOT / "vpn" / "preload" / f"{name}.so" for name in ("tun_from_fd", "one_id")]
     if not all(shim.exists() for shim in shims) and os.access(shims[0].parent, os.W_OK):

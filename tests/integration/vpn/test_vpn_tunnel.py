@@ -12,7 +12,6 @@ import pytest
 WAN = "203.0.113.1"
 
 
-
 def run(site, credential, *argv, options=(), **more):
     return site.vpn("node", "run", "--credential", credential, *options, "--", *argv, **more)
 
@@ -53,7 +52,9 @@ def test_stdin_stdout_stderr_are_the_callers(gateway, credential):
 
 def test_signal_goes_to_the_command(gateway, credential):
     script = "trap 'echo got; exit 3' TERM; echo up; while :; do sleep 1000 & wait; done"
-    process = gateway.start_vpn("node", "run", "--credential", credential(), "--", "sh", "-c", script, stdout=subprocess.PIPE)
+    process = gateway.start_vpn(
+        "node", "run", "--credential", credential(), "--", "sh", "-c", script, stdout=subprocess.PIPE
+    )
     with process:
         assert process.stdout.readline() == b"up\n"
         for pid in gateway.find("vpn run"):
@@ -146,4 +147,6 @@ def test_required_target_that_does_not_answer(gateway, credential):
     done = run(gateway, credential(), "echo", "ran", options=("--require", f"root://{WAN}:1"))
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.startswith("Error: xrootd: ")
-    assert run(gateway, credential("b"), "true", options=("--require", "dns:no.example.com")).stderr.startswith("Error: dns: ")
+    assert run(gateway, credential("b"), "true", options=("--require", "dns:no.example.com")).stderr.startswith(
+        "Error: dns: "
+    )

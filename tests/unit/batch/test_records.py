@@ -19,9 +19,7 @@ def submission(job_id: str = "4711", count: int = 2) -> list[records.BatchJob]:
     directory = records.new_directory("q")
     script = records.write_script(directory, "#!/bin/sh\n")
     jobs = [
-        records.BatchJob(
-            f"{job_id}_{k}", "slurm", "q", directory, script, records.output_path(directory, k), 5.0, "c2"
-        )
+        records.BatchJob(f"{job_id}_{k}", "slurm", "q", directory, script, records.output_path(directory, k), 5.0, "c2")
         for k in range(count)
     ]
     records.save_submission(directory, jobs, {"count": count})
