@@ -58,6 +58,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(PICTURE), help=f"the plot [{PICTURE}]")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         return inside(options.output) if options.inside else outside(options.output.absolute())
     except (DemoError, SiteError) as error:
@@ -68,7 +69,7 @@ def main() -> int:
 
 
 def heading(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    print(f"\n== {text}")
 
 
 # --- outside the site ----------------------------------------------------------------------------------------------
@@ -260,12 +261,12 @@ def free_port() -> int:
 
 def call(place: Place, argv: Sequence[str], host: str = "login") -> None:
     """Show a command and what it prints; `DemoError` when it fails."""
-    print(f"[{host}]$ {shlex.join(argv)}", flush=True)
+    print(f"[{host}]$ {shlex.join(argv)}")
     try:
         answer = place.run(host, argv, timeout=COMMAND_DEADLINE)
     except subprocess.TimeoutExpired as error:
         raise DemoError(f"{shlex.join(argv)} on {host} takes more than {error.timeout:.0f} s") from None
-    print(answer.stdout + answer.stderr, end="", flush=True)
+    print(answer.stdout + answer.stderr, end="")
     if answer.returncode:
         raise DemoError(f"{shlex.join(argv)} on {host} ended with status {answer.returncode}")
 
@@ -273,7 +274,7 @@ def call(place: Place, argv: Sequence[str], host: str = "login") -> None:
 def analyse(place: Place, arguments: Sequence[str], output: Path) -> None:
     """Run the analysis; while its queue is open, ask the command line about it; fetch the plot."""
     command = [sys.executable, *arguments, "--name", QUEUE, "--output", PICTURE, "--keep-open"]
-    print(f"[login]$ python {shlex.join(command[1:])}", flush=True)
+    print(f"[login]$ python {shlex.join(command[1:])}")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with place.popen("login", command, **pipes) as program:
         timer = threading.Timer(ANALYSIS_DEADLINE, kill_group, [program])
@@ -295,7 +296,7 @@ def follow(place: Place, program: subprocess.Popen[str]) -> None:
     for line in program.stdout:
         if line.strip() == KEPT_OPEN:
             break
-        print(line, end="", flush=True)
+        print(line, end="")
     else:
         explain(place)
         raise DemoError(f"the analysis ended with status {program.wait()} (it may take {ANALYSIS_DEADLINE:.0f} s)")
