@@ -273,7 +273,7 @@ def call(place: Place, argv: Sequence[str], host: str = "login") -> None:
 
 def analyse(place: Place, arguments: Sequence[str], output: Path) -> None:
     """Run the analysis; while its queue is open, ask the command line about it; fetch the plot."""
-    command = [sys.executable, *arguments, "--name", QUEUE, "--output", PICTURE, "--keep-open"]
+    command = [sys.executable, *arguments, "--name", QUEUE, "--output", PICTURE, "--pilots", "2", "--keep-open"]
     print(f"[login]$ python {shlex.join(command[1:])}")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with place.popen("login", command, **pipes) as program:
