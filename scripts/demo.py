@@ -45,9 +45,10 @@ class DemoError(Exception):
 class Place(Protocol):
     """Where commands run: `Site`, or `Loopback`."""
 
-    home: Path
+    @property
+    def home(self) -> Path: ...
 
-    def run(self, host: str, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]: ...
+    def run(self, host: str, argv: Sequence[str], *, timeout: float = ...) -> subprocess.CompletedProcess[str]: ...
 
     def popen(self, host: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]: ...
 
@@ -59,6 +60,8 @@ def main() -> int:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         return inside(options.output) if options.inside else outside(options.output.absolute())
     except (DemoError, SiteError) as error:
@@ -93,19 +96,24 @@ def run_site(identity: Path, output: Path) -> int:
     """The inner half in a site that dies with us; its status."""
     site = [sys.executable, "-m", "simulated_site", "run", f"--identity={identity}", f"--bind={output.parent}", "--"]
     half = [sys.executable, str(Path(__file__).resolve()), "--inside", f"--output={output}"]
-    with subprocess.Popen(["setpriv", "--pdeathsig=KILL", *site, *half]) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the terminal told the site too
-            return end(process)
+    process = subprocess.Popen(["setpriv", "--pdeathsig=KILL", *site, *half])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal told the site too
+        return 128 + signal.SIGINT
+    except SystemExit:  # nobody else did
+        process.terminate()
+        raise
+    finally:
+        end(process)
 
 
-def end(process: subprocess.Popen[Any]) -> int:
+def end(process: subprocess.Popen[Any]) -> None:
+    """Let the site end by itself, for a while."""
     with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         process.wait(END_DEADLINE)
     process.kill()
     process.wait()
-    return 128 + signal.SIGINT
 
 
 def check_nothing_left(identity: Path) -> None:
