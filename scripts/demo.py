@@ -45,9 +45,10 @@ class DemoError(Exception):
 class Place(Protocol):
     """Where commands run: `Site`, or `Loopback`."""
 
-    home: Path
+    @property
+    def home(self) -> Path: ...
 
-    def run(self, host: str, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]: ...
+    def run(self, host: str, argv: Sequence[str], *, timeout: float = ...) -> subprocess.CompletedProcess[str]: ...
 
     def popen(self, host: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]: ...
 
@@ -58,6 +59,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(PICTURE), help=f"the plot [{PICTURE}]")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         return inside(options.output) if options.inside else outside(options.output.absolute())
     except (DemoError, SiteError) as error:
@@ -68,7 +72,7 @@ def main() -> int:
 
 
 def heading(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    print(f"\n== {text}")
 
 
 # --- outside the site ----------------------------------------------------------------------------------------------
@@ -92,19 +96,24 @@ def run_site(identity: Path, output: Path) -> int:
     """The inner half in a site that dies with us; its status."""
     site = [sys.executable, "-m", "simulated_site", "run", f"--identity={identity}", f"--bind={output.parent}", "--"]
     half = [sys.executable, str(Path(__file__).resolve()), "--inside", f"--output={output}"]
-    with subprocess.Popen(["setpriv", "--pdeathsig=KILL", *site, *half]) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the terminal told the site too
-            return end(process)
+    process = subprocess.Popen(["setpriv", "--pdeathsig=KILL", *site, *half])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal told the site too
+        return 128 + signal.SIGINT
+    except SystemExit:  # nobody else did
+        process.terminate()
+        raise
+    finally:
+        end(process)
 
 
-def end(process: subprocess.Popen[Any]) -> int:
+def end(process: subprocess.Popen[Any]) -> None:
+    """Let the site end by itself, for a while."""
     with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         process.wait(END_DEADLINE)
     process.kill()
     process.wait()
-    return 128 + signal.SIGINT
 
 
 def check_nothing_left(identity: Path) -> None:
@@ -260,20 +269,20 @@ def free_port() -> int:
 
 def call(place: Place, argv: Sequence[str], host: str = "login") -> None:
     """Show a command and what it prints; `DemoError` when it fails."""
-    print(f"[{host}]$ {shlex.join(argv)}", flush=True)
+    print(f"[{host}]$ {shlex.join(argv)}")
     try:
         answer = place.run(host, argv, timeout=COMMAND_DEADLINE)
     except subprocess.TimeoutExpired as error:
         raise DemoError(f"{shlex.join(argv)} on {host} takes more than {error.timeout:.0f} s") from None
-    print(answer.stdout + answer.stderr, end="", flush=True)
+    print(answer.stdout + answer.stderr, end="")
     if answer.returncode:
         raise DemoError(f"{shlex.join(argv)} on {host} ended with status {answer.returncode}")
 
 
 def analyse(place: Place, arguments: Sequence[str], output: Path) -> None:
     """Run the analysis; while its queue is open, ask the command line about it; fetch the plot."""
-    command = [sys.executable, *arguments, "--name", QUEUE, "--output", PICTURE, "--keep-open"]
-    print(f"[login]$ python {shlex.join(command[1:])}", flush=True)
+    command = [sys.executable, *arguments, "--name", QUEUE, "--output", PICTURE, "--pilots", "2", "--keep-open"]
+    print(f"[login]$ python {shlex.join(command[1:])}")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with place.popen("login", command, **pipes) as program:
         timer = threading.Timer(ANALYSIS_DEADLINE, kill_group, [program])
@@ -295,7 +304,7 @@ def follow(place: Place, program: subprocess.Popen[str]) -> None:
     for line in program.stdout:
         if line.strip() == KEPT_OPEN:
             break
-        print(line, end="", flush=True)
+        print(line, end="")
     else:
         explain(place)
         raise DemoError(f"the analysis ended with status {program.wait()} (it may take {ANALYSIS_DEADLINE:.0f} s)")

@@ -5,6 +5,7 @@ python dimuon_mass.py root://HOST:1094//store/uproot-Zmumu.root --output dimuon_
 
 import argparse
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -26,6 +27,12 @@ def count_masses(url, start, stop):
         muon = file["events"].arrays(names, entry_start=start, entry_stop=stop, library="np")
     energy, px, py, pz = (muon[f"{quantity}1"] + muon[f"{quantity}2"] for quantity in ("E", "px", "py", "pz"))
     return np.histogram(np.sqrt(energy**2 - px**2 - py**2 - pz**2), EDGES)[0]
+
+
+def wait_for_pilots(queue, count):
+    """Without this the first pilot may have done all before the second is up: the file is small."""
+    while sum(pilot["state"] == "ready" for pilot in queue.pilots()) < count:
+        time.sleep(0.1)
 
 
 def run(queue, url, network):
@@ -75,9 +82,11 @@ def main():
     parser.add_argument("--name", default="dimuon", help="name of the queue")
     parser.add_argument("--output", default="dimuon_mass.png")
     parser.add_argument("--network", default="wan", help="wan: only through the tunnel; any: wherever")
+    parser.add_argument("--pilots", type=int, default=0, help="wait for so many before handing out tasks")
     parser.add_argument("--keep-open", action="store_true", help="keep the queue until standard input ends")
     options = parser.parse_args()
     with hpcq.Queue(name=options.name) as queue:
+        wait_for_pilots(queue, options.pilots)
         masses, nodes = run(queue, options.url, options.network)
         pilots = queue.pilots()
         position = peak(masses)

@@ -11,17 +11,22 @@ from pyroute2 import IPRoute
 
 from simulated_site import plan
 from simulated_site.plan import Host
+from simulated_site.shape import Shape, connect
 
 OUTSIDE_LINKS = ("outside0", "eth0")
 """The login node's and the outside's end of the wire between them."""
 
 
-def wire(pids: dict[str, int]) -> None:
-    """One veth pair between login and wan, one between login and each compute node."""
+def wire(pids: dict[str, int], outer: Shape | None) -> None:
+    """A wire between login and wan, shaped or not, and one between login and each compute node."""
+    outside = (OUTSIDE_LINKS[0], pids["login"]), (OUTSIDE_LINKS[1], pids["wan"])
     with IPRoute() as netlink:
-        _pair(netlink, (OUTSIDE_LINKS[0], pids["login"]), (OUTSIDE_LINKS[1], pids["wan"]))
+        if outer is None:
+            _pair(netlink, *outside)
         for host in plan.COMPUTE:
             _pair(netlink, (host.name, pids["login"]), ("eth0", pids[host.name]))
+    if outer is not None:
+        connect(*outside, outer)
 
 
 def _pair(netlink: IPRoute, one: tuple[str, int], other: tuple[str, int]) -> None:
