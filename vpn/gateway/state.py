@@ -1,8 +1,8 @@
 """Where a gateway keeps its state, and how to know whether the one written down still lives.
 
-``$XDG_STATE_HOME/hpcq-gateway/NAME/`` (0700) holds ``gateway.json``, the server's key and certificate, the control
-socket and the log. A home directory is shared by a site's login nodes, so the host is part of the record. A process is
-known by pid, start time and boot: a pid alone is soon another's.
+``$XDG_STATE_HOME/hpcq-gateway/NAME/`` (0700) holds ``gateway.json``, the server's key and certificate, the
+control socket and the log. A home directory is shared by a site's login nodes, so the host is part of the
+record. A process is known by pid, start time and boot: a pid alone is soon another's.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class GatewayConfig:
 def check_name(name: str) -> str:
     """A gateway's name: it becomes a directory's."""
     if _NAME.fullmatch(name) is None:
-        raise UsageError(f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64")
+        raise UsageError(
+            f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64"
+        )
     return name
 
 
@@ -77,7 +79,9 @@ def make_directory(name: str) -> Path:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
     except OSError as error:
-        raise GatewayError(f"cannot use {directory}: {error.strerror}; set XDG_STATE_HOME to a directory of yours") from None
+        raise GatewayError(
+            f"cannot use {directory}: {error.strerror}; set XDG_STATE_HOME to a directory of yours"
+        ) from None
     return directory
 
 
@@ -93,14 +97,18 @@ def write_record(directory: Path, record: Record) -> None:
     """Write the record at once or not at all, 0600."""
     unfinished = directory / "gateway.json.new"
     unfinished.unlink(missing_ok=True)
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     unfinished.replace(directory / "gateway.json")
 
 
 def is_alive(record: Record) -> bool:
     """Whether the recorded daemon is a process of this host now; False for one of another host."""
-    return record.host == socket.gethostname() and record.boot == boot_id() and start_time(record.pid) == record.start_time
+    return (
+        record.host == socket.gethostname()
+        and record.boot == boot_id()
+        and start_time(record.pid) == record.start_time
+    )
 
 
 def boot_id() -> str:
@@ -129,6 +137,9 @@ def host_addresses() -> list[str]:
         found += [
             entry.address
             for entry in entries
-            if entry.family == socket.AF_INET and up and up.isup and not entry.address.startswith(("127.", "169.254."))
+            if entry.family == socket.AF_INET
+            and up
+            and up.isup
+            and not entry.address.startswith(("127.", "169.254."))
         ]
     return found
