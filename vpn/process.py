@@ -30,14 +30,16 @@ START_DEADLINE = 30.0  # seconds for a keeper to start; a cold Python on a share
 TERMINATE_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 REAP_DEADLINE = 10.0  # seconds for a killed process to be gone
 
-_BOOTSTRAP = "import sys; sys.path[:0] = sys.argv[1:2]; from {module} import main; main(sys.argv[2:])"
+_BOOTSTRAP = (
+    "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
+    "from {module} import main; main(sys.argv[2:])"
+)
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 def python_argv(module: str, *arguments: str) -> list[str]:
     """An argv that runs ``module.main(arguments)`` in a fresh Python that finds this very package."""
-    root = _ROOT if _ROOT not in sys.path[1:] else os.devnull
-    return [sys.executable, "-P", "-c", _BOOTSTRAP.format(module=module), root, *arguments]
+    return [sys.executable, "-P", "-c", _BOOTSTRAP.format(module=module), _ROOT, *arguments]
 
 
 class Process:

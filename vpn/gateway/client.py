@@ -48,16 +48,20 @@ class GatewayClient:
 
     def stop(self) -> None:
         """End it; returns when its process has ended."""
+        record = state.read_record(self.directory)
         with self._connect() as sock:
             self._exchange(sock, control.Stop(), STOP_DEADLINE)
             try:
                 sock.recv(1)
             except ConnectionError:
-                return
+                pass
             except TimeoutError:
-                raise GatewayError(
-                    f"gateway {self.name!r} did not end within {STOP_DEADLINE:g} s; see {self.log}"
-                ) from None
+                raise GatewayError(self._not_ended()) from None
+        if record is not None and not state.wait_ended(record.pid, STOP_DEADLINE):
+            raise GatewayError(self._not_ended())
+
+    def _not_ended(self) -> str:
+        return f"gateway {self.name!r} did not end within {STOP_DEADLINE:g} s; see {self.log}"
 
     @property
     def log(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,11 +121,26 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); 0 when it is gone."""
+    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); 0 when it has ended."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return 0 if fields[0] in "ZX" else int(fields[19])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def wait_ended(pid: int, deadline: float) -> bool:
+    """Wait until a process, not necessarily a child, has ended; False when the deadline (seconds) passes first."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:  # it has ended; or a kernel before 5.3, where its socket's end must do
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(deadline * 1000))
+    finally:
+        os.close(fd)
 
 
 def host_addresses() -> list[str]:

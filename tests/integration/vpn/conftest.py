@@ -213,6 +213,11 @@ class Site:
             finally:
                 os.close(fd)
 
+    def wait_empty(self):
+        """Wait until only the site itself is left."""
+        self.wait_gone(self.extra())
+        assert not self.extra()
+
     def close(self):
         for process in reversed(self.children):
             process.stdin.close()

@@ -118,7 +118,7 @@ def test_gateway_down(gateway, credential):
     done = run(gateway, file, "true")
     assert done.returncode == 5
     assert "no address of the gateway answers" in done.stderr
-    assert not gateway.extra()
+    gateway.wait_empty()
 
 
 def test_any_server_with_password_on_stdin(gateway, credential):
