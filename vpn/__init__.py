@@ -1,7 +1,8 @@
 """vpn: rootless tunnels out of compute nodes; useful without hpcq.
 
-``open_session`` brings a tunnel up and runs programs inside it; ``GatewayClient`` gets a pilot's credential from the gateway
-its user runs on a login node. Start reading at ``vpn/session.py``; ``python -m vpn --help`` is the command line.
+``open_session`` brings a tunnel up and runs programs inside it; ``GatewayClient`` gets a pilot's credential
+from the gateway its user runs on a login node. Start reading at ``vpn/session.py``; ``python -m vpn --help``
+is the command line.
 """
 
 from vpn.config import Credential, Secret, TunnelConfig

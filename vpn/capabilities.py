@@ -62,7 +62,9 @@ async def _kernel_checks(keeper: Client) -> list[Check]:
     try:
         namespace = await open_namespace(keeper)
     except TunnelError as error:
-        unknown = Check("tun", os.access("/dev/net/tun", os.R_OK | os.W_OK), "/dev/net/tun, not tried inside a namespace")
+        unknown = Check(
+            "tun", os.access("/dev/net/tun", os.R_OK | os.W_OK), "/dev/net/tun, not tried inside a namespace"
+        )
         return [Check("user namespaces", False, error.message), unknown]
     try:
         notes = (await namespace.client.started()).notes

@@ -1,8 +1,8 @@
 """A SOCK_SEQPACKET socket that carries typed messages with file descriptors and process ids.
 
 One packet is one message. A message larger than a packet may be goes into a memfd that is sent as its first
-descriptor: a task's environment can be larger than the kernel's socket buffer. A process id is sent as SCM_CREDENTIALS, which the
-kernel translates between pid namespaces (unix(7)).
+descriptor: a task's environment can be larger than the kernel's socket buffer. A process id is sent as
+SCM_CREDENTIALS, which the kernel translates between pid namespaces (unix(7)).
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ class Channel(Generic[M]):
             return None
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise msgspec.DecodeError("a message lost part of its bytes or descriptors (limit of open files?)")
+                raise msgspec.DecodeError(
+                    "a message lost part of its bytes or descriptors (limit of open files?)"
+                )
             payload = data[1:] if data[:1] == _INLINE else _take_memory_file(fds)
             return Packet(self._decode(payload), fds, pid)
         except BaseException:
@@ -117,7 +119,7 @@ def _unpack(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], int]:
 
 def _memory_file(payload: bytes) -> int:
     fd = os.memfd_create("message")
-    with open(fd, "wb", closefd=False) as file:
+    with os.fdopen(fd, "wb", closefd=False) as file:
         file.write(payload)
     return fd
 
@@ -125,7 +127,7 @@ def _memory_file(payload: bytes) -> int:
 def _take_memory_file(fds: list[int]) -> bytes:
     fd = fds.pop(0)
     os.lseek(fd, 0, os.SEEK_SET)
-    with open(fd, "rb") as file:
+    with os.fdopen(fd, "rb") as file:
         return file.read()
 
 

@@ -1,9 +1,9 @@
 """The keeper: a process of its own that starts programs, reaps them, and ends them all when its client goes.
 
-Runs as ``python -c … vpn.keeper FD PARENT``. It has no threads, so forking is safe whatever the client's threads
-do. States: *starting* → ``Ready`` sent → *serving* → the socket ends (or SIGTERM, the death signal of the client) → every
-descendant is killed → exit. It adopts orphans, so a program that forked twice is found and ended as well.
-Killed itself by SIGKILL, its children die by their own death signals.
+Runs as ``python -c … vpn.keeper FD PARENT``. It has no threads, so forking is safe whatever the client's
+threads do. States: *starting* → ``Ready`` sent → *serving* → the socket ends (or SIGTERM, the death signal of
+the client) → every descendant is killed → exit. It adopts orphans, so a program that forked twice is found
+and ended as well. Killed itself by SIGKILL, its children die by their own death signals.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Keeper:
         self.children: dict[int, int] = {}  # pid → id of the request that started it
         self.selector = selectors.DefaultSelector()
         self.serving = True
-        self.handlers: dict[type[Any], Callable[[Any, list[int]], None]] = {Spawn: self.on_spawn, Kill: self.on_kill}
+        self.handlers: dict[type[Any], Callable[[Any, list[int]], None]] = {
+            Spawn: self.on_spawn,
+            Kill: self.on_kill,
+        }
 
     def run(self, notes: list[str]) -> None:
         """Serve until the client is gone."""

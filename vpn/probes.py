@@ -2,8 +2,8 @@
 
 ``python -c … vpn.probes TIMEOUT TARGET…`` prints one ``ProbeResult`` a line, as each is known. Targets:
 
-* ``root://HOST[:1094]`` speaks XRootD: the 20-byte handshake and kXR_protocol, whose status is read. Source: "XRootD Protocol
-  Version 5.x.x", sections "Connection handshake" and "kXR_protocol Request";
+* ``root://HOST[:1094]`` speaks XRootD: the 20-byte handshake and kXR_protocol, whose status is read. Source:
+  "XRootD Protocol Version 5.x.x", sections "Connection handshake" and "kXR_protocol Request";
 * ``http://…``, ``https://…``: any status below 500 is an answer;
 * ``cvmfs:REPO``: the repository's root can be listed;
 * ``dns:NAME``: the name has an address.
@@ -32,12 +32,16 @@ from vpn.errors import Layer, TunnelError, UsageError
 
 XROOTD_PORT = 1094
 _HANDSHAKE = struct.pack(">5i", 0, 0, 0, 4, 2012)  # the last two words: 4 and ROOTD_PQ
-_KXR_PROTOCOL = struct.pack(">2sHi12xi", b"\0\1", 3006, 0x00000520, 0)  # streamid, request id, client version, no data
+_KXR_PROTOCOL = struct.pack(
+    ">2sHi12xi", b"\0\1", 3006, 0x00000520, 0
+)  # streamid, request id, client version, no data
 _KXR_OK = 0
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
-    """``layer`` and ``message`` say what answered, or what failed and what to do; ``seconds`` is how long it took."""
+    """``layer`` and ``message`` say what answered, or what failed and what to do; ``seconds`` is how long it
+    took.
+    """
 
     target: str
     ok: bool
@@ -50,7 +54,9 @@ def check_target(target: str) -> str:
     """A target that can be probed; raises UsageError."""
     scheme, _, rest = target.partition(":")
     if scheme not in PROBES or not rest.strip("/"):
-        raise UsageError(f"{target!r} cannot be probed; known: root://HOST:PORT, http://…, https://…, cvmfs:REPO, dns:NAME")
+        raise UsageError(
+            f"{target!r} cannot be probed; known: root://HOST:PORT, http://…, https://…, cvmfs:REPO, dns:NAME"
+        )
     if scheme in ("root", "xroot", "http", "https"):
         _host_of(target)
     return target
@@ -85,7 +91,9 @@ async def probe_xrootd(target: str) -> str:
 
 
 def _not_xrootd(host: str, port: int | None, why: str) -> TunnelError:
-    return TunnelError("xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port")
+    return TunnelError(
+        "xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port"
+    )
 
 
 def parse_handshake(data: bytes) -> str:
@@ -122,14 +130,18 @@ def _get(url: SplitResult, host: str, address: str, port: int | None) -> tuple[i
             with sock:
                 path = (url.path or "/") + (f"?{url.query}" if url.query else "")
                 name = url.netloc.rpartition("@")[2]
-                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nUser-Agent: hpcq\r\nConnection: close\r\n\r\n".encode())
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
                 answer = http.client.HTTPResponse(sock)
                 answer.begin()
                 return answer.status, answer.reason
     except (ssl.SSLError, http.client.HTTPException, UnicodeError) as error:
-        raise TunnelError("http", f"{host} does not speak {url.scheme.upper()} as expected: {error}") from None
+        raise TunnelError(
+            "http", f"{host} does not speak {url.scheme.upper()} as expected: {error}"
+        ) from None
     except OSError as error:
-        raise TunnelError("http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}") from None
+        raise TunnelError(
+            "http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}"
+        ) from None
 
 
 async def probe_cvmfs(target: str) -> str:
@@ -145,7 +157,10 @@ def _list_repository(repository: str) -> str:
     except OSError as error:
         raise TunnelError("cvmfs", _cvmfs_reason(repository, error)) from None
     if not entries:
-        raise TunnelError("cvmfs", f"{path} is there but empty: the repository is not mounted; see `cvmfs_config probe` on the node")
+        raise TunnelError(
+            "cvmfs",
+            f"{path} is there but empty: the repository is not mounted; see `cvmfs_config probe` on the node",
+        )
     return f"{path} has {len(entries)} entries"
 
 
@@ -155,8 +170,8 @@ def _cvmfs_reason(repository: str, error: OSError) -> str:
     if shutil.which("cvmfs2") or shutil.which("cvmfsexec"):
         return f"/cvmfs/{repository} is not mounted here; run the command under cvmfsexec {repository}"
     return (
-        f"/cvmfs/{repository} does not exist, and cvmfs2 and cvmfsexec were not found: install the cvmfs package "
-        "(https://cvmfs.readthedocs.io) or put cvmfsexec (https://github.com/cvmfs/cvmfsexec) on PATH"
+        f"/cvmfs/{repository} does not exist, and cvmfs2 and cvmfsexec were not found: install the cvmfs "
+        "package (https://cvmfs.readthedocs.io) or put cvmfsexec (https://github.com/cvmfs/cvmfsexec) on PATH"
     )
 
 

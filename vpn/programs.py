@@ -47,7 +47,10 @@ def missing_program(name: str) -> str:
     package = PACKAGES.get(name)
     if package is None:
         return f"{name} was not found on PATH"
-    return f"{name} was not found on PATH: install {package.debian} (Debian, Ubuntu) or {package.redhat} (RHEL, Alma, Rocky), or load the site's module"
+    return (
+        f"{name} was not found on PATH: install {package.debian} (Debian, Ubuntu) "
+        f"or {package.redhat} (RHEL, Alma, Rocky), or load the site's module"
+    )
 
 
 def find_shim(name: str) -> str:
@@ -55,6 +58,7 @@ def find_shim(name: str) -> str:
     path = Path(__file__).resolve().parent / "preload" / f"{name}.so"
     if not path.is_file():
         raise TunnelError(
-            "shim", f"{path} is missing: it is compiled when hpcq is installed; install a C compiler (gcc) and reinstall hpcq"
+            "shim",
+            f"{path} is missing: it is compiled when hpcq is installed; install gcc and reinstall hpcq",
         )
     return str(path)

@@ -1,8 +1,8 @@
 """Start one program from a single-threaded process: fork, arrange, exec.
 
 Used only inside keepers. ``subprocess`` is not enough: descriptors received from another process must get the
-numbers the program expects, and the death signal must be set between fork and exec, which is safe only in a process without
-threads. The child reports a failure to exec through a pipe that exec closes.
+numbers the program expects, and the death signal must be set between fork and exec, which is safe only in a
+process without threads. The child reports a failure to exec through a pipe that exec closes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def spawn(request: Spawn, fds: Mapping[int, int]) -> int:
     if pid == 0:
         _child(request, fds, writer, parent)
     os.close(writer)
-    with open(reader, "rb") as file:
+    with os.fdopen(reader, "rb") as file:
         report = file.read()
     if report:
         os.waitpid(pid, 0)
@@ -60,7 +60,7 @@ def _child(request: Spawn, fds: Mapping[int, int], writer: int, parent: int) -> 
 
 
 def _place(fds: Mapping[int, int], writer: int) -> int:
-    """Move every descriptor to its number; first out of the way of all numbers, so that none is overwritten."""
+    """Move every descriptor to its number; first out of the way, so that none is overwritten."""
     above = max(fds, default=2) + 1
     writer = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, above)
     moved = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for target, fd in fds.items()}

@@ -1,7 +1,8 @@
-"""The gateway's credentials: who was given one, and what became of it. A pure book; the daemon acts on its answers.
+"""The gateway's credentials: who was given one, and what became of it. A pure book; the daemon acts on its
+answers.
 
-States: issued → connected ⇄ disconnected → (revoked, forgotten). The first login spends the password: from then on
-only the session's cookie, which ocserv keeps, can connect again.
+States: issued → connected ⇄ disconnected → (revoked, forgotten). The first login spends the password: from
+then on only the session's cookie, which ocserv keeps, can connect again.
 """
 
 from __future__ import annotations
@@ -69,4 +70,6 @@ class Book:
 
     def pilots(self) -> list[Pilot]:
         """For a status report."""
-        return [Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()]
+        return [
+            Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()
+        ]

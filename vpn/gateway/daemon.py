@@ -1,8 +1,8 @@
 """The gateway's daemon: a server, its control socket, its record on disk.
 
-Started by ``vpn gateway start`` as a session of its own, or in the foreground. Sequence: lock → replace a dead one's
-record → ``Server.start`` → control socket → ``gateway.json`` → announce → serve until stopped, signalled, or a part of it
-ends → undo in the reverse order.
+Started by ``vpn gateway start`` as a session of its own, or in the foreground. Sequence: lock → replace a
+dead one's record → ``Server.start`` → control socket → ``gateway.json`` → announce → serve until stopped,
+signalled, or a part of it ends → undo in the reverse order.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vpn.gateway import control, state
 from vpn.gateway.ocserv import UPLINK_DNS
 from vpn.gateway.server import Server
 from vpn.gateway.state import GatewayConfig, Record
+from vpn.process import first_of
 
 log = logging.getLogger("vpn.gateway")
 
@@ -63,7 +64,7 @@ class Daemon:
 
     async def _serve(self) -> None:
         stopped = asyncio.create_task(self.stopped.wait())
-        await asyncio.wait([stopped, self.server.ended], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(stopped, self.server.ended)
         stopped.cancel()
         if self.server.ended.done() and not self.stopped.is_set():
             reason = f"the gateway ended: {self.server.ended.result()}"
@@ -119,7 +120,9 @@ class Daemon:
             case control.Issue(label):
                 username, password = await self.server.issue(label)
                 addresses = tuple(self._addresses())
-                credential = Credential(addresses, self.server.port, self.server.pin, username, Secret(password))
+                credential = Credential(
+                    addresses, self.server.port, self.server.pin, username, Secret(password)
+                )
                 return control.Issued(credential.to_bytes())
             case control.Revoke(username):
                 await self.server.revoke(username)
@@ -163,7 +166,9 @@ def _lock(directory: Path, name: str) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise GatewayError(f"gateway {name!r} is running or starting already; see `hpcq vpn gateway status`") from None
+        raise GatewayError(
+            f"gateway {name!r} is running or starting already; see `hpcq vpn gateway status`"
+        ) from None
     except OSError as error:  # a file system without locks: the record alone must do
         log.warning("%s cannot be locked: %s", directory, error.strerror)
     return fd
@@ -175,7 +180,9 @@ def _refuse_running(record: Record | None) -> None:
     if state.is_alive(record):
         raise GatewayError(f"gateway {record.name!r} is running already: {describe(record)}")
     if record.host != socket.gethostname() and _answers(record):
-        raise GatewayError(f"gateway {record.name!r} runs on {record.host}; stop it there, or start one with another --name")
+        raise GatewayError(
+            f"gateway {record.name!r} runs on {record.host}; stop it there, or start one with another --name"
+        )
     log.warning("replacing the record of a gateway that is gone (pid %d on %s)", record.pid, record.host)
 
 

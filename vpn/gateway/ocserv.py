@@ -1,6 +1,7 @@
 """What ocserv is told and what it says: its configuration, its connect script, its events. Pure text.
 
-Every path is in the namespace's private directory, so it is short (ocserv's sockets have 108 bytes for theirs) and needs no quoting.
+Every path is in the namespace's private directory, so it is short (ocserv's sockets have 108 bytes for
+theirs) and needs no quoting.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ table ip gateway {
 }
 """
 
-# A login spends the credential; a second one with the same user can only be a cookie reconnect, which the daemon tells apart.
+# A login spends the credential; a later connection of the same user can only be a reconnect by its cookie.
 SCRIPT = f"""\
 #!/bin/sh
 printf '%s %s %s %s\\n' "$REASON" "$USERNAME" "$ID" "$IP_REMOTE" >&{EVENT_FD}

@@ -1,4 +1,6 @@
-"""What every tunnel mode offers a session. A mode is a coroutine ``bring_up(config, up)`` returning a ``Tunnel``."""
+"""What every tunnel mode offers a session. A mode is a coroutine ``bring_up(config, up)`` returning a
+``Tunnel``.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Tunnel(Protocol):
 
 @dataclass
 class BringUp:
-    """The session's side of a bring-up: where to push what must be undone, and where to say what is being done."""
+    """The session's side of a bring-up: where to push what must be undone, and where to say what is being
+    done.
+    """
 
     keeper: Client
     stack: AsyncExitStack

@@ -4,14 +4,15 @@ Sequence:
 
 1. program and shim are there; one of the server's addresses accepts a connection;
 2. a namespace, and a tun device in it whose descriptor comes out;
-3. openconnect *outside*, in the host's network, with that descriptor put in place of /dev/net/tun (``preload/tun_from_fd.c``), the
-   password on its standard input, the server's key pinned;
+3. openconnect *outside*, in the host's network, with that descriptor put in place of /dev/net/tun
+   (``preload/tun_from_fd.c``), the password on its standard input, the server's key pinned;
 4. it logs in and calls its script, which only tells us its environment: address, MTU, routes, DNS;
 5. the holder configures the device and the name servers: commands can run;
 6. DTLS comes up, or is known not to, or ``dtls_timeout`` passes: then it is TLS, and may become DTLS later.
 
-Failures: openconnect ending at any time is explained from its own last lines; after bring-up it loses the tunnel. A server that goes away
-is dialled again by openconnect itself, with its cookie, for ``reconnect_timeout`` seconds.
+Failures: openconnect ending at any time is explained from its own last lines; after bring-up it loses the
+tunnel. A server that goes away is dialled again by openconnect itself, with its cookie, for
+``reconnect_timeout`` seconds.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from vpn.modes.dialogue import (
     script_command,
 )
 from vpn.namespace import Namespace, open_namespace
-from vpn.process import Client, Process, filled, read_chunks, read_lines
+from vpn.process import Client, Process, filled, first_of, read_chunks, read_lines
 from vpn.programs import find_program, find_shim, search_path
 
 DEVICE = "tun0"
@@ -74,9 +75,15 @@ class OpenconnectTunnel:
         """As it is now."""
         now = self.configured or NetworkSettings("", 0, (), (), ())
         return TunnelInfo(
-            "openconnect", self.kind, self.ciphers[self.kind], self.seconds, now.address.partition("/")[0], now.mtu,
-            f"{self.server}:{self.credential.port}", now.dns,
-        )  # fmt: skip
+            mode="openconnect",
+            kind=self.kind,
+            cipher=self.ciphers[self.kind],
+            bring_up_seconds=self.seconds,
+            address=now.address.partition("/")[0],
+            mtu=now.mtu,
+            server=f"{self.server}:{self.credential.port}",
+            dns=now.dns,
+        )
 
     async def bring_up(self) -> None:
         """The sequence above."""
@@ -111,7 +118,10 @@ class OpenconnectTunnel:
         finally:
             for fd in (tun, output_end, script_end, password):
                 os.close(fd)
-            self._readers = [asyncio.create_task(self._read_output(output)), asyncio.create_task(self._read_script(script))]
+            self._readers = [
+                asyncio.create_task(self._read_output(output)),
+                asyncio.create_task(self._read_script(script)),
+            ]
             self.up.stack.push_async_callback(self._stop_reading)
         self.up.stack.push_async_callback(process.end)
         process.ended.add_done_callback(lambda _: asyncio.ensure_future(self._on_exit(process)))
@@ -122,14 +132,15 @@ class OpenconnectTunnel:
         server = f"[{self.server}]" if ":" in self.server else self.server
         mtu = [f"--base-mtu={config.mtu + 100}", f"--mtu={config.mtu}"] if config.mtu else []
         return [
-            program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6", "--passwd-on-stdin",
-            f"--user={credential.username}", f"--servercert={credential.pin}", f"--script={script_command(_SCRIPT_FD)}",
-            f"--interface={DEVICE}", f"--reconnect-timeout={config.reconnect_timeout}", *mtu,
+            program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6",
+            "--passwd-on-stdin", f"--user={credential.username}", f"--servercert={credential.pin}",
+            f"--script={script_command(_SCRIPT_FD)}", f"--interface={DEVICE}",
+            f"--reconnect-timeout={config.reconnect_timeout}", *mtu,
             *(["--no-dtls"] if config.no_dtls else []), f"https://{server}:{credential.port}/",
         ]  # fmt: skip
 
     async def _logged_in(self, process: Process) -> NetworkSettings:
-        await asyncio.wait([self.settings, process.ended], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(self.settings, process.ended)
         if not self.settings.done():
             await asyncio.wait(self._readers[:1], timeout=1)  # its last words may still be in the pipe
             raise explain_exit(process.ended.result(), list(self.lines), self.server)
@@ -192,7 +203,9 @@ class OpenconnectTunnel:
         if not self.settings.done():
             self.settings.set_result(settings)
         elif self.configured is not None and settings.address != self.configured.address:
-            self.up.lose(TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting"))
+            self.up.lose(
+                TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting")
+            )
 
     async def _on_exit(self, process: Process) -> None:
         await asyncio.wait(self._readers[:1], timeout=1)
@@ -227,7 +240,10 @@ async def first_reachable(credential: Credential) -> str:
         for task in tries:
             task.cancel()
     tried = "; ".join(f"{host} port {credential.port}: {problem}" for host, problem in problems.items())
-    raise TunnelError("gateway", f"no address of the gateway answers ({tried}); is it running? see `hpcq vpn gateway status`")
+    raise TunnelError(
+        "gateway",
+        f"no address of the gateway answers ({tried}); is it running? see `hpcq vpn gateway status`",
+    )
 
 
 async def _reach(host: str, port: int) -> tuple[str, str]:

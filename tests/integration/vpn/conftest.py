@@ -1,8 +1,8 @@
 """A site of namespaces for the tunnel tests, built by whoever runs them, root or not.
 
-``unshare`` makes a user namespace; three network namespaces in it are ``login``, ``node`` (reaches only ``login``) and
-``wan`` (reached only from ``login``). Everything in it belongs to one pid namespace, so what a test left behind can be
-listed exactly, and dies with the fixture.
+``unshare`` makes a user namespace; three network namespaces in it are ``login``, ``node`` (reaches only
+``login``) and ``wan`` (reached only from ``login``). Everything in it belongs to one pid namespace, so what a
+test left behind can be listed exactly, and dies with the fixture.
 """
 
 from __future__ import annotations
@@ -53,14 +53,23 @@ class Site:
         self.children = [self.holder]
         for host in ("node", "wan"):
             process = self._hold(
-                [*self.enter("login"), "unshare", "--net", "sh", "-c", "ip link set lo up; echo ready; exec cat"]
+                [
+                    *self.enter("login"),
+                    "unshare",
+                    "--net",
+                    "sh",
+                    "-c",
+                    "ip link set lo up; echo ready; exec cat",
+                ]
             )
             self.children.append(process)
             self.hosts[host] = self._child(process.pid)
         self._wire("node", LOGIN, NODE)
         self._wire("wan", "203.0.113.2", WAN)
         (directory / "resolv.conf").write_text(f"nameserver {WAN}\n")
-        self.check("login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf"))
+        self.check(
+            "login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf")
+        )
         self.services = self._hold(
             [*self.enter("wan"), sys.executable, str(Path(__file__).with_name("services.py")), WAN]
         )
@@ -80,7 +89,18 @@ class Site:
     def _wire(self, host, near, far):
         inner = self.inner_pid(self.hosts[host])
         self.check(
-            "login", "ip", "link", "add", f"to-{host}", "type", "veth", "peer", "name", "eth0", "netns", str(inner)
+            "login",
+            "ip",
+            "link",
+            "add",
+            f"to-{host}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            str(inner),
         )
         for where, device, address in (("login", f"to-{host}", near), (host, "eth0", far)):
             self.check(where, "ip", "addr", "add", f"{address}/24", "dev", device)
@@ -116,7 +136,8 @@ class Site:
     def run(self, host, *argv, **options):
         return subprocess.run(
             [*self.enter(host), *argv],
-            env=self.env(), cwd=self.directory, text=True, capture_output=True, timeout=DEADLINE, **options,
+            env=self.env(), cwd=self.directory, text=True, capture_output=True,
+            check=False, timeout=DEADLINE, **options,
         )  # fmt: skip
 
     def check(self, host, *argv, **options):
@@ -132,7 +153,7 @@ class Site:
 
     def processes(self):
         """Every process of the site's pid namespace, pid → command line."""
-        namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
+        namespace = Path(f"/proc/{self.pid}/ns/pid").readlink()
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -149,7 +170,7 @@ class Site:
         seen = pid
         while seen > 1:
             with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{seen}/ns/pid") == namespace:
+                if Path(f"/proc/{seen}/ns/pid").readlink() == namespace:
                     return True
             try:
                 seen = int(Path(f"/proc/{seen}/stat").read_text().rpartition(")")[2].split()[1])
@@ -165,6 +186,16 @@ class Site:
         """Pids of extra processes whose command line has this text."""
         return [pid for pid, line in self.extra().items() if text in line]
 
+    def find_vpn(self, command):
+        """The pid of the ``python -m vpn COMMAND`` itself, not of the nsenter before it."""
+        pids = [
+            pid
+            for pid, line in self.extra().items()
+            if "nsenter" not in line and f"-m vpn {command} " in line
+        ]
+        assert len(pids) == 1, self.extra()
+        return pids[0]
+
     def wait_gone(self, pids, deadline=DEADLINE):
         """Wait until these processes ended, each by its pidfd."""
         end = time.monotonic() + deadline
@@ -176,9 +207,16 @@ class Site:
             try:
                 poll = select.poll()
                 poll.register(fd, select.POLLIN)
-                assert poll.poll(max(0, end - time.monotonic()) * 1000), f"still there: {pid} {self.extra().get(pid)}"
+                assert poll.poll(max(0, end - time.monotonic()) * 1000), (
+                    f"still there: {pid} {self.extra().get(pid)}"
+                )
             finally:
                 os.close(fd)
+
+    def wait_empty(self):
+        """Wait until only the site itself is left."""
+        self.wait_gone(self.extra())
+        assert not self.extra()
 
     def close(self):
         for process in reversed(self.children):
@@ -225,7 +263,9 @@ def credential(gateway):
     """Makes credential files a node can use."""
 
     def make(name="credential.json"):
-        done = gateway.vpn("login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name))
+        done = gateway.vpn(
+            "login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name)
+        )
         assert done.returncode == 0, done.stderr
         return str(gateway.directory / name)
 
