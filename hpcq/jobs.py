@@ -16,62 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from hpcq import state_dir
-from hpcq.batch.base import BatchJob, BatchSystem, PilotRequest, get_batch_system
-from hpcq.batch.pilot_command import pilot_argv
+from hpcq.batch.base import BatchJob, BatchSystem, get_batch_system
 from hpcq.batch.records import load_jobs, output_tail
+from hpcq.batch.request import pilot_request
 from hpcq.batch.tracker import Change, FailedStart, JobTracker, PollFailed, StateChanged
 from hpcq.errors import BatchError, HpcqError, UsageError
 from hpcq.manager import Manager
-from hpcq.units import parse_duration, parse_memory
 
 log = logging.getLogger("hpcq.jobs")
-
-_PILOT_OPTIONS = ("vpn", "gateway", "require", "scratch", "manager_timeout")
-_JOB_OPTIONS = ("cores", "memory", "walltime", "partition", "account", "qos", "constraint", "options", "setup",
-                "template", "environment", "job_name")  # fmt: skip
-
-
-def pilot_request(queue: str, batch: str, count: int, options: Mapping[str, Any]) -> PilotRequest:
-    """What to ask of a batch system, from options by their names on the command line.
-
-    Raises:
-        UsageError: an unknown option or a value that cannot be used, by name.
-    """
-    unknown = sorted(set(options) - {*_PILOT_OPTIONS, *_JOB_OPTIONS})
-    if unknown:
-        raise UsageError(
-            f"unknown pilot option {unknown[0]!r}; known are {', '.join((*_JOB_OPTIONS, *_PILOT_OPTIONS))}"
-        )
-    given = {name: value for name, value in options.items() if value is not None}
-    memory = parse_memory(given["memory"]) if "memory" in given else None
-    walltime = int(parse_duration(given["walltime"], name="walltime")) if "walltime" in given else None
-    cores = given.get("cores", 1)
-    argv = pilot_argv(
-        state_dir.connection_file(queue),
-        batch=batch,
-        cores=cores,
-        memory_mb=memory,
-        walltime_s=walltime,
-        vpn=given.get("vpn"),
-        gateway=given.get("gateway"),
-        require=tuple(given.get("require", ())),
-        scratch=Path(given["scratch"]) if "scratch" in given else None,
-        manager_timeout_s=parse_duration(given["manager_timeout"]) if "manager_timeout" in given else None,
-    )
-    names = ("partition", "account", "qos", "constraint", "environment", "job_name")
-    plain = {name: given[name] for name in names if name in given}
-    return PilotRequest(
-        queue=queue,
-        pilot_argv=argv,
-        count=count,
-        cores=cores,
-        memory_mb=memory,
-        walltime_s=walltime,
-        options=tuple(given.get("options", ())),
-        setup=tuple(given.get("setup", ())),
-        template=Path(given["template"]) if "template" in given else None,
-        **plain,
-    )
 
 
 class JobWatch:

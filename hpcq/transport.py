@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -119,11 +120,20 @@ class Link(asyncio.Protocol):
 
 
 async def listen(address: str | None, port: int, tls: ssl.SSLContext, make: Callable[[], Link]) -> asyncio.Server:
-    """Listen on ``address`` (None: all) and ``port`` (0: any free one)."""
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(
-        make, host=address, port=port, ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, backlog=1024
+    """Listen on ``address`` (None: all, IPv4 and IPv6 on the same port) and ``port`` (0: any free one)."""
+    return await asyncio.get_running_loop().create_server(
+        make, sock=_listener(address, port), ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, backlog=1024
     )
+
+
+def _listener(address: str | None, port: int) -> socket.socket:
+    """One socket for both families, so that there is one port to publish; IPv4 alone where there is no IPv6."""
+    if address is None and not socket.has_dualstack_ipv6():
+        address = "0.0.0.0"  # noqa: S104 - the other side must know our key
+    if address is None:
+        return socket.create_server(("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(where[:2], family=family, backlog=1024)
 
 
 async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:

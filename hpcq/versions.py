@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from hpcq import messages as m
 
@@ -11,7 +11,14 @@ from hpcq import messages as m
 def versions() -> m.Versions:
     """What must agree between this program and its pilots."""
     python = platform.python_version_tuple()
-    return m.Versions(f"{python[0]}.{python[1]}", version("cloudpickle"), version("hpcq"))
+    return m.Versions(f"{python[0]}.{python[1]}", version("cloudpickle"), _hpcq())
+
+
+def _hpcq() -> str:
+    try:
+        return version("hpcq")
+    except PackageNotFoundError:  # run from its source: the pilots are, too
+        return "source"
 
 
 def mismatch(ours: m.Versions, theirs: m.Versions) -> str:

@@ -5,7 +5,7 @@ from the gateway its user runs on a login node. Start reading at ``vpn/session.p
 is the command line.
 """
 
-from vpn.config import Credential, Secret, TunnelConfig
+from vpn.config import MODES, Credential, Secret, TunnelConfig
 from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
 from vpn.gateway.client import GatewayClient
 from vpn.modes.base import TunnelInfo
@@ -14,6 +14,7 @@ from vpn.process import Process
 from vpn.session import Session, open_session
 
 __all__ = [
+    "MODES",
     "Credential",
     "GatewayClient",
     "GatewayError",

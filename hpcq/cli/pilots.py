@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 import socket
@@ -19,14 +18,13 @@ from hpcq.batch import records
 from hpcq.batch.base import (
     BatchJob,
     JobState,
-    PilotRequest,
     RenderedJob,
     batch_system_names,
     get_batch_system,
     load_jobs,
     output_tail,
 )
-from hpcq.batch.pilot_command import pilot_argv
+from hpcq.batch.request import pilot_request
 from hpcq.cli.common import (
     ask_manager,
     choose_queue,
@@ -43,10 +41,8 @@ from hpcq.cli.common import (
 from hpcq.cli.job_states import Statuses, by_batch, is_gone, job_states, recorded_end
 from hpcq.cli.pilot_rows import HEADS, Row, cells, explanation, merge
 from hpcq.errors import BatchError, QueueNotFoundError, UsageError
-from hpcq.units import parse_duration, parse_memory
-
-TUNNEL_MODES = ("auto", "relay", "openconnect", "slirp", "socks", "none")
-_TARGET = re.compile(r"(?:roots?|https?)://[^\s/]+\S*|cvmfs:[A-Za-z0-9][A-Za-z0-9._-]*")
+from hpcq.units import parse_duration
+from vpn import MODES
 
 KEEP_ENDED = 24 * 3600
 """Seconds for which ``hpcq pilots`` shows a job that has ended, without ``--all``."""
@@ -69,7 +65,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'.")
 @click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Your own batch template.")
 @click.option("--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot.")
-@click.option("--vpn", type=click.Choice(TUNNEL_MODES), help="How tasks get out.")
+@click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]")
 @click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at.")
 @click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task.")
 @click.option("--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes.")
@@ -86,7 +82,7 @@ def submit_pilots(name: str | None, batch: str, create: bool, dry_run: bool, as_
     """
     queue = choose_queue(name)
     system = get_batch_system(batch)
-    request = _request(queue, batch, values)
+    request = pilot_request(queue, batch, values.pop("count"), values, flags=True)
     if not state_dir.connection_file(queue).exists() and not create:
         raise queue_not_found(queue, "start the program that makes it first, or pass --create")
     if dry_run:
@@ -100,36 +96,6 @@ def submit_pilots(name: str | None, batch: str, create: bool, dry_run: bool, as_
     tell_manager(queue)
     if batch == "local" and shutil.which("sbatch"):
         click.echo("hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True)
-
-
-def _request(queue: str, batch: str, values: dict[str, Any]) -> PilotRequest:
-    """Return the request that the options stand for; names options as the user typed them."""
-    memory, walltime, timeout = values["memory"], values["walltime"], values["manager_timeout"]
-    memory_mb = None if memory is None else parse_memory(memory, name="--memory")
-    walltime_s = None if walltime is None else int(parse_duration(walltime, name="--walltime"))
-    for target in values["require"]:
-        if _TARGET.fullmatch(target) is None:
-            raise UsageError(f"--require {target!r} is not root://HOST:PORT, http://HOST or cvmfs:REPOSITORY")
-    argv = pilot_argv(
-        state_dir.connection_file(queue),
-        batch=batch,
-        cores=values["cores"],
-        memory_mb=memory_mb,
-        walltime_s=walltime_s,
-        vpn=values["vpn"],
-        gateway=values["gateway"],
-        require=values["require"],
-        scratch=values["scratch"],
-        manager_timeout_s=None if timeout is None else parse_duration(timeout, name="--manager-timeout"),
-    )
-    same = ("count", "cores", "partition", "account", "qos", "constraint", "options", "setup", "template")
-    return PilotRequest(
-        queue=queue,
-        pilot_argv=argv,
-        memory_mb=memory_mb,
-        walltime_s=walltime_s,
-        **{field: values[field] for field in same},
-    )
 
 
 def _show_rendered(rendered: RenderedJob, as_json: bool) -> None:

@@ -73,7 +73,7 @@ def test_output_tail():
 
 def test_pilot_argv():
     assert pilot_argv(Path("/c"), batch="local", python="py") == (
-        "py", "-m", "hpcq.pilot", "--connection", "/c", "--batch", "local",
+        "py", "-P", "-m", "hpcq.pilot", "--connection", "/c", "--batch", "local",
     )  # fmt: skip
     full = pilot_argv(
         Path("/c"),
@@ -88,7 +88,7 @@ def test_pilot_argv():
         manager_timeout_s=600,
         python="py",
     )
-    assert " ".join(full[5:]) == (
+    assert " ".join(full[6:]) == (
         "--cores 2 --memory 5 --walltime 60 --vpn relay --gateway login --require cvmfs:a --require root://b "
         "--scratch /scratch --manager-timeout 600 --batch slurm"
     )
