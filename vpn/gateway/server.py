@@ -101,6 +101,9 @@ class Server:
             log.info("revoked %s: %s", username, text.strip() or f"status {status}")
 
     async def _connect_outside(self, keeper: Client) -> None:
+        os.close(
+            await self.namespace.open_tun("probe")
+        )  # refused, it says why; slirp4netns and ocserv would not
         output = self._lines("slirp4netns")
         try:
             slirp = await start_slirp(keeper, self.namespace, self.directory, output, dns=not self.config.dns)
@@ -186,6 +189,9 @@ class Server:
             if event is None:
                 continue
             log.info("%s %s %s", event.username, event.reason, event.address)
+            if event.reason == "disconnect":
+                forget = self.book.forget_disconnected
+                asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, forget, event.username)
             if self.book.on_event(event):
                 await self._withdraw(event.username)
             elif event.reason == "connect" and not self.book.is_known(event.username):

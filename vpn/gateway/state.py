@@ -130,7 +130,7 @@ def start_time(pid: int) -> int:
 
 
 def wait_ended(pid: int, deadline: float) -> bool:
-    """Wait until a process, not necessarily a child, has ended; False when the deadline (seconds) passes first."""
+    """Wait until a process, perhaps no child, has ended; False when ``deadline`` seconds pass first."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:  # it has ended; or a kernel before 5.3, where its socket's end must do
