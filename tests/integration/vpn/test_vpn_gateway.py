@@ -179,7 +179,8 @@ def test_garbage_on_the_control_socket_and_the_port_is_survived(gateway):
         "    s = socket.socket(socket.AF_UNIX, kind); s.connect('control.sock'); s.send(data); s.close()\n"
         "for data in (b'GET / HTTP/1.0\\r\\n\\r\\n', b'\\x16\\x03\\x01' + bytes(500), b''):\n"
         f"    s = socket.create_connection(('192.0.2.1', {report['port']})); s.sendall(data); s.close()\n"
-        f"s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(bytes(100), ('192.0.2.1', {report['port']}))\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        f"s.sendto(bytes(100), ('192.0.2.1', {report['port']}))\n"
     )
     done = gateway.run("login", sys.executable, "-c", script, str(state(gateway)))
     assert done.returncode == 0, done.stderr

@@ -34,8 +34,11 @@ def test_no_user_namespaces_left(gateway, credential):
 
 
 def test_user_namespaces_forbidden(gateway, credential):
-    # A process whose root directory is not its mount namespace's may not make one: EPERM (user_namespaces(7)).
-    script = "import os, sys; os.chroot(sys.argv[1]); os.chdir('/'); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    # In a chroot no user namespace may be made: EPERM (user_namespaces(7)).
+    script = (
+        "import os, sys; os.chroot(sys.argv[1]); os.chdir('/'); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    )
     root = gateway.directory / "root"
     root.mkdir()
     gateway.check("login", "mount", "--rbind", "/", str(root))

@@ -137,7 +137,7 @@ def test_any_exit_is_explained_in_one_layer(status, lines):
         (["Login failed.", "Failed to complete authentication"], "openconnect", "good for one login"),
         (
             [
-                "None of the 1 fingerprint(s) specified via --servercert match server's certificate: pin-sha256:x",
+                "None of the 1 fingerprint(s) specified via --servercert match server's certificate: x",
                 "Failed to open HTTPS connection to gw",
             ],
             "openconnect",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vpn.capabilities import Check, uses_of
 from vpn.errors import LAYERS, TunnelError
-from vpn.gateway import control, ocserv
+from vpn.gateway import control, ocserv, state
 from vpn.gateway.certificate import make_certificate, pin_of
 from vpn.gateway.credentials import Book
 from vpn.gateway.ocserv import Event
@@ -160,3 +160,14 @@ def test_what_a_host_can_be_used_for():
 def test_an_error_names_its_layer():
     assert str(TunnelError("dns", "no")) == "dns: no"
     assert TunnelError("dns", "no").exit_status == 5
+
+
+def test_sockets_go_elsewhere_when_the_state_directory_cannot_hold_them(tmp_path):
+    assert state.socket_directory(tmp_path) == tmp_path
+    assert not list(tmp_path.iterdir())
+    other = state.socket_directory(tmp_path, holds_sockets=lambda _: False)
+    assert other.stat().st_mode & 0o777 == 0o700
+    state.remove_socket_directory(other)
+    state.remove_socket_directory(tmp_path)
+    assert not other.exists()
+    assert tmp_path.exists()
