@@ -229,6 +229,7 @@ def main(argv: list[str]) -> None:
         enter(argv[2])
     except TunnelError as error:
         say(sock, error.layer, error.message)
+        sock.close()
         sys.exit(1)
     kernel.die_with_parent(signal.SIGKILL)  # a change of credentials may have cleared it
     alive, hold = os.pipe2(os.O_CLOEXEC)

@@ -27,21 +27,21 @@ from vpn.gateway.slirp import Slirp, start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.namespace import open_namespace
 from vpn.process import Client, Process, read_lines, run, start_keeper
-from vpn.programs import find_program, find_shim, search_path
+from vpn.programs import environment, find_program, find_shim
 
 log = logging.getLogger("vpn.gateway")
 
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
-ENVIRONMENT = {"LC_ALL": "C"}
 
 
 class Server:
     """A running ocserv; made by ``Server.start`` and ended by ``close``."""
 
-    def __init__(self, config: GatewayConfig, directory: Path) -> None:
+    def __init__(self, config: GatewayConfig, directory: Path, sockets: Path) -> None:
         self.config = config
         self.directory = directory
+        self.sockets = sockets
         self.book = Book()
         self.port = 0
         self.pin = ""
@@ -101,9 +101,12 @@ class Server:
             log.info("revoked %s: %s", username, text.strip() or f"status {status}")
 
     async def _connect_outside(self, keeper: Client) -> None:
+        os.close(
+            await self.namespace.open_tun("probe")
+        )  # refused, it says why; slirp4netns and ocserv would not
         output = self._lines("slirp4netns")
         try:
-            slirp = await start_slirp(keeper, self.namespace, self.directory, output, dns=not self.config.dns)
+            slirp = await start_slirp(keeper, self.namespace, self.sockets, output, dns=not self.config.dns)
         finally:
             os.close(output)
         self._stack.push_async_callback(slirp.close)
@@ -139,7 +142,7 @@ class Server:
         events, events_end = os.pipe()
         self._task(self._read_events(events))
         argv = [program, "--foreground", "--config", f"{self.room}/ocserv.conf"]
-        env = ENVIRONMENT | {"PATH": search_path(), "LD_PRELOAD": shim}
+        env = environment(LD_PRELOAD=shim)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             process = await self.namespace.client.spawn(
@@ -172,9 +175,10 @@ class Server:
             raise GatewayError(f"ocpasswd failed with status {status}: {text.strip()}")
 
     async def _run(self, argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
-        env = ENVIRONMENT | {"PATH": search_path()}
         try:
-            return await run(self.namespace.client, argv, stdin=stdin, env=env, deadline=TOOL_DEADLINE)
+            return await run(
+                self.namespace.client, argv, stdin=stdin, env=environment(), deadline=TOOL_DEADLINE
+            )
         except (OSError, TimeoutError) as error:
             raise GatewayError(
                 f"{argv[0]} could not be run in the gateway's namespace: {error or 'timeout'}"
@@ -186,6 +190,9 @@ class Server:
             if event is None:
                 continue
             log.info("%s %s %s", event.username, event.reason, event.address)
+            if event.reason == "disconnect":
+                forget = self.book.forget_disconnected
+                asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, forget, event.username)
             if self.book.on_event(event):
                 await self._withdraw(event.username)
             elif event.reason == "connect" and not self.book.is_known(event.username):

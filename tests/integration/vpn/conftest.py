@@ -44,10 +44,22 @@ class Site:
         self.directory = directory
         self.mark = uuid.uuid4().hex
         (directory / "home").mkdir()
-        self.holder = self._hold([
-            "unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child",
-            "--mount-proc", "sh", "-c", "ip link set lo up; echo ready; exec cat",
-        ])  # fmt: skip
+        self.holder = self._hold(
+            [
+                "unshare",
+                "--user",
+                "--map-root-user",
+                "--net",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "sh",
+                "-c",
+                "ip link set lo up; echo ready; exec cat",
+            ]
+        )
         self.pid = self._child(self.holder.pid)
         self.hosts = {"login": self.pid}
         self.children = [self.holder]
@@ -74,6 +86,7 @@ class Site:
             [*self.enter("wan"), sys.executable, str(Path(__file__).with_name("services.py")), WAN]
         )
         self.children.append(self.services)
+        self.hosts["services"] = self._child(self.services.pid)
         self.known = self.processes()
 
     @staticmethod
@@ -136,9 +149,14 @@ class Site:
     def run(self, host, *argv, **options):
         return subprocess.run(
             [*self.enter(host), *argv],
-            env=self.env(), cwd=self.directory, text=True, capture_output=True,
-            check=False, timeout=DEADLINE, **options,
-        )  # fmt: skip
+            env=self.env(),
+            cwd=self.directory,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=DEADLINE,
+            **options,
+        )
 
     def check(self, host, *argv, **options):
         done = self.run(host, *argv, **options)

@@ -38,12 +38,20 @@ def test_killing_a_part_of_a_session_leaves_nothing(gateway, credential, part):
     before = set(gateway.extra())
     script = "sleep 1000 & setsid sleep 1000 & echo up; wait"
     process = gateway.start_vpn(
-        "node", "run", "--credential", file, "--", "sh", "-c", script,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        "node",
+        "run",
+        "--credential",
+        file,
+        "--",
+        "sh",
+        "-c",
+        script,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     with process:
         assert process.stdout.readline() == b"up\n"
-        known = gateway.known | {pid: "" for pid in before}
+        known = gateway.known | dict.fromkeys(before, "")
         mine = [pid for pid in gateway.extra() if pid not in known]
         gateway.known, gateway_known = known, gateway.known
         victim = SESSION_PARTS[part](gateway)
@@ -90,9 +98,17 @@ def test_killing_a_part_of_a_gateway_leaves_nothing_and_it_starts_again(gateway,
 
 def test_the_gateway_ending_loses_the_tunnel(gateway, credential):
     process = gateway.start_vpn(
-        "node", "run", "--credential", credential(), "--", "sh", "-c", "echo up; exec sleep 1000",
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        "node",
+        "run",
+        "--credential",
+        credential(),
+        "--",
+        "sh",
+        "-c",
+        "echo up; exec sleep 1000",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     with process:
         assert process.stdout.readline() == b"up\n"
         assert gateway.vpn("login", "gateway", "stop").returncode == 0

@@ -101,8 +101,18 @@ def test_wrong_pin(gateway, credential):
 def test_password_is_nowhere_to_be_read(gateway, credential):
     file = credential()
     password = json.loads(Path(file).read_text())["password"].encode()
-    process = gateway.start_vpn("node", "run", "--credential", file, "--", "sh", "-c", "echo up; exec cat",
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    process = gateway.start_vpn(
+        "node",
+        "run",
+        "--credential",
+        file,
+        "--",
+        "sh",
+        "-c",
+        "echo up; exec cat",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     with process:
         assert process.stdout.readline() == b"up\n"
         for pid in gateway.extra():
