@@ -329,8 +329,8 @@ def follow(place: Place, program: subprocess.Popen[str]) -> None:
 
 def explain(place: Place) -> None:
     """The pilots' own words, when the analysis failed."""
-    for path in sorted(place.home.rglob("hpcq/*/**/*")):
-        if path.suffix in {".log", ".out", ".err"} and path.stat().st_size:
+    for path in sorted(place.home.rglob("hpcq/*/jobs/**/*")):
+        if path.suffix in {".txt", ".log"} and path.stat().st_size:
             print(f"--- the end of {path}:\n{path.read_text(errors='replace')[-2000:]}")
 
 
