@@ -32,6 +32,8 @@ def count_masses(url, start, stop):
 def wait_for_pilots(queue, count):
     """Without this the first pilot may have done all before the second is up: the file is small."""
     while sum(pilot["state"] == "ready" for pilot in queue.pilots()) < count:
+        if failed := [pilot["message"] for pilot in queue.pilots() if pilot["state"] == "failed"]:
+            sys.exit(f"a pilot cannot work: {failed[0]}")
         time.sleep(0.1)
 
 
@@ -95,9 +97,8 @@ def main():
         print(f"Z peak at {position:.2f} GeV from {masses.sum()} muon pairs in the window; plot: {options.output}")
         print("tasks per node:", ", ".join(f"{node} {count}" for node, count in sorted(nodes.items())))
         for pilot in pilots:
-            print(
-                f"pilot on {pilot['hostname']}: tunnel {pilot['tunnel_kind']}, up after {pilot['tunnel_seconds']:.1f} s"
-            )
+            kind, seconds = pilot["tunnel_kind"] or "none", pilot["tunnel_seconds"]
+            print(f"pilot on {pilot['hostname']}: tunnel {kind}, up after {seconds:.1f} s")
         if options.keep_open:
             print("queue stays open", flush=True)
             sys.stdin.read()
