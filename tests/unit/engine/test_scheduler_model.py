@@ -173,7 +173,7 @@ class SchedulerModel(RuleBasedStateMachine):
         """What a pilot that is gone, or was never sent the task, still says."""
         known = self.pilots.get(pilot)
         foreign = [number for number in self.tasks if known is None or number not in known.held]
-        if known is not None and known.draining or not foreign:
+        if (known is not None and known.draining) or not foreign:
             return
         number = data.draw(st.sampled_from(foreign))
         self.handle()  # now nobody but its holder, if any, may speak for it
