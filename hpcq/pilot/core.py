@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 import signal
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import msgspec
 
@@ -67,11 +67,12 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Tell the manager."""
+    """Tell the manager; ``answers`` when it has asked and waits for ``returned``, be it empty."""
 
     started: list[int]
     results: list[TaskResult]
     returned: list[int]
+    answers: bool = False
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -148,7 +149,7 @@ class Core:
         """The manager wants these back if they have not begun; answered in any case."""
         given = [number for number in tasks if self.waiting.pop(number, None) is not None]
         commands = self._commands(now)
-        return [*commands, Report([], [], given)]
+        return [*commands, Report([], [], given, answers=True)]
 
     def cancel(self, tasks: Iterable[int], now: float) -> list[Command]:
         """The manager wants these ended."""
@@ -187,14 +188,20 @@ class Core:
         lane.recalling = False
         back = [task for task in lane.tasks if task.id in tasks]
         lane.tasks = deque(task for task in lane.tasks if task.id not in tasks)
+        lane.expected = sum(self._expected.get(task.function, AHEAD) for task in lane.tasks)
         if back and not lane.tasks:
             self._release(back[0])
         self._requeue(back)
         self._finish_cancelling(lane)
         return self._commands(now)
 
-    def dead(self, lane_number: int, status: int, output: tuple[bytes, bytes], now: float) -> list[Command]:
-        """A runner ended with ``status`` (negative: a signal); ``output`` is what its last task wrote."""
+    def dead(
+        self, lane_number: int, status: int, output: tuple[bytes, bytes], now: float, unread: Set[int] = frozenset()
+    ) -> list[Command]:
+        """A runner ended with ``status`` (negative: a signal); ``output`` is what its last task wrote.
+
+        What it had not read (``unread``) it had not begun, and is not to blame.
+        """
         lane = self.lanes.pop(lane_number)
         if lane.tasks:
             self._release(lane.tasks[0])
@@ -204,8 +211,10 @@ class Core:
             if self._failures >= START_FAILURES:
                 self._orders.append(Broken(_start_failure(status, output[1])))
                 return self._commands(now, dispatch=False)
-        elif lane.tasks:
+        elif lane.tasks and lane.tasks[0].id not in unread:
             self._bury(lane, status, output, now)
+        else:
+            self._requeue(list(lane.tasks))
         return self._commands(now)
 
     def time(self, now: float) -> list[Command]:
@@ -274,7 +283,7 @@ class Core:
     def _dispatch(self, now: float) -> None:
         while self.waiting:
             task = next(iter(self.waiting.values()))
-            lane = self._lane_for(task)
+            lane = self._lane_for(task, now)
             if lane is None:
                 return
             del self.waiting[task.id]
@@ -287,7 +296,7 @@ class Core:
             self._where[task.id] = lane
             self._orders.append(Give(lane.number, task))
 
-    def _lane_for(self, task: TaskSpec) -> Lane | None:
+    def _lane_for(self, task: TaskSpec, now: float) -> Lane | None:
         network = network_of(task)
         fits = task.cores <= self.free_cores and task.memory <= self.free_memory
         ahead: Lane | None = None
@@ -297,13 +306,15 @@ class Core:
             if not lane.tasks:
                 if fits:
                     return lane
-            elif self._takes_ahead(lane, task) and (ahead is None or lane.expected < ahead.expected):
+            elif self._takes_ahead(lane, task, now) and (ahead is None or lane.expected < ahead.expected):
                 ahead = lane
         return self._new_lane(network) if fits else ahead
 
-    def _takes_ahead(self, lane: Lane, task: TaskSpec) -> bool:
+    def _takes_ahead(self, lane: Lane, task: TaskSpec, now: float) -> bool:
         expected = self._expected.get(task.function)
         if expected is None or len(lane.tasks) >= AHEAD_LIMIT or lane.state is LaneState.STARTING:
+            return False
+        if now >= lane.head_since + STUCK:  # it would be recalled at once
             return False
         head = lane.tasks[0]
         return head.cores == task.cores and head.memory == task.memory and lane.expected + expected <= AHEAD
