@@ -137,4 +137,18 @@ class Connection(Generic[Received]):
         self.state = State.OPEN
         self._frames.limit = FRAME_LIMIT
         self._frames.push_back(frames[1:])
-        return [cast(Received, self._first.decode(frames[0]))]
+        try:
+            return [cast(Received, self._first.decode(frames[0]))]
+        except msgspec.MsgspecError:
+            _check_version(frames[0])
+            raise
+
+
+def _check_version(body: bytes) -> None:
+    """First words of every protocol begin with a name and a number, so that versions can name each other."""
+    words = msgspec.msgpack.decode(body)
+    if isinstance(words, list) and len(words) > 1 and isinstance(words[1], int) and words[1] != m.PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"the other side speaks protocol {words[1]}, this one {m.PROTOCOL_VERSION}; "
+            "use the same version of hpcq on both sides"
+        )

@@ -259,8 +259,9 @@ class Queue:
         """Put ``count`` pilots through a batch system; returns its jobs.
 
         Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` (MB or ``"32GB"``), ``walltime`` (s or
-        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``template``, ``vpn``,
-        ``gateway``, ``require``, ``scratch``, ``manager_timeout``.
+        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``, ``template``,
+        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
+        ``manager_timeout``.
 
         Raises:
             UsageError: an unknown or bad option.

@@ -74,7 +74,11 @@ class Link(asyncio.Protocol):
                 data = b""  # what came together with the first word
         except ProtocolError as error:
             log.warning("%s sent bytes that are not ours: %s", self.peer, error)
-            self.abort(str(error))
+            if self._first_word is not None:  # it has our key: perhaps another version, which understands this much
+                self.send(m.Refused(str(error)[:1000]))
+                self.close(str(error))
+            else:
+                self.abort(str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner, once."""
