@@ -31,6 +31,7 @@ from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
 from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Resolve, WriteFile
 from vpn.refusals import explain_tun, explain_unshare
+from vpn.spawn import leave_terminal_alone, raise_file_limit
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
@@ -211,8 +212,7 @@ def serve(sock: socket.socket, alive: int) -> None:
     kernel.die_with_parent(signal.SIGKILL)
     holder = Holder(sock)
     holder.selector.register(alive, selectors.EVENT_READ, lambda: sys.exit(1))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         notes = furnish()
     except TunnelError as error:
@@ -223,6 +223,8 @@ def serve(sock: socket.socket, alive: int) -> None:
 
 def main(argv: list[str]) -> None:
     """FD PARENT IDENTITY: become two processes, the outer one waiting for the inner."""
+    leave_terminal_alone()
+    raise_file_limit()
     sock = attach(argv)
     sock.set_inheritable(False)
     try:

@@ -173,7 +173,7 @@ class Client:
         except BlockingIOError:
             self._outgoing.append((message, [os.dup(fd) for fd in fds]))
             self.loop.add_writer(self._channel.sock, self._on_writable)
-        except OSError:
+        except ConnectionError:
             self._on_end()
             raise self.lost.result() from None
 
@@ -188,9 +188,11 @@ class Client:
                 self._channel.send(message, fds)
             except BlockingIOError:
                 return
-            except OSError:
+            except ConnectionError:
                 self._on_end()
                 return
+            except OSError as error:  # no descriptor or memory left here: only this message fails
+                _fail(self._answers.get(getattr(message, "id", 0)), error)
             self._outgoing.popleft()
             for fd in fds:
                 os.close(fd)
@@ -272,8 +274,11 @@ class OuterKeeper:
             await self._process.wait()
 
 
-async def start_keeper() -> OuterKeeper:
-    """Start the keeper that starts programs outside the namespaces."""
+async def start_keeper(*, new_session: bool = True) -> OuterKeeper:
+    """Start the keeper that starts programs outside the namespaces.
+
+    Without a new session its programs can have the caller's terminal.
+    """
     ours, theirs = pair()
     with theirs:
         descriptor = theirs.fileno()
@@ -282,7 +287,7 @@ async def start_keeper() -> OuterKeeper:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             pass_fds=(descriptor,),
-            start_new_session=True,
+            start_new_session=new_session,
         )
     keeper = OuterKeeper(Client(ours, "the process keeper"), process)
     try:
@@ -324,8 +329,8 @@ def _resolve(future: asyncio.Future[Any], value: object) -> None:
         future.set_result(value)
 
 
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
+def _fail(future: asyncio.Future[Any] | None, error: Exception) -> None:
+    if future is not None and not future.done():
         future.set_exception(error)
         future.exception()  # a future nobody waits for must not warn when it is collected
 

@@ -117,14 +117,17 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(config: TunnelConfig) -> AsyncIterator[Session]:
-    """Bring a tunnel up, and down at the end; raises TunnelError naming the layer."""
+async def open_session(config: TunnelConfig, *, terminal: bool = False) -> AsyncIterator[Session]:
+    """Bring a tunnel up, and down at the end; raises TunnelError naming the layer.
+
+    With ``terminal``, programs spawned without a new session share the caller's terminal and its job control.
+    """
     loop = asyncio.get_running_loop()
     started_at = loop.time()
     async with AsyncExitStack() as stack:
-        keeper = await start_keeper()
+        keeper = await start_keeper(new_session=not terminal)
         stack.push_async_callback(keeper.close)
-        up = BringUp(keeper.client, stack, loop.create_future(), started_at)
+        up = BringUp(keeper.client, stack, loop.create_future(), started_at, new_session=not terminal)
         keeper.client.lost.add_done_callback(lambda future: up.lose(future.result()))
         try:
             async with asyncio.timeout(config.bring_up_timeout):
