@@ -125,6 +125,15 @@ class Roster:
         entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
         entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
 
+    def failed(self, entry: Entry, message: m.StartFailed) -> None:
+        """It cannot serve, and says which layer is to blame."""
+        entry.state, entry.failed_layer, entry.message = PilotState.FAILED, message.layer, message.message
+
+    def draining(self, entry: Entry, reason: str) -> None:
+        """It takes nothing new; one that has failed says so too before it goes."""
+        if entry.state is not PilotState.FAILED:
+            entry.state, entry.message = PilotState.DRAINING, reason
+
     def closed(self, entry: Entry, reason: str) -> None:
         """Its connection is closed; what it said itself before is kept."""
         if entry.state is not PilotState.FAILED:
