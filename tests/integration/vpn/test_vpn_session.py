@@ -207,10 +207,15 @@ def test_xrootd(gateway, credential):
         assert done.returncode == 0, done.stderr
         assert "XRootD data server speaking protocol" in done.stderr
         assert (here / "copy").read_bytes() == (here / "data" / "file").read_bytes()
-        wrong = gateway.vpn(
-            "node", "run", "--credential", credential("b"), "--require", f"root://{WAN}:80", "--", "true"
-        )
-        assert "XRootD" in wrong.stderr
+        script = """
+async def main():
+    async with open_session(config(sys.argv[1])) as session:
+        (result,) = await session.probe(["root://203.0.113.1:80"], timeout=2)
+        assert not result.ok
+        print(result.message)
+asyncio.run(main())
+"""
+        assert "does not answer the XRootD handshake" in run_script(gateway, script, credential("b")).stdout
         for pid in gateway.find("xrootd -c"):
             os.kill(pid, signal.SIGKILL)
         server.wait(20)
@@ -278,19 +283,7 @@ def test_a_shell_on_a_terminal_has_job_control(gateway, credential, mode):
     ours, theirs = os.openpty()
     streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     command = ["run", *options, "--", "bash", "--norc", "-i"]
-    process = gateway.start_vpn(
-        "node",
-        "run",
-        *options,
-        "--",
-        "bash",
-        "--norc",
-        "-i",
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        preexec_fn=lambda: take_terminal(theirs),
-    )
+    process = gateway.start_vpn("node", *command, **streams, preexec_fn=lambda: take_terminal(theirs))
     os.close(theirs)
     with process, os.fdopen(ours, "r+b", buffering=0) as terminal:
         text = talk(terminal, b"stty -echo; PS1=; echo rea''dy\n", b"ready")
