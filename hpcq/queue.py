@@ -313,6 +313,20 @@ class Queue:
         """
         return self._jobs.submit(count, batch=batch, **options)
 
+    def wait_for_pilots(self, count: int = 1, timeout: float | None = None) -> list[PilotView]:
+        """Wait until ``count`` pilots are ready; returns those that are, fewer after ``timeout`` seconds.
+
+        Raises:
+            PilotFailedError: a pilot says that it cannot serve, and why.
+            QueueClosedError: the queue was closed.
+        """
+        ready = self._manager.when_ready(count)
+        try:
+            ready.result(timeout)
+        except TimeoutError:
+            ready.cancel()
+        return [pilot for pilot in self.pilots() if pilot.state == "ready"]
+
     def pilots(self) -> list[PilotView]:
         """Every pilot that has connected so far, ended ones included."""
         return self._manager.pilots()
