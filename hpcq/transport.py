@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,10 @@ CONNECT_TIMEOUT = 10.0
 """Seconds to try one address of a manager."""
 
 
+CHUNK = 256 * 1024
+"""Bytes given to TLS at a time."""
+
+
 class Link(asyncio.Protocol):
     """One connection. ``heard_at`` and ``spoke_at`` are loop times of the last bytes each way."""
 
@@ -43,7 +48,10 @@ class Link(asyncio.Protocol):
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._outgoing: list[bytes] = []
+        self._outgoing: list[bytearray] = []
+        self._unsent: deque[memoryview] = deque()
+        self._paused = False
+        self._closing = False
         self._first_word: asyncio.TimerHandle | None = None
         self._reason = ""
         self.peer = ""
@@ -107,14 +115,35 @@ class Link(asyncio.Protocol):
         outgoing, self._outgoing = self._outgoing, []
         if outgoing and self._transport is not None:
             self.spoke_at = self._loop.time()
-            self._transport.write(b"".join(outgoing) if len(outgoing) > 1 else outgoing[0])
+            self._unsent.append(memoryview(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)))
+            self._pump()
+
+    def _pump(self) -> None:
+        """Give the transport no more than it can send soon: TLS copies all it is given."""
+        while self._unsent and not self._paused and self._transport is not None:
+            head = self._unsent.popleft()
+            if len(head) > CHUNK:
+                self._unsent.appendleft(head[CHUNK:])
+            self._transport.write(head[:CHUNK])
+        if self._closing and not self._unsent and self._transport is not None:
+            self._transport.close()
+
+    def pause_writing(self) -> None:
+        """The other side takes no more for now."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It takes more."""
+        self._paused = False
+        self.spoke_at = self._loop.time()
+        self._pump()
 
     def close(self, reason: str) -> None:
         """Close after what was sent has left."""
-        self.flush()
         self._reason = self._reason or reason
-        if self._transport is not None:
-            self._transport.close()
+        self._closing = True
+        self.flush()
+        self._pump()
 
     def abort(self, reason: str) -> None:
         """Close at once."""

@@ -31,7 +31,7 @@ from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
 
-_from_runner: Callable[[bytes], Any] = msgspec.msgpack.Decoder(FromRunner).decode
+_from_runner: Callable[[bytes | bytearray], Any] = msgspec.msgpack.Decoder(FromRunner).decode
 
 
 class Spawned(Protocol):
