@@ -51,23 +51,18 @@ class FrameReader:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._buffer = bytearray()
-        self._pushed: list[bytes] = []
 
-    def push_back(self, frames: list[bytes]) -> None:
-        """Give these again, first, at the next `feed`."""
-        self._pushed = frames
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """All frames completed by ``data``.
+    def feed(self, data: bytes, most: int | None = None) -> list[bytes]:
+        """All frames completed by ``data``; of these at most ``most``, the others at the next call.
 
         Raises:
             ProtocolError: a frame announces more than the limit.
         """
         buffer = self._buffer
         buffer += data
-        frames, self._pushed = self._pushed, []
+        frames: list[bytes] = []
         position, end = 0, len(buffer)
-        while end - position >= _LENGTH.size:
+        while end - position >= _LENGTH.size and len(frames) != most:
             (length,) = _LENGTH.unpack_from(buffer, position)
             if length > self.limit:
                 raise ProtocolError(f"a frame of {length} bytes is over the limit of {self.limit}")
@@ -83,7 +78,7 @@ class FrameReader:
     @property
     def empty(self) -> bool:
         """Whether no unfinished frame is held."""
-        return not self._buffer and not self._pushed
+        return not self._buffer
 
 
 class State(Enum):
@@ -131,10 +126,9 @@ class Connection(Generic[Received]):
         return [cast(Received, decode(body)) for body in self._frames.feed(data)]
 
     def _receive_first(self, data: bytes) -> list[Received]:
-        frames = self._frames.feed(data)
+        frames = self._frames.feed(data, most=1)
         if not frames:
             return []
         self.state = State.OPEN
         self._frames.limit = FRAME_LIMIT
-        self._frames.push_back(frames[1:])
         return [cast(Received, self._first.decode(frames[0]))]
