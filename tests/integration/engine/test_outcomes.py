@@ -87,6 +87,14 @@ def test_an_exception_that_cannot_be_rebuilt_comes_back_as_its_text(queue, pilot
     assert "raise_it" in str(task.exception.__cause__)
 
 
+def test_an_exception_that_cannot_be_printed_is_still_an_exception(queue, pilot):
+    class MuteError(Exception):
+        def __str__(self):
+            raise ValueError
+
+    assert run(queue, call(fail, MuteError())).outcome == "exception"
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
 def test_leaving_python_by_an_exception_is_an_exception(queue, pilot, error):
     task = run(queue, call(fail, error))

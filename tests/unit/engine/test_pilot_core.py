@@ -108,7 +108,7 @@ def test_host_tasks_get_a_runner_outside_the_tunnel():
     assert [(c.lane, c.network) for c in commands if isinstance(c, Start)] == [(1, "any"), (2, "host"), (3, "any")]
 
 
-# --- ahead and back ------------------------------------------------------------------------------------------------
+# --- ahead and back --------------------------------------------------------------------------------------------------
 
 
 def test_short_tasks_are_given_ahead_and_long_ones_are_not(core):
@@ -160,7 +160,7 @@ def test_asking_back_is_always_answered(core):
     assert returned(commands) == []
 
 
-# --- deaths --------------------------------------------------------------------------------------------------------
+# --- deaths ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_runner_is_blamed_on_the_task_it_was_doing_and_the_rest_runs_elsewhere(core):
@@ -222,7 +222,7 @@ def test_deaths_in_words(status, words):
     assert words in how_it_died(status)
 
 
-# --- limits --------------------------------------------------------------------------------------------------------
+# --- limits ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_task_over_its_walltime_is_killed_and_told_so(core):
@@ -255,7 +255,7 @@ def test_a_result_that_overtakes_the_kill_counts_and_the_task_behind_is_lost_or_
     assert given(commands) == [(2, 3)]
 
 
-# --- cancel, drain, abandon ----------------------------------------------------------------------------------------
+# --- cancel, drain, abandon ------------------------------------------------------------------------------------------
 
 
 def test_cancel_of_a_waiting_task_gives_it_back(core):
