@@ -8,6 +8,7 @@ from hpcq.messages import TaskResult, TaskSpec
 from hpcq.pilot.core import (
     AHEAD,
     START_FAILURES,
+    START_TIMEOUT,
     STUCK,
     Broken,
     Core,
@@ -214,6 +215,16 @@ def test_a_runner_that_got_ready_makes_earlier_failures_forgotten(core):
             commands = core.run([task(lane + 1)], 0.0)
 
 
+def test_a_runner_that_hangs_before_it_is_ready_is_killed_once(core):
+    core.run([task(1)], 10.0)
+    assert core.next_deadline() == 10.0 + START_TIMEOUT
+    assert core.time(9.0 + START_TIMEOUT) == []
+    assert core.time(10.0 + START_TIMEOUT) == [Kill(1)]
+    assert core.next_deadline() is None
+    assert core.time(11.0 + START_TIMEOUT) == []
+    assert given(core.dead(1, -9, NOTHING, 200.0)) == [(2, 1)]
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(0, "exit status 0"), (7, "exit status 7"), (-11, "SIGSEGV"), (-9, "memory"), (-99, "unknown")],
@@ -238,7 +249,7 @@ def test_a_task_over_its_walltime_is_killed_and_told_so(core):
 
 def test_the_start_of_the_runner_is_not_counted_as_the_tasks_time(core):
     core.run([task(1, walltime=5.0)], 0.0)
-    assert core.next_deadline() is None
+    assert core.next_deadline() == START_TIMEOUT
     assert core.time(99.0) == []
     core.warm(1, 100.0)
     assert core.next_deadline() == 105.0
