@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -31,6 +30,7 @@ from hpcq import messages as m
 from hpcq import serialize
 from hpcq.errors import SerializationError
 from hpcq.pilot import datagrams
+from hpcq.pilot.scratch import remove_tree
 from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
 
@@ -181,7 +181,7 @@ class Runner:
             return Outcome.EXIT_CODE, 126, f"the command could not be started in {directory}: {error.strerror}"
         finally:
             os.chdir(self._home)
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_tree(directory)
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return Outcome.SUCCESS, 0, ""
@@ -217,7 +217,7 @@ class Runner:
 
 def _remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         os.unlink(path)  # noqa: PTH108
 

@@ -27,7 +27,9 @@ ALLOWED = {
     "transport": {"connection", "errors", "messages", "protocol"},
     "credentials": set(),
     "client": {"connection", "errors", "messages", "protocol", "transport"},
-    "manager": {"connection", "errors", "functions", "messages", "roster", "scheduler", "task", "transport", "versions"},
+    "manager": {
+        "connection", "errors", "functions", "messages", "roster", "scheduler", "task", "transport", "versions",
+    },
     "jobs": {"batch", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
 }  # fmt: skip
