@@ -81,3 +81,10 @@ def no_descriptor_is_left():
     before = descriptors()
     yield
     eventually(lambda: descriptors() <= before, "descriptors are closed", 10.0)
+
+
+@pytest.fixture
+def marks(tmp_path):
+    """Where `note_and_wait` leaves its marks."""
+    (tmp_path / "marks").mkdir()
+    return tmp_path / "marks"

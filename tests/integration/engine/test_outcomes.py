@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from running import appears, eventually, gone, ready, run, wait
+from running import appears, call, eventually, gone, ready, run, wait
 
 import hpcq
 import hpcq.manager
@@ -41,10 +41,6 @@ def fail(error):
 
 def nested_failure():
     return fail(KeyError("inner"))
-
-
-def call(function, *args, **kwargs):
-    return hpcq.PythonTask(function, *args, **kwargs)
 
 
 # --- values and exceptions -------------------------------------------------------------------------------------------
