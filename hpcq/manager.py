@@ -248,6 +248,8 @@ class Manager:
             await self._emptied
         for link in list(self._owners):
             link.abort(reason)
+        if self._server is not None:
+            await transport.close_server(self._server)
         if self._background:
             await asyncio.wait(self._background, timeout=timeout)
 

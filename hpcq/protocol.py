@@ -60,25 +60,20 @@ class FrameReader:
         self._buffer = bytearray()
         self._large = bytearray()
         self._filled = 0
-        self._pushed: list[bytes | bytearray] = []
 
-    def push_back(self, frames: list[bytes | bytearray]) -> None:
-        """Give these again, first, at the next `feed`."""
-        self._pushed = frames
-
-    def feed(self, data: bytes) -> list[bytes | bytearray]:
-        """All frames completed by ``data``.
+    def feed(self, data: bytes, most: int | None = None) -> list[bytes | bytearray]:
+        """All frames completed by ``data``; of these at most ``most``, the others at the next call.
 
         Raises:
             ProtocolError: a frame announces more than the limit.
         """
-        frames, self._pushed = self._pushed, []
+        frames: list[bytes | bytearray] = []
         if self._large:
             data = self._fill(data, frames)
             if self._large:
                 return frames
         self._buffer += data
-        position = self._cut(frames)
+        position = self._cut(frames, most)
         if position:
             del self._buffer[:position]
         return frames
@@ -94,11 +89,11 @@ class FrameReader:
             self._large = bytearray()
         return data[len(part) :]
 
-    def _cut(self, frames: list[bytes | bytearray]) -> int:
+    def _cut(self, frames: list[bytes | bytearray], most: int | None) -> int:
         """Take whole frames from the buffer, and the beginning of a large one; returns how much was taken."""
         position, end = 0, len(self._buffer)
         with memoryview(self._buffer) as view:
-            while end - position >= _LENGTH.size:
+            while end - position >= _LENGTH.size and len(frames) != most:
                 (length,) = _LENGTH.unpack_from(view, position)
                 if length > self.limit:
                     raise ProtocolError(f"a frame of {length} bytes is over the limit of {self.limit}")
@@ -118,7 +113,7 @@ class FrameReader:
     @property
     def empty(self) -> bool:
         """Whether no unfinished frame is held."""
-        return not self._buffer and not self._pushed and not self._large
+        return not self._buffer and not self._large
 
 
 class State(Enum):
@@ -166,12 +161,11 @@ class Connection(Generic[Received]):
         return [cast(Received, decode(body)) for body in self._frames.feed(data)]
 
     def _receive_first(self, data: bytes) -> list[Received]:
-        frames = self._frames.feed(data)
+        frames = self._frames.feed(data, most=1)
         if not frames:
             return []
         self.state = State.OPEN
         self._frames.limit = FRAME_LIMIT
-        self._frames.push_back(frames[1:])
         try:
             return [cast(Received, self._first.decode(frames[0]))]
         except msgspec.MsgspecError:

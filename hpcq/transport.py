@@ -169,6 +169,17 @@ def _listener(address: str | None, port: int) -> socket.socket:
     return socket.create_server(where[:2], family=family, backlog=1024)
 
 
+async def close_server(server: asyncio.Server) -> None:
+    """Stop listening, and hang up on everybody, also those still in their handshake, who have no `Link` yet."""
+    server.close()
+    loop = asyncio.get_running_loop()
+    # Server.abort_clients is of Python 3.13; before, the loop alone knows the transports below TLS.
+    for transport in list(getattr(loop, "_transports", {}).values()):
+        transport.abort()
+    for _ in range(3):  # the transport is told in one turn of the loop, what is above it in the next
+        await asyncio.sleep(0)
+
+
 async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:
     """Connect to the manager of a connection file, trying its addresses in turn.
 

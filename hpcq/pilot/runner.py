@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -31,6 +30,7 @@ from hpcq import messages as m
 from hpcq import serialize
 from hpcq.errors import SerializationError
 from hpcq.pilot import datagrams
+from hpcq.pilot.scratch import remove_tree
 from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
 
@@ -226,12 +226,12 @@ def _remove_directory(path: str) -> None:
     try:
         os.rmdir(path)  # noqa: PTH106 - most are empty, and this is a tenth of rmtree's cost
     except OSError:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
 
 
 def _remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         os.unlink(path)  # noqa: PTH108
 
