@@ -121,7 +121,7 @@ def test_a_message_over_the_limit_is_not_sent(monkeypatch):
 
 def test_fields_are_checked_on_receipt():
     connection = manager()
-    hello = m.PilotHello(1, "p", "", "", 0, "h", 1, 0, 0, 0.0, "none", "", m.Versions("3", "3", "0"))
+    hello = m.PilotHello(1, "p", "", "", 0, "h", 1, 0, 0, 0.0, "none", "", m.Versions("3", "3", "0", "0"))
     with pytest.raises(ProtocolError, match=r"Expected `int` >= 1"):  # a pilot without cores
         connection.receive(frame(hello))
 
