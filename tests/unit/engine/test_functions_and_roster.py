@@ -57,7 +57,7 @@ class FunctionsModel(RuleBasedStateMachine):
         assert len(self.functions) <= len(set(self.used)) + 2
 
 
-FunctionsModel.TestCase.settings = settings(max_examples=100, deadline=None)
+FunctionsModel.TestCase.settings = settings(max_examples=50, deadline=None)
 TestFunctionsModel = FunctionsModel.TestCase
 
 
