@@ -21,18 +21,23 @@ except ImportError:  # only compiling in a checkout
     BuildHookInterface = object  # type: ignore[assignment,misc]
 
 FLAGS = [
-    "-std=gnu11", "-O2", "-fPIC", "-shared", "-D_FORTIFY_SOURCE=0", "-fno-strict-aliasing", "-fstack-protector-strong",
-    "-Wall", "-Wextra", "-Werror", "-Werror=shadow", "-Werror=strict-prototypes", "-Werror=missing-declarations",
+    "-std=gnu11", "-O2", "-fPIC", "-shared", "-D_FORTIFY_SOURCE=0", "-fno-strict-aliasing",
+    "-fstack-protector-strong", "-Wall", "-Wextra", "-Werror", "-Werror=shadow", "-Werror=strict-prototypes",
+    "-Werror=missing-declarations",
     "-Werror=implicit-function-declaration", "-Werror=pointer-arith", "-Werror=format=2", "-Werror=undef",
     "-Wl,-z,now", "-Wl,-z,relro", "-Wl,-z,defs",
 ]  # fmt: skip
 
 
 def compile_shims(source: Path) -> tuple[list[Path], list[str]]:
-    """Compile every ``*.c`` of ``source`` beside itself; returns the shims built and one warning for each that was not."""
+    """Compile every ``*.c`` of ``source`` beside itself; returns the shims built and one warning for each
+    that was not.
+    """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        return [], ["no C compiler: tunnels that need an LD_PRELOAD shim will not work; install gcc and reinstall"]
+        return [], [
+            "no C compiler: tunnels that need an LD_PRELOAD shim will not work; install gcc and reinstall"
+        ]
     built, warnings = [], []
     for file in sorted(source.glob("*.c")):
         target = file.with_suffix(".so")

@@ -12,66 +12,17 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from hpcq import state_dir
-from hpcq.batch.base import BatchJob, BatchSystem, PilotRequest, get_batch_system
-from hpcq.batch.pilot_command import pilot_argv
-from hpcq.batch.records import load_jobs, output_tail
-from hpcq.batch.tracker import Change, FailedStart, JobTracker, PollFailed, StateChanged
+from hpcq.batch import records
+from hpcq.batch.base import BatchJob, BatchSystem, get_batch_system
+from hpcq.batch.request import pilot_request
+from hpcq.batch.states import record_end, recorded_end
+from hpcq.batch.tracker import Change, Ended, FailedStart, JobTracker, PollFailed, StateChanged
 from hpcq.errors import BatchError, HpcqError, UsageError
 from hpcq.manager import Manager
-from hpcq.units import parse_duration, parse_memory
 
 log = logging.getLogger("hpcq.jobs")
-
-_PILOT_OPTIONS = ("vpn", "gateway", "require", "scratch", "manager_timeout")
-_JOB_OPTIONS = ("cores", "memory", "walltime", "partition", "account", "qos", "constraint", "options", "setup",
-                "template", "environment", "job_name")  # fmt: skip
-
-
-def pilot_request(queue: str, batch: str, count: int, options: Mapping[str, Any]) -> PilotRequest:
-    """What to ask of a batch system, from options by their names on the command line.
-
-    Raises:
-        UsageError: an unknown option or a value that cannot be used, by name.
-    """
-    unknown = sorted(set(options) - {*_PILOT_OPTIONS, *_JOB_OPTIONS})
-    if unknown:
-        raise UsageError(
-            f"unknown pilot option {unknown[0]!r}; known are {', '.join((*_JOB_OPTIONS, *_PILOT_OPTIONS))}"
-        )
-    given = {name: value for name, value in options.items() if value is not None}
-    memory = parse_memory(given["memory"]) if "memory" in given else None
-    walltime = int(parse_duration(given["walltime"], name="walltime")) if "walltime" in given else None
-    cores = given.get("cores", 1)
-    argv = pilot_argv(
-        state_dir.connection_file(queue),
-        batch=batch,
-        cores=cores,
-        memory_mb=memory,
-        walltime_s=walltime,
-        vpn=given.get("vpn"),
-        gateway=given.get("gateway"),
-        require=tuple(given.get("require", ())),
-        scratch=Path(given["scratch"]) if "scratch" in given else None,
-        manager_timeout_s=parse_duration(given["manager_timeout"]) if "manager_timeout" in given else None,
-    )
-    names = ("partition", "account", "qos", "constraint", "environment", "job_name")
-    plain = {name: given[name] for name in names if name in given}
-    return PilotRequest(
-        queue=queue,
-        pilot_argv=argv,
-        count=count,
-        cores=cores,
-        memory_mb=memory,
-        walltime_s=walltime,
-        options=tuple(given.get("options", ())),
-        setup=tuple(given.get("setup", ())),
-        template=Path(given["template"]) if "template" in given else None,
-        **plain,
-    )
 
 
 class JobWatch:
@@ -84,7 +35,7 @@ class JobWatch:
         self._systems: dict[str, BatchSystem] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stopped = False
-        self._since = _last_closed(queue)
+        self._jobs: dict[str, BatchJob] = {}
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
         manager.call(self._find_submitted)
@@ -101,7 +52,7 @@ class JobWatch:
         return self._find_submitted()
 
     def _find_submitted(self) -> int:
-        return self._follow(job for job in load_jobs(self._queue) if job.submitted_at >= self._since)
+        return self._follow(job for job in records.load_jobs(self._queue) if recorded_end(job) is None)
 
     def _follow(self, jobs: Iterable[BatchJob]) -> int:
         loop = asyncio.get_running_loop()
@@ -109,11 +60,20 @@ class JobWatch:
         for job in jobs:
             with suppress(UsageError):  # a batch system of another version of hpcq
                 self._system(job.batch)
-                self._trackers.setdefault(job.batch, JobTracker()).submitted(job, loop.time())
+                self._follow_one(job, loop.time())
                 count += 1
         for batch in self._trackers:
             self._set_timer(batch)
         return count
+
+    def _follow_one(self, job: BatchJob, now: float) -> None:
+        tracker = self._trackers.setdefault(job.batch, JobTracker())
+        tracker.submitted(job, now)
+        self._jobs[job.id] = job
+        if tracker.has_reported(job.id):
+            records.mark_reported(job)
+        elif records.has_reported(job):
+            tracker.reported(job.id, now)
 
     def _system(self, name: str) -> BatchSystem:
         if name not in self._systems:
@@ -124,6 +84,8 @@ class JobWatch:
         tracker = self._trackers.setdefault(batch, JobTracker()) if batch else None
         if tracker is not None and job_id:
             self._tell(tracker.reported(job_id, asyncio.get_running_loop().time()))
+            if job_id in self._jobs:
+                records.mark_reported(self._jobs[job_id])
 
     def _set_timer(self, batch: str) -> None:
         loop = asyncio.get_running_loop()
@@ -146,6 +108,8 @@ class JobWatch:
 
     def _tell(self, changes: Iterable[Change]) -> None:
         for change in changes:
+            if isinstance(change, FailedStart | Ended):
+                record_end(change.job, change.status)
             if isinstance(change, FailedStart):
                 log.warning("%s", failed_start(change))
             elif isinstance(change, PollFailed):
@@ -173,11 +137,7 @@ class JobWatch:
     _left: Mapping[str, list[BatchJob]] = {}
 
     def cancel_all(self) -> None:
-        """Cancel every job that has not ended; what cannot be cancelled is logged.
-
-        A later program of the same queue does not look at these again.
-        """
-        state_dir.write_private(_closed_file(self._queue), b"")
+        """Cancel every job that has not ended; what cannot be cancelled is logged."""
         for batch, jobs in self._left.items():
             try:
                 self._cancel(self._systems[batch], jobs)
@@ -188,6 +148,9 @@ class JobWatch:
         if not jobs:
             return
         statuses = system.status(jobs)
+        for job in jobs:
+            if statuses[job.id].state.is_final:
+                record_end(job, statuses[job.id])
         there = [job for job in jobs if statuses[job.id].is_listed and not statuses[job.id].state.is_final]
         if there:
             system.cancel(there)
@@ -198,23 +161,11 @@ class JobWatch:
         return any(self._left.values())
 
 
-def _closed_file(queue: str) -> Path:
-    return state_dir.queue_dir(queue) / "closed"
-
-
-def _last_closed(queue: str) -> float:
-    """When a program last cancelled all jobs of the queue; 0 when none did."""
-    try:
-        return _closed_file(queue).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
 def failed_start(change: FailedStart) -> str:
     """The story of a job whose pilot never reported."""
     job, status = change.job, change.status
     code = "" if status.exit_code is None else f", exit status {status.exit_code}"
-    lines = output_tail(job, 10)
+    lines = records.output_tail(job, 10)
     output = "\n".join(f"    {line}" for line in lines) if lines else "    (it wrote nothing)"
     return (
         f"job {job.id} ended ({status.raw_state or 'no longer listed'}{code}) and its pilot never reported; "

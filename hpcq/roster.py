@@ -126,11 +126,11 @@ class Roster:
         entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
 
     def failed(self, entry: Entry, message: m.StartFailed) -> None:
-        """It cannot serve, and says which layer is to blame."""
+        """It cannot serve, or no longer."""
         entry.state, entry.failed_layer, entry.message = PilotState.FAILED, message.layer, message.message
 
     def draining(self, entry: Entry, reason: str) -> None:
-        """It takes nothing new; one that has failed says so too before it goes."""
+        """It takes nothing new; a failure it told before stays its last word."""
         if entry.state is not PilotState.FAILED:
             entry.state, entry.message = PilotState.DRAINING, reason
 

@@ -70,9 +70,7 @@ def known_queues() -> list[str]:
         entries = list(state_root().iterdir())
     except OSError:
         return []
-    return sorted(
-        e.name for e in entries if _QUEUE_NAME.fullmatch(e.name) and len(e.name) <= 64 and e.is_dir()
-    )
+    return sorted(e.name for e in entries if _QUEUE_NAME.fullmatch(e.name) and len(e.name) <= 64 and e.is_dir())
 
 
 def ensure_queue_dir(name: str) -> Path:

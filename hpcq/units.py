@@ -23,13 +23,9 @@ _MB_PER_UNIT = {
     "T": Fraction(1024**2),
     "P": Fraction(1024**3),
 }
-_MEMORY = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?) *(?:(?P<unit>[KMGTP])(?:i?B)?|(?P<byte>B))?", re.ASCII | re.I
-)
+_MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?) *(?:(?P<unit>[KMGTP])(?:i?B)?|(?P<byte>B))?", re.ASCII | re.I)
 _CLOCK = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d)", re.ASCII)
-_PARTS = re.compile(
-    r"(?=\d)(?:(\d+) *d)? *(?:(\d+) *h)? *(?:(\d+) *m(?:in)?)? *(?:(\d+) *s)?", re.ASCII | re.I
-)
+_PARTS = re.compile(r"(?=\d)(?:(\d+) *d)? *(?:(\d+) *h)? *(?:(\d+) *m(?:in)?)? *(?:(\d+) *s)?", re.ASCII | re.I)
 _SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 MAX_MEMORY_MB = 2**40
@@ -101,9 +97,7 @@ def _duration(value: str | int | float, name: str) -> float:
             return _clock_seconds(match, value, name)
         if match := _PARTS.fullmatch(text):
             return _sum_parts(*(int(part or 0) for part in match.groups()))
-    raise UsageError(
-        f"{name} {_shown(value)} is not a time; write it as H:MM:SS (8:00:00), 90m, or seconds (28800)"
-    )
+    raise UsageError(f"{name} {_shown(value)} is not a time; write it as H:MM:SS (8:00:00), 90m, or seconds (28800)")
 
 
 def _clock_seconds(match: re.Match[str], value: str, name: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -45,9 +46,10 @@ class DemoError(Exception):
 class Place(Protocol):
     """Where commands run: `Site`, or `Loopback`."""
 
-    home: Path
+    @property
+    def home(self) -> Path: ...
 
-    def run(self, host: str, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]: ...
+    def run(self, host: str, argv: Sequence[str], *, timeout: float = ...) -> subprocess.CompletedProcess[str]: ...
 
     def popen(self, host: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]: ...
 
@@ -58,6 +60,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(PICTURE), help=f"the plot [{PICTURE}]")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         return inside(options.output) if options.inside else outside(options.output.absolute())
     except (DemoError, SiteError) as error:
@@ -67,8 +72,15 @@ def main() -> int:
         return 128 + signal.SIGINT
 
 
+NUMBERS = itertools.count(1)
+
+
 def heading(text: str) -> None:
-    print(f"\n== {text}", flush=True)
+    print(f"\n== {text}")
+
+
+def step(text: str) -> None:
+    heading(f"{next(NUMBERS)}. {text}")
 
 
 # --- outside the site ----------------------------------------------------------------------------------------------
@@ -92,19 +104,24 @@ def run_site(identity: Path, output: Path) -> int:
     """The inner half in a site that dies with us; its status."""
     site = [sys.executable, "-m", "simulated_site", "run", f"--identity={identity}", f"--bind={output.parent}", "--"]
     half = [sys.executable, str(Path(__file__).resolve()), "--inside", f"--output={output}"]
-    with subprocess.Popen(["setpriv", "--pdeathsig=KILL", *site, *half]) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the terminal told the site too
-            return end(process)
+    process = subprocess.Popen(["setpriv", "--pdeathsig=KILL", *site, *half])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal told the site too
+        return 128 + signal.SIGINT
+    except SystemExit:  # nobody else did
+        process.terminate()
+        raise
+    finally:
+        end(process)
 
 
-def end(process: subprocess.Popen[Any]) -> int:
+def end(process: subprocess.Popen[Any]) -> None:
+    """Let the site end by itself, for a while."""
     with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         process.wait(END_DEADLINE)
     process.kill()
     process.wait()
-    return 128 + signal.SIGINT
 
 
 def check_nothing_left(identity: Path) -> None:
@@ -126,17 +143,17 @@ def inside(output: Path) -> int:
         print(f"left out: {what}: {reason}")
     if "xrootd" in site.left_out:
         raise DemoError("there is nothing to read without XRootD")
-    heading(f"1. Without a tunnel a compute node cannot read {FILE}")
+    step(f"Without a tunnel a compute node cannot read {FILE}")
     show_unreachable(site)
-    heading("2. A gateway on the login node, by an ordinary user")
+    step("A gateway on the login node, by an ordinary user")
     call(site, ["hpcq", "vpn", "gateway", "start"])
-    heading("3. Two pilots" + (" through Slurm" if site.slurm else ", started on the compute nodes by hand"))
+    step("Two pilots" + (" through Slurm" if site.slurm else ", started on the compute nodes by hand"))
     require = f"root://{plan.XROOTD_NAME}:{plan.XROOTD_PORT}"
     for host, arguments in pilot_commands(site):
         call(site, submission(*arguments, "--vpn", "openconnect", "--require", require), host)
-    heading("4. The analysis (scripts/dimuon_mass.py)")
+    step("The analysis (scripts/dimuon_mass.py)")
     analyse(site, [str(plan.SCRIPTS / "dimuon_mass.py"), site.xrootd_url + FILE], output)
-    heading("6. The end: gateway stopped")
+    step("The end: gateway stopped")
     call(site, ["hpcq", "vpn", "gateway", "stop"])
     return 0
 
@@ -159,13 +176,19 @@ def show_unreachable(site: Site) -> None:
     copy = ["xrdcp", "--nopbar", "--force", site.xrootd_url + FILE, "/dev/null"]
     if (answer := site.run("login", copy, env=HURRIED)).returncode:
         raise DemoError(f"even the login node cannot read the file: {answer.stderr.strip()}")
+    address = site.description["outside_address"]["wan"]
+    for url in (site.xrootd_url, site.xrootd_url.replace(plan.XROOTD_NAME, address)):
+        fail_to_copy(site, [*copy[:-2], url + FILE, "/dev/null"])
+    print("as expected: no way out")
+
+
+def fail_to_copy(site: Site, copy: list[str]) -> None:
     host, command = ("login", ["srun", "--immediate=30", *copy]) if site.slurm else ("cn1", copy)
     print(f"[{host}]$ {shlex.join(command)}")
     answer = site.run(host, command, env=HURRIED)
     print("\n".join(f"    {line}" for line in (answer.stderr or answer.stdout).strip().splitlines()))
     if answer.returncode == 0:
         raise DemoError("the compute node could read the file without a tunnel: it has a way out")
-    print("as expected: no way out")
 
 
 # --- where there is no site ----------------------------------------------------------------------------------------
@@ -198,14 +221,17 @@ def without_site(output: Path) -> int:
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hpcq-demo-")))
         place = Loopback(home)
-        heading("1. An XRootD server on loopback")
+        step("An XRootD server on loopback")
         url = stack.enter_context(loopback_xrootd(place))
-        heading("2. Two pilots on this machine, without a tunnel")
+        step("Two pilots on this machine, without a tunnel")
         stack.callback(place.run, "login", ["hpcq", "cancel-pilots", "--name", QUEUE])
         call(place, submission("--batch", "local", "-n", "2", "--cores", "2", "--vpn", "none"))
-        heading("3. The analysis (scripts/dimuon_mass.py)")
+        step("The analysis (scripts/dimuon_mass.py)")
         script = Path(__file__).resolve().parent / "dimuon_mass.py"
         analyse(place, [str(script), url, "--network=any"], output)
+    if left := leftovers.processes_naming(str(home)):
+        raise DemoError("left behind: " + "; ".join(left))
+    print("\nNothing is left: no process of the demo's.")
     return 0
 
 
@@ -260,20 +286,20 @@ def free_port() -> int:
 
 def call(place: Place, argv: Sequence[str], host: str = "login") -> None:
     """Show a command and what it prints; `DemoError` when it fails."""
-    print(f"[{host}]$ {shlex.join(argv)}", flush=True)
+    print(f"[{host}]$ {shlex.join(argv)}")
     try:
         answer = place.run(host, argv, timeout=COMMAND_DEADLINE)
     except subprocess.TimeoutExpired as error:
         raise DemoError(f"{shlex.join(argv)} on {host} takes more than {error.timeout:.0f} s") from None
-    print(answer.stdout + answer.stderr, end="", flush=True)
+    print(answer.stdout + answer.stderr, end="")
     if answer.returncode:
         raise DemoError(f"{shlex.join(argv)} on {host} ended with status {answer.returncode}")
 
 
 def analyse(place: Place, arguments: Sequence[str], output: Path) -> None:
     """Run the analysis; while its queue is open, ask the command line about it; fetch the plot."""
-    command = [sys.executable, *arguments, "--name", QUEUE, "--output", PICTURE, "--keep-open"]
-    print(f"[login]$ python {shlex.join(command[1:])}", flush=True)
+    command = [sys.executable, *arguments, "--name", QUEUE, "--output", PICTURE, "--pilots", "2", "--keep-open"]
+    print(f"[login]$ python {shlex.join(command[1:])}")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with place.popen("login", command, **pipes) as program:
         timer = threading.Timer(ANALYSIS_DEADLINE, kill_group, [program])
@@ -295,11 +321,11 @@ def follow(place: Place, program: subprocess.Popen[str]) -> None:
     for line in program.stdout:
         if line.strip() == KEPT_OPEN:
             break
-        print(line, end="", flush=True)
+        print(line, end="")
     else:
         explain(place)
         raise DemoError(f"the analysis ended with status {program.wait()} (it may take {ANALYSIS_DEADLINE:.0f} s)")
-    heading("5. The queue from the command line")
+    step("The queue from the command line")
     for subcommand in ("pilots", "status"):
         call(place, ["hpcq", subcommand, "--name", QUEUE])
     program.stdin.close()
@@ -309,8 +335,8 @@ def follow(place: Place, program: subprocess.Popen[str]) -> None:
 
 def explain(place: Place) -> None:
     """The pilots' own words, when the analysis failed."""
-    for path in sorted(place.home.rglob("hpcq/*/**/*")):
-        if path.suffix in {".log", ".out", ".err"} and path.stat().st_size:
+    for path in sorted(place.home.rglob("hpcq/*/jobs/**/*")):
+        if path.suffix in {".txt", ".log"} and path.stat().st_size:
             print(f"--- the end of {path}:\n{path.read_text(errors='replace')[-2000:]}")
 
 

@@ -32,7 +32,7 @@ selected() {
 }
 
 cache_directory() {
-    local base="${XDG_CACHE_HOME:-$HOME/.cache}"
+    local base="${XDG_CACHE_HOME:-${HOME:?is not set}/.cache}"
     if ((EUID == 0)); then base=/var/cache; fi # where ordinary users of the simulated site can read
     printf '%s/hpcq/%s' "$base" "$(printf '%s' "$HPCQ_CLONE" | sha256sum | cut -c 1-12)"
 }
@@ -63,12 +63,13 @@ keep_caches_in() {
     export PYTEST_ADDOPTS="-o cache_dir=$1/pytest ${PYTEST_ADDOPTS:-}" PYTHONDONTWRITEBYTECODE=1
 }
 
-# Run a command with its output in the log; on failure show the end of it.
+# Run a command with its output in the log; on failure show the end of it. It holds the lock too: when we are killed
+# and it is not, the next setup waits for it.
 logged() {
     local what="$1"
     shift
     printf '\n== %s: %s\n' "$what" "$*" >>"$HPCQ_LOG"
-    "$@" >>"$HPCQ_LOG" 2>&1 {HPCQ_LOCK}>&- </dev/null && return
+    "$@" >>"$HPCQ_LOG" 2>&1 </dev/null && return
     say "$what failed; the end of $HPCQ_LOG:"
     tail -n 25 "$HPCQ_LOG" >&2
     return 1
@@ -116,7 +117,7 @@ apt_install() {
         logged "apt-get update" apt-get update -q &&
             logged "apt-get install" apt-get install -q -y --no-install-recommends \
                 -o DPkg::Lock::Timeout=300 "$@"
-    } || status=1
+    } {HPCQ_LOCK}>&- || status=1
     disable_new_services
     restore_policy
     trap - EXIT INT TERM HUP

@@ -1,10 +1,11 @@
 """vpn: rootless tunnels out of compute nodes; useful without hpcq.
 
-``open_session`` brings a tunnel up and runs programs inside it; ``GatewayClient`` gets a pilot's credential from the gateway
-its user runs on a login node. Start reading at ``vpn/session.py``; ``python -m vpn --help`` is the command line.
+``open_session`` brings a tunnel up and runs programs inside it; ``GatewayClient`` gets a pilot's credential
+from the gateway its user runs on a login node. Start reading at ``vpn/session.py``; ``python -m vpn --help``
+is the command line.
 """
 
-from vpn.config import Credential, Secret, TunnelConfig
+from vpn.config import MODES, Credential, Secret, TunnelConfig
 from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
 from vpn.gateway.client import GatewayClient
 from vpn.modes.base import TunnelInfo
@@ -13,6 +14,7 @@ from vpn.process import Process
 from vpn.session import Session, open_session
 
 __all__ = [
+    "MODES",
     "Credential",
     "GatewayClient",
     "GatewayError",

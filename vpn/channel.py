@@ -1,8 +1,8 @@
 """A SOCK_SEQPACKET socket that carries typed messages with file descriptors and process ids.
 
 One packet is one message. A message larger than a packet may be goes into a memfd that is sent as its first
-descriptor: a task's environment can be larger than the kernel's socket buffer. A process id is sent as SCM_CREDENTIALS, which the
-kernel translates between pid namespaces (unix(7)).
+descriptor: a task's environment can be larger than the kernel's socket buffer. A process id is sent as
+SCM_CREDENTIALS, which the kernel translates between pid namespaces (unix(7)).
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ M = TypeVar("M")
 
 
 class Packet(NamedTuple, Generic[M]):
-    """A received message, its descriptors (now the receiver's), and the sender's process id (0: not sent)."""
+    """A received message, its descriptors (now the receiver's), and the sender's process id (0: not sent).
+
+    At the limit of open files the kernel drops descriptors: there can be fewer than were sent.
+    """
 
     message: M
     fds: list[int]
@@ -80,8 +83,8 @@ class Channel(Generic[M]):
             _close_all(fds)
             return None
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise msgspec.DecodeError("a message lost part of its bytes or descriptors (limit of open files?)")
+            if flags & socket.MSG_TRUNC:
+                raise msgspec.DecodeError("a message lost part of its bytes")
             payload = data[1:] if data[:1] == _INLINE else _take_memory_file(fds)
             return Packet(self._decode(payload), fds, pid)
         except BaseException:
@@ -117,15 +120,17 @@ def _unpack(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], int]:
 
 def _memory_file(payload: bytes) -> int:
     fd = os.memfd_create("message")
-    with open(fd, "wb", closefd=False) as file:
+    with os.fdopen(fd, "wb", closefd=False) as file:
         file.write(payload)
     return fd
 
 
 def _take_memory_file(fds: list[int]) -> bytes:
+    if not fds:
+        raise msgspec.DecodeError("a message lost its descriptor (limit of open files?)")
     fd = fds.pop(0)
     os.lseek(fd, 0, os.SEEK_SET)
-    with open(fd, "rb") as file:
+    with os.fdopen(fd, "rb") as file:
         return file.read()
 
 

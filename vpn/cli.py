@@ -1,6 +1,7 @@
 """The command line: ``python -m vpn``, mounted unchanged as ``hpcq vpn``.
 
-Data goes to standard output, errors to standard error in one line, with the exit status of the error (2 usage, 5 tunnel).
+Data goes to standard output, errors to standard error in one line, with the exit status of the error (2
+usage, 5 tunnel).
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ import click
 
 from vpn import capabilities
 from vpn.command import Run, read_password
-from vpn.config import MODES, Credential, Secret, TunnelConfig, as_json, check_pin, parse_server
+from vpn.config import MODES, Credential, Mode, Secret, TunnelConfig, as_json, check_pin, parse_server
 from vpn.errors import UsageError, VpnError
 from vpn.gateway.client import GatewayClient, start_gateway
 from vpn.gateway.daemon import describe, run_daemon
 from vpn.gateway.state import GatewayConfig
 from vpn.probes import check_target
+
+
+class Failure(click.ClickException):
+    """One of our errors, as click ends a program with it."""
+
+    def __init__(self, error: VpnError) -> None:
+        super().__init__(str(error))
+        setattr(self, "exit_code", error.exit_status)  # noqa: B010  (click declares it a class variable)
 
 
 class OneLineErrors(click.Group):
@@ -33,9 +42,7 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(ctx)
         except VpnError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = error.exit_status
-            raise failure from error
+            raise Failure(error) from error
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,23 +51,56 @@ def cli() -> None:
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@click.option("--mode", type=click.Choice(MODES), default="openconnect", show_default=True, help="How the tunnel is made.")
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="openconnect",
+    show_default=True,
+    help="How the tunnel is made.",
+)
 @click.option("--gateway", metavar="NAME", help="A gateway running on this host [default: default].")
-@click.option("--credential", type=click.Path(path_type=Path), help="A credential file of `vpn gateway credential`.")
-@click.option("--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin.")
+@click.option(
+    "--credential", type=click.Path(path_type=Path), help="A credential file of `vpn gateway credential`."
+)
+@click.option(
+    "--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin."
+)
 @click.option("--servercert", metavar="PIN", help="The server's key: pin-sha256:…")
 @click.option("--user", help="User at --server.")
-@click.option("--require", multiple=True, metavar="TARGET", help="Must answer first: root://H:P, http://…, cvmfs:REPO, dns:NAME.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True, help="Bring-up, in seconds.")
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="TARGET",
+    help="Must answer first: root://H:P, http://…, cvmfs:REPO, dns:NAME.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Bring-up, in seconds.",
+)
 @click.option("--no-dtls", is_flag=True, help="Stay on TLS.")
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def run(
-    ctx: click.Context, mode: str, gateway: str | None, credential: Path | None, server: str | None, servercert: str | None,
-    user: str | None, require: tuple[str, ...], timeout: float, no_dtls: bool, mtu: int, verbose: bool, command: tuple[str, ...],
-) -> None:  # fmt: skip
+    ctx: click.Context,
+    *,
+    mode: Mode,
+    gateway: str | None,
+    credential: Path | None,
+    server: str | None,
+    servercert: str | None,
+    user: str | None,
+    require: tuple[str, ...],
+    timeout: float,
+    no_dtls: bool,
+    mtu: int,
+    verbose: bool,
+    command: tuple[str, ...],
+) -> None:
     """Run COMMAND inside a tunnel; the exit status is the command's, 128+N for a signal."""
     for target in require:
         check_target(target)
@@ -68,14 +108,17 @@ def run(
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
         who = None if mode == "none" else _credential(stack, gateway, credential, (server, servercert, user))
-        config = TunnelConfig(mode, who, bring_up_timeout=timeout, no_dtls=no_dtls, mtu=mtu)  # type: ignore[arg-type]
+        config = TunnelConfig(mode, who, bring_up_timeout=timeout, no_dtls=no_dtls, mtu=mtu)
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)
 
 
 def _credential(
-    stack: ExitStack, gateway: str | None, file: Path | None, server: tuple[str | None, str | None, str | None]
+    stack: ExitStack,
+    gateway: str | None,
+    file: Path | None,
+    server: tuple[str | None, str | None, str | None],
 ) -> Credential:
     if file is not None:
         return read_credential(file)
@@ -124,16 +167,25 @@ _json = click.option("--json", "as_data", is_flag=True, help="Print data.")
 @gateway_group.command()
 @_name
 @click.option("--listen", default="0.0.0.0", show_default=True, help="IPv4 address to listen on.")  # noqa: S104
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP and UDP port [default: a free one].")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="TCP and UDP port [default: a free one]."
+)
 @click.option("--dns", multiple=True, help="Name server for pilots [default: this host's own].")
 @click.option("--foreground", is_flag=True, help="Stay; log to standard error.")
 @_json
-def start(name: str, listen: str, port: int, dns: tuple[str, ...], foreground: bool, as_data: bool) -> None:
+def start(
+    *, name: str, listen: str, port: int, dns: tuple[str, ...], foreground: bool, as_data: bool
+) -> None:
     """Start the gateway; returns when it accepts pilots."""
     config = GatewayConfig(name, listen, port, dns)
     if foreground:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        run_daemon(config, lambda record: click.echo(as_json(record) if as_data else f"gateway {name!r}: {describe(record)}"))
+        run_daemon(
+            config,
+            lambda record: click.echo(
+                as_json(record) if as_data else f"gateway {name!r}: {describe(record)}"
+            ),
+        )
         return
     record, fresh = start_gateway(config)
     what = "started" if fresh else "was running already"
@@ -143,13 +195,16 @@ def start(name: str, listen: str, port: int, dns: tuple[str, ...], foreground: b
 @gateway_group.command()
 @_name
 @_json
-def status(name: str = "default", as_data: bool = False) -> None:
+def status(*, name: str = "default", as_data: bool = False) -> None:
     """What the gateway is, and whom it serves."""
     report = GatewayClient(name).status()
     if as_data:
         click.echo(as_json(report))
         return
-    click.echo(f"gateway {name!r} on {report.host}: {' '.join(report.addresses)} port {report.port}, up {report.uptime:.0f} s")
+    click.echo(
+        f"gateway {name!r} on {report.host}, up {report.uptime:.0f} s: "
+        f"{' '.join(report.addresses)} port {report.port}"
+    )
     click.echo(f"key {report.pin}, name servers {' '.join(report.dns)}")
     for pilot in report.pilots:
         click.echo(f"  {pilot.state:12} {pilot.address or '-':15} {pilot.username}  {pilot.label}")
@@ -172,7 +227,7 @@ def credential(name: str, label: str, output: Path) -> None:
     data = GatewayClient(name).issue(label).to_bytes()
     try:
         output.unlink(missing_ok=True)
-        with open(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(data)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from None

@@ -1,7 +1,8 @@
 """``vpn run``: one command inside one tunnel, its status passed on.
 
-States: *bringing up* (a signal ends it) → *running* (signals go to the command's process group) → *down*. The status is the command's, 128+N
-when a signal N ended it, 127 or 126 when it could not be started, and 5 when the tunnel could not be brought up or was lost.
+States: *bringing up* (a signal ends it) → *running* (signals go to the command's process group) → *down*. The
+status is the command's, 128+N when a signal N ended it, 127 or 126 when it could not be started, and 5 when
+the tunnel could not be brought up or was lost.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import click
 from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
 from vpn.probes import ProbeResult
+from vpn.process import first_of
 from vpn.session import Session, open_session
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -27,12 +29,15 @@ LOST_GRACE = 5.0  # seconds a command has to end when its tunnel is gone
 class Run:
     """One run; ``status`` is what to exit with."""
 
-    def __init__(self, config: TunnelConfig, argv: Sequence[str], require: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: TunnelConfig, argv: Sequence[str], require: Sequence[str], say: Callable[[str], None]
+    ) -> None:
         self.config = config
         self.argv = argv
         self.require = require
         self.say = say
-        self._on_signal: Callable[[int], None] = lambda _: None
+        self.terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._on_signal: Callable[[int], None] = _ignore
 
     async def run(self) -> int:
         """Bring up, run, bring down."""
@@ -47,9 +52,9 @@ class Run:
 
         self._on_signal = interrupt
         for number in FORWARDED:
-            loop.add_signal_handler(number, lambda number=number: self._on_signal(number))
+            loop.add_signal_handler(number, self._signalled, number)
         try:
-            async with open_session(self.config) as session:
+            async with open_session(self.config, terminal=self.terminal) as session:
                 self._report(session)
                 await self._prove(session)
                 return await self._command(session)
@@ -57,6 +62,9 @@ class Run:
             if not interrupted:
                 raise
             return 128 + interrupted[0]
+
+    def _signalled(self, number: int) -> None:
+        self._on_signal(number)
 
     def _report(self, session: Session) -> None:
         info = session.info
@@ -74,20 +82,30 @@ class Run:
             require_ok(result)
 
     async def _command(self, session: Session) -> int:
-        self._on_signal = lambda _: None
+        self._on_signal = _ignore
         try:
-            process = await session.spawn(self.argv)
+            process = await session.spawn(self.argv, new_session=not self.terminal)
         except OSError as error:
             click.echo(f"vpn run: {self.argv[0]}: {error.strerror}", err=True)
             return 127 if isinstance(error, FileNotFoundError) else 126
-        self._on_signal = lambda number: process.send_signal(number, group=True)
-        await asyncio.wait([process.ended, session.lost], return_when=asyncio.FIRST_COMPLETED)
+
+        def forward(number: int) -> None:
+            # On a terminal the command shares our process group: the terminal has told it already.
+            if not (self.terminal and number in (signal.SIGINT, signal.SIGQUIT)):
+                process.send_signal(number, group=not self.terminal)
+
+        self._on_signal = forward
+        await first_of(process.ended, session.lost)
         if not process.ended.done() or (process.returncode == -signal.SIGKILL and session.lost.done()):
-            process.send_signal(signal.SIGTERM, group=True)
+            process.send_signal(signal.SIGTERM, group=not self.terminal)
             await process.end(LOST_GRACE)
             raise session.lost.result()
         status = process.ended.result()
         return status if status >= 0 else 128 - status
+
+
+def _ignore(_number: int) -> None:
+    """A signal while the command is being started."""
 
 
 def require_ok(result: ProbeResult) -> None:

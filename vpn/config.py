@@ -1,7 +1,7 @@
 """Settings of a tunnel: frozen, checked when made; no I/O.
 
-``Credential`` is what a gateway gives one pilot. It crosses the manager's encrypted channel as bytes, and is the only way
-a password leaves this process other than openconnect's standard input.
+``Credential`` is what a gateway gives one pilot. It crosses the manager's encrypted channel as bytes, and is
+the only way a password leaves this process other than openconnect's standard input.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Mode = Literal["openconnect", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]{0,252}[A-Za-z0-9])?")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 _USER = re.compile(r"[^\s\0:][^\0\n\r:]{0,127}")
 
 
 class Secret:
-    """A string that does not show itself: not in repr, str, format, pickle or a copy of the object's fields."""
+    """A string that does not show itself: not in repr, str, format or pickle."""
 
     __slots__ = ("_value",)
 
@@ -66,8 +66,8 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True):
 class Credential:
     """Who to be at which server: tried address after address, the server's key pinned.
 
-    ``pin`` is ``pin-sha256:`` and the base64 SHA-256 of the server's public key (RFC 7469's form, as openconnect
-    takes it).
+    ``pin`` is ``pin-sha256:`` and the base64 SHA-256 of the server's public key (RFC 7469's form, as
+    openconnect takes it).
     """
 
     addresses: tuple[str, ...]
@@ -79,7 +79,7 @@ class Credential:
     def __post_init__(self) -> None:
         _require(bool(self.addresses), "a credential needs at least one server address")
         for address in self.addresses:
-            _require(_HOST.fullmatch(address) is not None, f"{address!r} is not a host name or address")
+            _require(_is_host(address), f"{address!r} is not a host name or address")
         check_port(self.port)
         check_pin(self.pin)
         _require(_USER.fullmatch(self.username) is not None, f"{self.username!r} cannot be a user name")
@@ -105,9 +105,10 @@ class Credential:
 class TunnelConfig:
     """How to make a tunnel. Times are in seconds.
 
-    ``scratch`` is a directory for programs' files, if any are needed; ``bring_up_timeout`` covers everything until commands can
-    run; ``dtls_timeout`` is how long of it may go to waiting for DTLS before TLS is settled for; ``reconnect_timeout`` is how
-    long a broken connection may take to come back before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides).
+    ``scratch`` is a directory for programs' files, if any are needed; ``bring_up_timeout`` covers everything
+    until commands can run; ``dtls_timeout`` is how long of it may go to waiting for DTLS before TLS is
+    settled for; ``reconnect_timeout`` is how long a broken connection may take to come back before the tunnel
+    counts as lost. ``mtu`` is asked of the server (0: it decides).
     """
 
     mode: Mode
@@ -122,7 +123,9 @@ class TunnelConfig:
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        _require(self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential")
+        _require(
+            self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential"
+        )
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
@@ -139,7 +142,9 @@ def check_port(port: int) -> int:
 
 def check_pin(pin: str) -> str:
     """A server key's pin."""
-    _require(_PIN.fullmatch(pin) is not None, f"{pin!r} is not a pin: pin-sha256: and 44 characters of base64")
+    _require(
+        _PIN.fullmatch(pin) is not None, f"{pin!r} is not a pin: pin-sha256: and 44 characters of base64"
+    )
     return pin
 
 
@@ -157,6 +162,14 @@ def parse_server(text: str) -> tuple[str, int]:
     if match is None:
         raise UsageError(f"{text!r} is not HOST:PORT")
     return match["six"] or match["host"], check_port(int(match["port"] or 443))
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _HOST.fullmatch(text) is not None
+    return "%" not in text  # an interface's name is of another host
 
 
 def _require(condition: bool, message: str) -> None:

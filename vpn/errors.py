@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Layer = Literal[
-    "user namespaces", "tun", "program", "shim", "openconnect", "gateway", "dns", "xrootd", "http", "cvmfs", "tunnel"
+    "user namespaces",
+    "tun",
+    "program",
+    "shim",
+    "openconnect",
+    "gateway",
+    "dns",
+    "xrootd",
+    "http",
+    "cvmfs",
+    "tunnel",
 ]
 LAYERS: frozenset[str] = frozenset(get_args(Layer))
 

@@ -1,16 +1,16 @@
 """The holder: the process that is a namespace. Runs in a fresh, single-threaded Python, started by a keeper.
 
-Sequence: unshare user+net+mount+pid → write the id maps → fork. The child is pid 1 of the pid namespace: when it dies,
-by whatever cause, the kernel kills every process inside, and the last reference to the network namespace goes with them.
-The parent only waits and is there to carry the death signal. Pid 1: mounts made slaves → /proc → lo up → ``Ready`` →
-serves requests (see ``messages``) until its socket ends.
+Sequence: unshare user+net+mount+pid → write the id maps → fork. The child is pid 1 of the pid namespace: when
+it dies, by whatever cause, the kernel kills every process inside, and the last reference to the network
+namespace goes with them. The parent only waits and is there to carry the death signal. Pid 1: mounts made
+slaves → /proc → lo up → ``Ready`` → serves requests (see ``messages``) until its socket ends.
 
-Identity ``user`` maps the caller's own ids to themselves: the holder keeps every capability because it never execs, while the
-programs it starts lose theirs at exec and are an ordinary user inside too. Identity ``root`` maps root to the caller, for
-a server that insists on being root.
+Identity ``user`` maps the caller's own ids to themselves: the holder keeps every capability because it never
+execs, while the programs it starts lose theirs at exec and are an ordinary user inside too. Identity ``root``
+maps root to the caller, for a server that insists on being root.
 
-Failure cases, each explained by ``explain_unshare``: namespaces forbidden (EPERM, EACCES), used up (ENOSPC), absent from the kernel
-(EINVAL); capabilities withheld inside (AppArmor); no tun device.
+Failure cases, each explained by ``explain_unshare``: namespaces forbidden (EPERM, EACCES), used up (ENOSPC),
+absent from the kernel (EINVAL); capabilities withheld inside (AppArmor); no tun device.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
 from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Resolve, WriteFile
 from vpn.refusals import explain_tun, explain_unshare
+from vpn.spawn import leave_terminal_alone, raise_file_limit
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
@@ -102,7 +103,7 @@ class Holder(Keeper):
     def on_write_file(self, message: WriteFile, _fds: list[int]) -> None:
         """Write a setting, or a file of its own; one that has a mode never exists with another."""
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (os.O_CREAT if message.mode else 0)
-        with open(os.open(message.path, flags, message.mode), "w") as file:
+        with os.fdopen(os.open(message.path, flags, message.mode), "w") as file:
             file.write(message.text)
         self.report(Done(message.id))
 
@@ -130,7 +131,9 @@ def configure_link(message: Configure) -> None:
             ip.link("set", index=index, state="up")
             for route in message.routes:
                 step = f"add the route {route} through"
-                ip.route("add", family=socket.AF_INET, dst="0.0.0.0/0" if route == "default" else route, oif=index)
+                ip.route(
+                    "add", family=socket.AF_INET, dst="0.0.0.0/0" if route == "default" else route, oif=index
+                )
     except (NetlinkError, IndexError, ValueError) as error:
         raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {error}") from None
 
@@ -147,11 +150,15 @@ def mount_room() -> str:
         if Path(path).is_dir():
             kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0700,size=16m")
             return path
-    raise TunnelError("user namespaces", f"none of {', '.join(_ROOMS)} exists to mount a private directory on")
+    raise TunnelError(
+        "user namespaces", f"none of {', '.join(_ROOMS)} exists to mount a private directory on"
+    )
 
 
 def bind_text(target: str, text: str) -> None:
-    """Bind a file with this text over ``target``; nothing is left on disk, the file lives in a detached tmpfs."""
+    """Bind a file with this text over ``target``; nothing is left on disk, the file lives in a detached
+    tmpfs.
+    """
     room = mount_room()
     try:
         source = Path(room, "file")
@@ -179,11 +186,13 @@ def furnish() -> list[str]:
     """Mounts and lo of the new namespaces; returns what was refused but can be done without."""
     notes = []
     try:
-        # Slaves, not private: what the host's automounter mounts later (CVMFS, home) must still appear inside.
+        # Slaves, not private: what the host's automounter mounts later (CVMFS, home) must appear inside too.
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
         loopback_up()
     except OSError as error:
-        raise TunnelError("user namespaces", explain_unshare(error.errno or errno.EPERM, inside=True)) from None
+        raise TunnelError(
+            "user namespaces", explain_unshare(error.errno or errno.EPERM, inside=True)
+        ) from None
     try:
         kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     except OSError as error:
@@ -203,8 +212,7 @@ def serve(sock: socket.socket, alive: int) -> None:
     kernel.die_with_parent(signal.SIGKILL)
     holder = Holder(sock)
     holder.selector.register(alive, selectors.EVENT_READ, lambda: sys.exit(1))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         notes = furnish()
     except TunnelError as error:
@@ -215,12 +223,15 @@ def serve(sock: socket.socket, alive: int) -> None:
 
 def main(argv: list[str]) -> None:
     """FD PARENT IDENTITY: become two processes, the outer one waiting for the inner."""
+    leave_terminal_alone()
+    raise_file_limit()
     sock = attach(argv)
     sock.set_inheritable(False)
     try:
         enter(argv[2])
     except TunnelError as error:
         say(sock, error.layer, error.message)
+        sock.close()
         sys.exit(1)
     kernel.die_with_parent(signal.SIGKILL)  # a change of credentials may have cleared it
     alive, hold = os.pipe2(os.O_CLOEXEC)

@@ -1,9 +1,9 @@
 """The keeper: a process of its own that starts programs, reaps them, and ends them all when its client goes.
 
-Runs as ``python -c … vpn.keeper FD PARENT``. It has no threads, so forking is safe whatever the client's threads
-do. States: *starting* → ``Ready`` sent → *serving* → the socket ends (or SIGTERM, the death signal of the client) → every
-descendant is killed → exit. It adopts orphans, so a program that forked twice is found and ended as well.
-Killed itself by SIGKILL, its children die by their own death signals.
+Runs as ``python -c … vpn.keeper FD PARENT``. It has no threads, so forking is safe whatever the client's
+threads do. States: *starting* → ``Ready`` sent → *serving* → the socket ends (or SIGTERM, the death signal of
+the client) → every descendant is killed → exit. It adopts orphans, so a program that forked twice is found
+and ended as well. Killed itself by SIGKILL, its children die by their own death signals.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vpn import kernel
 from vpn.channel import Packet, keeper_channel
 from vpn.errors import Layer, TunnelError
 from vpn.messages import Done, Exited, Failed, Kill, Message, Ready, Request, Spawn
-from vpn.spawn import spawn
+from vpn.spawn import leave_terminal_alone, raise_file_limit, spawn
 
 
 class Keeper:
@@ -35,7 +35,10 @@ class Keeper:
         self.children: dict[int, int] = {}  # pid → id of the request that started it
         self.selector = selectors.DefaultSelector()
         self.serving = True
-        self.handlers: dict[type[Any], Callable[[Any, list[int]], None]] = {Spawn: self.on_spawn, Kill: self.on_kill}
+        self.handlers: dict[type[Any], Callable[[Any, list[int]], None]] = {
+            Spawn: self.on_spawn,
+            Kill: self.on_kill,
+        }
 
     def run(self, notes: list[str]) -> None:
         """Serve until the client is gone."""
@@ -93,6 +96,8 @@ class Keeper:
 
     def on_spawn(self, message: Spawn, fds: list[int]) -> None:
         """Start a program."""
+        if len(fds) != len(message.targets):
+            raise TunnelError("tunnel", "descriptors were lost on the way (limit of open files)")
         pid = spawn(message, dict(zip(message.targets, fds, strict=True)))
         self.children[pid] = message.id
         self.report_started(message.id, pid)
@@ -168,6 +173,8 @@ def say(sock: socket.socket, layer: Layer, message: str) -> None:
 
 def main(argv: list[str]) -> None:
     """The process outside every namespace."""
+    leave_terminal_alone()
+    raise_file_limit()
     keeper = Keeper(attach(argv))
     kernel.adopt_orphans()
 
@@ -175,8 +182,6 @@ def main(argv: list[str]) -> None:
         keeper.serving = False
 
     signal.signal(signal.SIGTERM, stop)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
     try:
         keeper.run([])
     finally:

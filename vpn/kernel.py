@@ -1,7 +1,7 @@
 """Calls of the Linux kernel that Python 3.11 lacks: namespaces, mounts, process attributes.
 
-Only thin wrappers live here, each raising OSError with the name of the call; no decisions. ``os.unshare`` is used
-where Python has it (3.12), ctypes before that.
+Only thin wrappers live here, each raising OSError with the name of the call; no decisions. ``os.unshare`` is
+used where Python has it (3.12), ctypes before that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def _check(result: int, call: str, path: str | None = None) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces named by CLONE_NEW* ``flags``; the caller must be single-threaded for CLONE_NEWUSER."""
+    """Leave the namespaces named by CLONE_NEW* ``flags``; the caller must be single-threaded for
+    CLONE_NEWUSER.
+    """
     native = getattr(os, "unshare", None)
     if native is not None:
         native(flags)

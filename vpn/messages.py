@@ -1,9 +1,9 @@
 """Messages between a session (or gateway) and its keepers, as typed structs.
 
 A keeper is a small single-threaded process that starts and reaps others: one outside every namespace, and one
-inside (the holder), which also configures it. Requests carry an ``id`` and are answered by ``Done`` or ``Failed``
-with the same id; ``Ready`` and ``Exited`` come unasked. File descriptors travel beside a message (SCM_RIGHTS), in
-the order a message's fields say. Nothing here does I/O.
+inside (the holder), which also configures it. Requests carry an ``id`` and are answered by ``Done`` or
+``Failed`` with the same id; ``Ready`` and ``Exited`` come unasked. File descriptors travel beside a message
+(SCM_RIGHTS), in the order a message's fields say. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class OpenTun(Message, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """Give ``device`` an address (CIDR), an MTU in bytes (0: leave it), set it up, add routes (CIDR or "default")."""
+    """Give ``device`` an address (CIDR), an MTU in bytes (0: leave it), set it up, add routes (CIDR or
+    "default").
+    """
 
     id: int
     device: str
@@ -61,7 +63,9 @@ class Resolve(Message, frozen=True):
 
 
 class WriteFile(Message, frozen=True):
-    """Write a file as the namespace sees it: settings under /proc/sys, files of a private directory (with ``mode``)."""
+    """Write a file as the namespace sees it: settings under /proc/sys, files of a private directory (with
+    ``mode``).
+    """
 
     id: int
     path: str
@@ -70,7 +74,7 @@ class WriteFile(Message, frozen=True):
 
 
 class PrivateDirectory(Message, frozen=True):
-    """Mount a tmpfs only this namespace sees; answered with its path, which is short enough for socket names."""
+    """Mount a tmpfs only this namespace sees; answered with its path, short enough for sockets."""
 
     id: int
 

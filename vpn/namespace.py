@@ -1,7 +1,8 @@
 """A namespace as a session sees it: the client of one holder.
 
-``open_namespace`` starts the holder through a keeper and waits for its ``Ready``; the methods are the requests of ``messages``.
-Closing it closes the socket, on which pid 1 exits and the kernel ends everything inside.
+``open_namespace`` starts the holder through a keeper and waits for its ``Ready``; the methods are the
+requests of ``messages``. Closing it closes the socket, on which pid 1 exits and the kernel ends everything
+inside.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Namespace:
         packet = await self.client.request(OpenTun(self.client.number(), name))
         return packet.fds[0]
 
-    async def configure(self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None) -> None:
+    async def configure(
+        self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None
+    ) -> None:
         """Address (CIDR, "" for none), MTU in bytes (0: as it is), up, routes through it."""
         await self.client.request(Configure(self.client.number(), device, address, mtu, routes or []))
 
@@ -57,7 +60,9 @@ class Namespace:
         await asyncio.wait([self._outer.ended], timeout=REAP_DEADLINE)
 
 
-async def open_namespace(keeper: Client, identity: Identity = "user") -> Namespace:
+async def open_namespace(
+    keeper: Client, identity: Identity = "user", *, new_session: bool = True
+) -> Namespace:
     """Make a namespace; raises TunnelError naming what the node refuses."""
     ours, theirs = pair()
     client = Client(ours, "the namespace's holder")
@@ -69,6 +74,7 @@ async def open_namespace(keeper: Client, identity: Identity = "user") -> Namespa
                 stdin=null,
                 stdout=null,
                 fds={3: theirs.fileno()},
+                new_session=new_session,
             )
         namespace = Namespace(client, outer)
         await client.started()
@@ -81,7 +87,7 @@ async def open_namespace(keeper: Client, identity: Identity = "user") -> Namespa
 
 
 def resolv_conf(servers: list[str], search: list[str]) -> str:
-    """The text of a resolv.conf (resolv.conf(5)); short timeouts, because every server is beyond the tunnel."""
+    """The text of a resolv.conf (resolv.conf(5))."""
     lines = [f"nameserver {server}" for server in servers[:3]]
     if search:
         lines.append("search " + " ".join(search))

@@ -2,8 +2,8 @@
 
 ``python -c … vpn.probes TIMEOUT TARGET…`` prints one ``ProbeResult`` a line, as each is known. Targets:
 
-* ``root://HOST[:1094]`` speaks XRootD: the 20-byte handshake and kXR_protocol, whose status is read. Source: "XRootD Protocol
-  Version 5.x.x", sections "Connection handshake" and "kXR_protocol Request";
+* ``root://HOST[:1094]`` speaks XRootD: the 20-byte handshake and kXR_protocol, whose status is read. Source:
+  "XRootD Protocol Version 5.x.x", sections "Connection handshake" and "kXR_protocol Request";
 * ``http://…``, ``https://…``: any status below 500 is an answer;
 * ``cvmfs:REPO``: the repository's root can be listed;
 * ``dns:NAME``: the name has an address.
@@ -32,12 +32,16 @@ from vpn.errors import Layer, TunnelError, UsageError
 
 XROOTD_PORT = 1094
 _HANDSHAKE = struct.pack(">5i", 0, 0, 0, 4, 2012)  # the last two words: 4 and ROOTD_PQ
-_KXR_PROTOCOL = struct.pack(">2sHi12xi", b"\0\1", 3006, 0x00000520, 0)  # streamid, request id, client version, no data
+_KXR_PROTOCOL = struct.pack(
+    ">2sHi12xi", b"\0\1", 3006, 0x00000520, 0
+)  # streamid, request id, client version, no data
 _KXR_OK = 0
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
-    """``layer`` and ``message`` say what answered, or what failed and what to do; ``seconds`` is how long it took."""
+    """``layer`` and ``message`` say what answered, or what failed and what to do; ``seconds`` is how long it
+    took.
+    """
 
     target: str
     ok: bool
@@ -50,7 +54,9 @@ def check_target(target: str) -> str:
     """A target that can be probed; raises UsageError."""
     scheme, _, rest = target.partition(":")
     if scheme not in PROBES or not rest.strip("/"):
-        raise UsageError(f"{target!r} cannot be probed; known: root://HOST:PORT, http://…, https://…, cvmfs:REPO, dns:NAME")
+        raise UsageError(
+            f"{target!r} cannot be probed; known: root://HOST:PORT, http://…, https://…, cvmfs:REPO, dns:NAME"
+        )
     if scheme in ("root", "xroot", "http", "https"):
         _host_of(target)
     return target
@@ -66,10 +72,18 @@ def _host_of(target: str) -> tuple[SplitResult, str, int | None]:
     raise UsageError(f"{target!r} names no host, or not a port")
 
 
-async def probe_xrootd(target: str) -> str:
+class Stage:
+    """What a probe is waiting for, for the message when its time is up."""
+
+    def __init__(self) -> None:
+        self.waiting_for = "no answer; a firewall may drop it, or there is no route"
+
+
+async def probe_xrootd(target: str, stage: Stage) -> str:
     """Shake hands with an XRootD server; its protocol version."""
     _, host, port = _host_of(target)
-    reader, writer = await _connect(host, port or XROOTD_PORT, "xrootd")
+    reader, writer = await _connect(host, port or XROOTD_PORT, "xrootd", stage)
+    stage.waiting_for = "it accepts connections but does not answer the XRootD handshake: check the port"
     try:
         writer.write(_HANDSHAKE + _KXR_PROTOCOL)
         try:
@@ -85,7 +99,9 @@ async def probe_xrootd(target: str) -> str:
 
 
 def _not_xrootd(host: str, port: int | None, why: str) -> TunnelError:
-    return TunnelError("xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port")
+    return TunnelError(
+        "xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port"
+    )
 
 
 def parse_handshake(data: bytes) -> str:
@@ -104,10 +120,10 @@ def parse_protocol(data: bytes) -> str:
     return f"{version >> 8 & 0xF}.{version >> 4 & 0xF}.{version & 0xF}"
 
 
-async def probe_http(target: str) -> str:
+async def probe_http(target: str, stage: Stage) -> str:
     """GET a URL; its status line."""
     url, host, port = _host_of(target)
-    address = await _resolve(host)
+    address = await _resolve(host, stage)
     status, reason = await asyncio.to_thread(_get, url, host, address, port)
     if status >= 500:
         raise TunnelError("http", f"{target}: the server answers {status} {reason}")
@@ -122,19 +138,24 @@ def _get(url: SplitResult, host: str, address: str, port: int | None) -> tuple[i
             with sock:
                 path = (url.path or "/") + (f"?{url.query}" if url.query else "")
                 name = url.netloc.rpartition("@")[2]
-                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nUser-Agent: hpcq\r\nConnection: close\r\n\r\n".encode())
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
                 answer = http.client.HTTPResponse(sock)
                 answer.begin()
                 return answer.status, answer.reason
     except (ssl.SSLError, http.client.HTTPException, UnicodeError) as error:
-        raise TunnelError("http", f"{host} does not speak {url.scheme.upper()} as expected: {error}") from None
+        raise TunnelError(
+            "http", f"{host} does not speak {url.scheme.upper()} as expected: {error}"
+        ) from None
     except OSError as error:
-        raise TunnelError("http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}") from None
+        raise TunnelError(
+            "http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}"
+        ) from None
 
 
-async def probe_cvmfs(target: str) -> str:
+async def probe_cvmfs(target: str, stage: Stage) -> str:
     """List a CVMFS repository's root."""
     repository = target.removeprefix("cvmfs:").strip("/")
+    stage.waiting_for = f"/cvmfs/{repository} hangs: its servers or proxy cannot be reached"
     return await asyncio.to_thread(_list_repository, repository)
 
 
@@ -145,7 +166,10 @@ def _list_repository(repository: str) -> str:
     except OSError as error:
         raise TunnelError("cvmfs", _cvmfs_reason(repository, error)) from None
     if not entries:
-        raise TunnelError("cvmfs", f"{path} is there but empty: the repository is not mounted; see `cvmfs_config probe` on the node")
+        raise TunnelError(
+            "cvmfs",
+            f"{path} is there but empty: the repository is not mounted; see `cvmfs_config probe` on the node",
+        )
     return f"{path} has {len(entries)} entries"
 
 
@@ -155,17 +179,17 @@ def _cvmfs_reason(repository: str, error: OSError) -> str:
     if shutil.which("cvmfs2") or shutil.which("cvmfsexec"):
         return f"/cvmfs/{repository} is not mounted here; run the command under cvmfsexec {repository}"
     return (
-        f"/cvmfs/{repository} does not exist, and cvmfs2 and cvmfsexec were not found: install the cvmfs package "
-        "(https://cvmfs.readthedocs.io) or put cvmfsexec (https://github.com/cvmfs/cvmfsexec) on PATH"
+        f"/cvmfs/{repository} does not exist, and cvmfs2 and cvmfsexec were not found: install the cvmfs "
+        "package (https://cvmfs.readthedocs.io) or put cvmfsexec (https://github.com/cvmfs/cvmfsexec) on PATH"
     )
 
 
-async def probe_dns(target: str) -> str:
+async def probe_dns(target: str, stage: Stage) -> str:
     """Look a name up."""
-    return await _resolve(target.removeprefix("dns:"))
+    return await _resolve(target.removeprefix("dns:"), stage)
 
 
-PROBES: dict[str, Callable[[str], Awaitable[str]]] = {
+PROBES: dict[str, Callable[[str, Stage], Awaitable[str]]] = {
     "root": probe_xrootd,
     "xroot": probe_xrootd,
     "http": probe_http,
@@ -175,8 +199,20 @@ PROBES: dict[str, Callable[[str], Awaitable[str]]] = {
 }
 
 
-async def _connect(host: str, port: int, layer: Layer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    address = await _resolve(host)
+LAYER_OF: dict[str, Layer] = {
+    "root": "xrootd",
+    "xroot": "xrootd",
+    "http": "http",
+    "https": "http",
+    "cvmfs": "cvmfs",
+    "dns": "dns",
+}
+
+
+async def _connect(
+    host: str, port: int, layer: Layer, stage: Stage
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    address = await _resolve(host, stage)
     try:
         return await asyncio.open_connection(address, port)
     except OSError as error:
@@ -189,11 +225,13 @@ def _connect_reason(error: OSError) -> str:
     return f"{error.strerror or error}"
 
 
-async def _resolve(host: str) -> str:
+async def _resolve(host: str, stage: Stage) -> str:
+    before, stage.waiting_for = stage.waiting_for, f"{host}: {_silent_servers()}"
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise TunnelError("dns", f"{host}: {_dns_reason(error)}") from None
+    stage.waiting_for = before
     # IPv4 first: the tunnels carry nothing else, while many servers have both.
     return str(sorted(answers, key=lambda answer: answer[0] != socket.AF_INET)[0][4][0])
 
@@ -202,10 +240,15 @@ def _dns_reason(error: Exception) -> str:
     code = error.errno if isinstance(error, socket.gaierror) else None
     servers = ", ".join(name_servers()) or "none configured"
     if code == socket.EAI_AGAIN:
-        return f"the name servers ({servers}) do not answer; check the gateway's DNS (--dns)"
+        return _silent_servers()
     if code in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)):
         return f"no such name, say the name servers ({servers})"
     return str(error)
+
+
+def _silent_servers() -> str:
+    servers = ", ".join(name_servers()) or "none configured"
+    return f"the name servers ({servers}) do not answer; check the gateway's DNS (--dns)"
 
 
 def name_servers() -> list[str]:
@@ -221,12 +264,13 @@ async def probe(target: str, timeout: float) -> ProbeResult:
     """Probe one target within ``timeout`` seconds."""
     start = time.monotonic()
     scheme = check_target(target).partition(":")[0]
-    layer: Layer = {"root": "xrootd", "xroot": "xrootd", "cvmfs": "cvmfs", "dns": "dns"}.get(scheme, "http")  # type: ignore[assignment]
+    stage = Stage()
+    layer = LAYER_OF[scheme]
     try:
         async with asyncio.timeout(timeout):
-            message, ok = await PROBES[scheme](target), True
+            message, ok = await PROBES[scheme](target, stage), True
     except TimeoutError:
-        message, ok = f"{target}: no answer within {timeout:g} s; a firewall may drop it", False
+        message, ok = f"{target}: {stage.waiting_for} ({timeout:g} s)", False
     except TunnelError as error:
         layer, message, ok = error.layer, error.message, False
     return ProbeResult(target, ok, layer, message, time.monotonic() - start)

@@ -1,10 +1,11 @@
 """Processes as a session sees them: started by a keeper, waited for, signalled, ended.
 
 ``Client`` is the session's end of one keeper's socket: requests are answered by futures, exits resolve
-``Process.wait``. The keeper's end of the socket closing is an event too: ``Client.lost`` resolves, requests fail, and every process
-it had counts as killed, because the kernel kills them with their keeper. ``start_keeper`` makes the keeper that stands outside
-every namespace; nothing here forks, so threads in the caller do no harm. The keeper dies with the *thread* that started it:
-run a session in a thread that lives as long as the session.
+``Process.wait``. The keeper's end of the socket closing is an event too: ``Client.lost`` resolves, requests
+fail, and every process it had counts as killed, because the kernel kills them with their keeper.
+``start_keeper`` makes the keeper that stands outside every namespace; nothing here forks, so threads in the
+caller do no harm. The keeper dies with the *thread* that started it: run a session in a thread that lives as
+long as the session.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ START_DEADLINE = 30.0  # seconds for a keeper to start; a cold Python on a share
 TERMINATE_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 REAP_DEADLINE = 10.0  # seconds for a killed process to be gone
 
-_BOOTSTRAP = "import sys; sys.path[:0] = sys.argv[1:2]; from {module} import main; main(sys.argv[2:])"
+_BOOTSTRAP = (
+    "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
+    "from {module} import main; main(sys.argv[2:])"
+)
 _ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 def python_argv(module: str, *arguments: str) -> list[str]:
     """An argv that runs ``module.main(arguments)`` in a fresh Python that finds this very package."""
-    root = _ROOT if _ROOT not in sys.path[1:] else os.devnull
-    return [sys.executable, "-P", "-c", _BOOTSTRAP.format(module=module), root, *arguments]
+    return [sys.executable, "-P", "-c", _BOOTSTRAP.format(module=module), _ROOT, *arguments]
 
 
 class Process:
@@ -61,7 +64,7 @@ class Process:
         return await asyncio.shield(self.ended)
 
     def send_signal(self, number: int, *, group: bool = False) -> None:
-        """Send a signal to the process, or to its group if it leads one; nothing happens when it has ended."""
+        """Send a signal to the process, or to its group if it leads one; not when it has ended."""
         if not self.ended.done():
             with suppress(TunnelError):  # the keeper is gone, and the process with it
                 self._client.post(Kill(self._request, number, group))
@@ -97,11 +100,15 @@ class Client:
         """Wait until the keeper serves; raises the reason when it does not."""
         done, _ = await asyncio.wait([self.ready], timeout=deadline)
         if not done:
-            raise TunnelError("program", f"{self.name} did not start within {deadline:g} s; is the node overloaded?")
+            raise TunnelError(
+                "program", f"{self.name} did not start within {deadline:g} s; is the node overloaded?"
+            )
         return self.ready.result()
 
     async def request(self, message: Message, fds: Sequence[int] = ()) -> Packet[Report]:
-        """Send a request and wait for its answer; raises TunnelError, or OSError when starting a program failed."""
+        """Send a request and wait for its answer; raises TunnelError, or OSError when starting a program
+        failed.
+        """
         number: int = message.id  # type: ignore[attr-defined]
         answer: asyncio.Future[Packet[Report]] = self.loop.create_future()
         self._answers[number] = answer
@@ -166,7 +173,7 @@ class Client:
         except BlockingIOError:
             self._outgoing.append((message, [os.dup(fd) for fd in fds]))
             self.loop.add_writer(self._channel.sock, self._on_writable)
-        except OSError:
+        except ConnectionError:
             self._on_end()
             raise self.lost.result() from None
 
@@ -181,9 +188,11 @@ class Client:
                 self._channel.send(message, fds)
             except BlockingIOError:
                 return
-            except OSError:
+            except ConnectionError:
                 self._on_end()
                 return
+            except OSError as error:  # no descriptor or memory left here: only this message fails
+                _fail(self._answers.get(getattr(message, "id", 0)), error)
             self._outgoing.popleft()
             for fd in fds:
                 os.close(fd)
@@ -265,8 +274,11 @@ class OuterKeeper:
             await self._process.wait()
 
 
-async def start_keeper() -> OuterKeeper:
-    """Start the keeper that starts programs outside the namespaces."""
+async def start_keeper(*, new_session: bool = True) -> OuterKeeper:
+    """Start the keeper that starts programs outside the namespaces.
+
+    Without a new session its programs can have the caller's terminal.
+    """
     ours, theirs = pair()
     with theirs:
         descriptor = theirs.fileno()
@@ -275,7 +287,7 @@ async def start_keeper() -> OuterKeeper:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             pass_fds=(descriptor,),
-            start_new_session=True,
+            start_new_session=new_session,
         )
     keeper = OuterKeeper(Client(ours, "the process keeper"), process)
     try:
@@ -317,8 +329,8 @@ def _resolve(future: asyncio.Future[Any], value: object) -> None:
         future.set_result(value)
 
 
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
+def _fail(future: asyncio.Future[Any] | None, error: Exception) -> None:
+    if future is not None and not future.done():
         future.set_exception(error)
         future.exception()  # a future nobody waits for must not warn when it is collected
 
@@ -327,7 +339,9 @@ async def read_chunks(fd: int) -> AsyncIterator[bytes]:
     """Bytes of a pipe until its end; takes the descriptor over."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), open(fd, "rb", 0))
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+    )
     try:
         while chunk := await reader.read(65536):
             yield chunk
@@ -348,7 +362,12 @@ async def read_lines(fd: int) -> AsyncIterator[str]:
 
 
 async def run(
-    client: Client, argv: Sequence[str], *, stdin: bytes = b"", env: Mapping[str, str] | None = None, deadline: float
+    client: Client,
+    argv: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    deadline: float,
 ) -> tuple[int, str]:
     """Run a short program to its end; its status and what it said. Killed at ``deadline`` (TimeoutError)."""
     reader, writer = os.pipe()
@@ -367,6 +386,11 @@ async def run(
             return await process.wait(), text
     finally:
         process.send_signal(signal.SIGKILL)
+
+
+async def first_of(*futures: asyncio.Future[Any], deadline: float | None = None) -> None:
+    """Wait until one of these is done, or the deadline passes; raises nothing of theirs."""
+    await asyncio.wait(futures, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
 
 
 def filled(data: bytes) -> int:

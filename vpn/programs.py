@@ -29,6 +29,12 @@ PACKAGES = {
 }
 
 
+def environment(**more: str) -> dict[str, str]:
+    """What our programs are started with: nothing of the caller's but where programs and libraries are."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
+    return {**kept, "PATH": search_path(), "LC_ALL": "C", **more}
+
+
 def search_path() -> str:
     """PATH with the directories of servers at its end."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *SBIN])
@@ -47,7 +53,10 @@ def missing_program(name: str) -> str:
     package = PACKAGES.get(name)
     if package is None:
         return f"{name} was not found on PATH"
-    return f"{name} was not found on PATH: install {package.debian} (Debian, Ubuntu) or {package.redhat} (RHEL, Alma, Rocky), or load the site's module"
+    return (
+        f"{name} was not found on PATH: install {package.debian} (Debian, Ubuntu) "
+        f"or {package.redhat} (RHEL, Alma, Rocky), or load the site's module"
+    )
 
 
 def find_shim(name: str) -> str:
@@ -55,6 +64,7 @@ def find_shim(name: str) -> str:
     path = Path(__file__).resolve().parent / "preload" / f"{name}.so"
     if not path.is_file():
         raise TunnelError(
-            "shim", f"{path} is missing: it is compiled when hpcq is installed; install a C compiler (gcc) and reinstall hpcq"
+            "shim",
+            f"{path} is missing: it is compiled when hpcq is installed; install gcc and reinstall hpcq",
         )
     return str(path)

@@ -1,6 +1,7 @@
 """What a refusal of the kernel means on a site, and what to ask its administrators for.
 
-Text only: errno and settings in, one line out. Sources: user_namespaces(7), namespaces(7), and the distributions' own switches.
+Text only: errno and settings in, one line out. Sources: user_namespaces(7), namespaces(7), and the
+distributions' own switches.
 """
 
 from __future__ import annotations
@@ -42,17 +43,20 @@ def _advice(code: int, values: Mapping[str, int]) -> str:
         for name in ("user.max_user_namespaces", "user.max_net_namespaces"):
             if values.get(name) == 0:
                 return f"{name} is 0: ask the site to set it, for example sysctl {name}=15000"
-        return "the limit user.max_user_namespaces or user.max_net_namespaces is used up on this node: ask the site to raise it"
+        return "user.max_user_namespaces or user.max_net_namespaces is used up here: ask the site to raise it"
     if code == errno.EINVAL:
-        return "the kernel has no user, network or pid namespaces: ask the site for CONFIG_USER_NS, CONFIG_NET_NS, CONFIG_PID_NS"
+        return "the kernel lacks namespaces: ask the site for CONFIG_USER_NS, CONFIG_NET_NS and CONFIG_PID_NS"
     if values.get("kernel.unprivileged_userns_clone") == 0:
         return "ask the site for sysctl kernel.unprivileged_userns_clone=1"
     if values.get("kernel.apparmor_restrict_unprivileged_userns"):
         return (
-            "AppArmor restricts them: ask the site for sysctl kernel.apparmor_restrict_unprivileged_userns=0, "
-            "or a profile that allows userns for this Python"
+            "AppArmor restricts them: ask the site for sysctl "
+            "kernel.apparmor_restrict_unprivileged_userns=0, or a profile that allows userns for this Python"
         )
-    return "a security policy (seccomp of a container, SELinux, AppArmor) or a chroot forbids it: ask the site, or run outside the container"
+    return (
+        "a security policy (seccomp of a container, SELinux, AppArmor) or a chroot forbids it: "
+        "ask the site, or run outside the container"
+    )
 
 
 def explain_tun(error: OSError) -> str:
@@ -60,5 +64,8 @@ def explain_tun(error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         return "this node has no /dev/net/tun: ask the site to load the module (modprobe tun)"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "/dev/net/tun may not be opened: ask the site for mode 0666 (udev's default), or for it in the job's devices cgroup"
+        return (
+            "/dev/net/tun may not be opened: ask the site for mode 0666 (udev's default), "
+            "or for it in the job's devices cgroup"
+        )
     return f"/dev/net/tun: {error.strerror}"

@@ -2,15 +2,19 @@
 
 ``open_session(config)`` is a context manager. Its sequence:
 
-1. *keeper*: a small process outside every namespace that starts and reaps programs (``vpn.keeper``, ``vpn.process``);
-2. *mode*: ``vpn.modes.MODE.bring_up`` makes the namespace (``vpn.holder``) and the tunnel, step by step, pushing on a stack
-   what must be undone; all within ``bring_up_timeout``, whose passing names the step that took too long;
+1. *keeper*: a small process outside every namespace that starts and reaps programs (``vpn.keeper``,
+   ``vpn.process``);
+2. *mode*: ``vpn.modes.MODE.bring_up`` makes the namespace (``vpn.holder``) and the tunnel, step by step,
+   pushing on a stack what must be undone; all within ``bring_up_timeout``, whose passing names the step that
+   took too long;
 3. *up*: ``spawn`` runs programs inside, ``probe`` checks what they will need, ``info`` tells how;
 4. *lost*: a future that resolves with the reason when any part of the tunnel ends: an event, nobody polls;
-5. *down*: the stack unwinds, last first, every step even when one fails; each process is asked, waited for, killed, reaped.
+5. *down*: the stack unwinds, last first, every step even when one fails; each process is asked, waited for,
+   killed, reaped.
 
-If this process is killed instead, the keeper sees its socket end and kills openconnect and the holder; if the keeper is killed, they
-carry a death signal; if the holder is killed, the kernel kills what is inside. So nothing outlives any one of them.
+If this process is killed instead, the keeper sees its socket end and kills openconnect and the holder; if the
+keeper is killed, they carry a death signal; if the holder is killed, the kernel kills what is inside. So
+nothing outlives any one of them.
 """
 
 from __future__ import annotations
@@ -67,11 +71,19 @@ class Session:
         FileNotFoundError or PermissionError as exec does, TunnelError when the tunnel is gone.
         """
         return await self._tunnel.client.spawn(
-            argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, new_session=new_session
+            argv,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            new_session=new_session,
         )
 
     async def probe(self, targets: Sequence[str], timeout: float = 20.0) -> list[ProbeResult]:
-        """Ask each target (``root://…``, ``http(s)://…``, ``cvmfs:REPO``, ``dns:NAME``) from inside; in their order.
+        """Ask each target (``root://…``, ``http(s)://…``, ``cvmfs:REPO``, ``dns:NAME``) from inside; in their
+        order.
 
         ``timeout`` is for each, in seconds; they run together.
         """
@@ -98,18 +110,24 @@ class Session:
             pass
         finally:
             await process.end(grace=0)
-        return [found.get(target) or ProbeResult(target, False, "tunnel", "the probe did not finish", timeout) for target in targets]
+        return [
+            found.get(target) or ProbeResult(target, False, "tunnel", "the probe did not finish", timeout)
+            for target in targets
+        ]
 
 
 @asynccontextmanager
-async def open_session(config: TunnelConfig) -> AsyncIterator[Session]:
-    """Bring a tunnel up, and down at the end; raises TunnelError naming the layer."""
+async def open_session(config: TunnelConfig, *, terminal: bool = False) -> AsyncIterator[Session]:
+    """Bring a tunnel up, and down at the end; raises TunnelError naming the layer.
+
+    With ``terminal``, programs spawned without a new session share the caller's terminal and its job control.
+    """
     loop = asyncio.get_running_loop()
     started_at = loop.time()
     async with AsyncExitStack() as stack:
-        keeper = await start_keeper()
+        keeper = await start_keeper(new_session=not terminal)
         stack.push_async_callback(keeper.close)
-        up = BringUp(keeper.client, stack, loop.create_future(), started_at)
+        up = BringUp(keeper.client, stack, loop.create_future(), started_at, new_session=not terminal)
         keeper.client.lost.add_done_callback(lambda future: up.lose(future.result()))
         try:
             async with asyncio.timeout(config.bring_up_timeout):

@@ -1,21 +1,43 @@
 """Start one program from a single-threaded process: fork, arrange, exec.
 
 Used only inside keepers. ``subprocess`` is not enough: descriptors received from another process must get the
-numbers the program expects, and the death signal must be set between fork and exec, which is safe only in a process without
-threads. The child reports a failure to exec through a pipe that exec closes.
+numbers the program expects, and the death signal must be set between fork and exec, which is safe only in a
+process without threads. The child reports a failure to exec through a pipe that exec closes.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 from collections.abc import Mapping
 
 from vpn import kernel
 from vpn.messages import Spawn
 
-_RESET = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT)
+TERMINAL_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+_file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+_RESET = (*TERMINAL_SIGNALS, signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)
+
+
+def leave_terminal_alone() -> None:
+    """Ignore what a terminal sends to a whole group: it is meant for the command, not for its keepers."""
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def raise_file_limit() -> None:
+    """Let a keeper hold as many descriptors as it may; what it starts gets the limit it came with."""
+    hard = _file_limit[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def spawn(request: Spawn, fds: Mapping[int, int]) -> int:
@@ -29,7 +51,7 @@ def spawn(request: Spawn, fds: Mapping[int, int]) -> int:
     if pid == 0:
         _child(request, fds, writer, parent)
     os.close(writer)
-    with open(reader, "rb") as file:
+    with os.fdopen(reader, "rb") as file:
         report = file.read()
     if report:
         os.waitpid(pid, 0)
@@ -49,6 +71,7 @@ def _child(request: Spawn, fds: Mapping[int, int], writer: int, parent: int) -> 
         for number in _RESET:
             signal.signal(number, signal.SIG_DFL)
         writer = _place(fds, writer)
+        resource.setrlimit(resource.RLIMIT_NOFILE, _file_limit)
         blame = request.cwd
         os.chdir(request.cwd)
         blame = request.argv[0]
@@ -60,7 +83,7 @@ def _child(request: Spawn, fds: Mapping[int, int], writer: int, parent: int) -> 
 
 
 def _place(fds: Mapping[int, int], writer: int) -> int:
-    """Move every descriptor to its number; first out of the way of all numbers, so that none is overwritten."""
+    """Move every descriptor to its number; first out of the way, so that none is overwritten."""
     above = max(fds, default=2) + 1
     writer = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, above)
     moved = {target: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for target, fd in fds.items()}

@@ -101,9 +101,7 @@ class CommandRunner:
                 _close_outputs(process)
         return CommandResult(tuple(argv), process.returncode, stdout, stderr)
 
-    def _start(
-        self, argv: Sequence[str], environment: dict[str, str], source: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, argv: Sequence[str], environment: dict[str, str], source: IO[bytes]) -> subprocess.Popen[bytes]:
         path = self.find(argv[0])
         try:
             return subprocess.Popen(

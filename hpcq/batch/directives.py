@@ -28,9 +28,7 @@ def check_directives(script: str, prefix: str, origin: str) -> None:
         if line.startswith(prefix):
             where = f"{origin}: line {number} of the rendered script ({line[:80]})"
             if command_line:
-                raise TemplateError(
-                    f"{where} comes after the first command (line {command_line}) and is ignored"
-                )
+                raise TemplateError(f"{where} comes after the first command (line {command_line}) and is ignored")
             _check_words(line[len(prefix) :], where)
         elif not command_line and line.strip() and not line.startswith("#"):
             command_line = number

@@ -64,9 +64,7 @@ class LocalBatch(BatchSystem):
         """See ``BatchSystem.render``; options that only a batch system understands are refused."""
         for name in ("partition", "account", "qos", "constraint", "options"):
             if getattr(request, name):
-                raise UsageError(
-                    f"{name} means nothing to --batch local: there is no scheduler; leave it out"
-                )
+                raise UsageError(f"{name} means nothing to --batch local: there is no scheduler; leave it out")
         directory = directory or records.new_directory(request.queue)
         origin = f"template {request.template or 'local.sh.j2'}"
         script = render_template("local.sh.j2", request.template, template_values(request))

@@ -69,9 +69,7 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when its jobs have ended
     try:
-        jobs = {
-            _start(directory, index, _id_of(job_id, index, count), count): index for index in range(count)
-        }
+        jobs = {_start(directory, index, _id_of(job_id, index, count), count): index for index in range(count)}
     except BaseException as error:
         os.write(write_end, f"{type(error).__name__}: {error}".encode())
         raise
@@ -171,9 +169,7 @@ def _record_ends(directory: Path, jobs: dict[int, int]) -> None:
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if pid in jobs:
-            _write_json(
-                directory / f"exit-{jobs.pop(pid)}.json", {"exit_code": os.waitstatus_to_exitcode(status)}
-            )
+            _write_json(directory / f"exit-{jobs.pop(pid)}.json", {"exit_code": os.waitstatus_to_exitcode(status)})
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:

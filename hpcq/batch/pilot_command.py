@@ -24,15 +24,17 @@ def pilot_argv(
     require: Sequence[str] = (),
     scratch: Path | None = None,
     manager_timeout_s: float | None = None,
-    python: str = sys.executable,
+    python: Sequence[str] = (sys.executable,),
 ) -> tuple[str, ...]:
     """Return the command that starts a pilot of the queue whose connection file is ``connection``.
+
+    ``-P`` keeps the directory it starts in off its module path: a random.py there must not become ours.
 
     ``memory_mb`` is in MB of 2**20 bytes, ``walltime_s`` and ``manager_timeout_s`` are in seconds. What is
     None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job starts
     somewhere else.
     """
-    argv = [python, "-m", "hpcq.pilot", "--connection", str(connection.absolute())]
+    argv = [*python, "-P", "-m", "hpcq.pilot", "--connection", str(connection.absolute())]
     for option, value in (
         ("--cores", cores),
         ("--memory", memory_mb),

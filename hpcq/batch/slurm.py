@@ -64,9 +64,7 @@ WARNING_S = 120
 
 _MARK = "hpcq"
 _FORMAT = f"{_MARK}|%i|%T|%N|%r"
-_STATUS_LINE = re.compile(
-    rf"{_MARK}\|(?P<id>\d+(?:_\d+)?)\|(?P<state>[A-Z_]+)\|(?P<hosts>[^|]*)\|(?P<reason>.*)"
-)
+_STATUS_LINE = re.compile(rf"{_MARK}\|(?P<id>\d+(?:_\d+)?)\|(?P<state>[A-Z_]+)\|(?P<hosts>[^|]*)\|(?P<reason>.*)")
 _SUBMITTED_LINE = re.compile(r"(?P<id>\d+)(?:;(?P<cluster>[\w.-]+))?", re.ASCII)
 _GONE = ("Invalid job id specified", "already completing or completed")
 
@@ -81,6 +79,7 @@ _OVERRULES = {
 _ALWAYS_HIDDEN = (
     "SBATCH_ARRAY_INX",
     "SBATCH_ERROR",
+    "HPCQ_JOB_ID",  # of a local pilot that submits: Slurm's pilots would inherit it and take it for theirs
     "SBATCH_JOB_NAME",
     "SBATCH_NO_REQUEUE",
     "SBATCH_OPEN_MODE",
@@ -110,7 +109,7 @@ class SlurmBatch(BatchSystem):
         result = self.runner.run(rendered.command, keep_variable=lambda name: name not in hidden)
         script = records.script_path(directory)
         if result.status != 0:
-            raise refusal(result, f"script {script}")
+            raise refusal(result, f"script {script}{_hint(result, request.count)}")
         job_id, cluster = parse_submitted(result, f"script {script}")
         indexes: list[int | None] = [None] if request.count == 1 else list(range(request.count))
         return [
@@ -178,9 +177,7 @@ def submit_argv(count: int, directory: Path) -> tuple[str, ...]:
         UsageError: the directory has a backslash, which turns off Slurm's file name patterns.
     """
     if "\\" in str(directory):
-        raise UsageError(
-            f"the state directory {directory} has a backslash in it, which Slurm cannot write to"
-        )
+        raise UsageError(f"the state directory {directory} has a backslash in it, which Slurm cannot write to")
     folder = str(directory).replace("%", "%%")
     array = () if count == 1 else (f"--array=0-{count - 1}",)
     output = f"{folder}/output.txt" if count == 1 else f"{folder}/output_%a.txt"
@@ -238,14 +235,10 @@ def parse_submitted(result: CommandResult, where: str) -> tuple[str, str]:
     Raises:
         BatchError: there is no such line, although sbatch claims success; carries what it did print.
     """
-    found = [
-        match for line in result.stdout.splitlines() if (match := _SUBMITTED_LINE.fullmatch(line.strip()))
-    ]
+    found = [match for line in result.stdout.splitlines() if (match := _SUBMITTED_LINE.fullmatch(line.strip()))]
     if not found:
         said = " | ".join(last_lines(result.stdout + "\n" + result.stderr, 5)) or "nothing"
-        raise BatchError(
-            f"sbatch reported no job id (host {socket.gethostname()}, {where}); it printed: {said}"
-        )
+        raise BatchError(f"sbatch reported no job id (host {socket.gethostname()}, {where}); it printed: {said}")
     return found[-1]["id"], found[-1]["cluster"] or ""
 
 
@@ -255,14 +248,21 @@ def parse_statuses(output: str) -> dict[str, JobStatus]:
     for line in output.splitlines():
         match = _STATUS_LINE.fullmatch(line.strip())
         if match:
+            reason = _value(match["reason"])
             statuses[match["id"]] = JobStatus(
                 id=match["id"],
-                state=STATES.get(match["state"], JobState.UNKNOWN),
-                reason=_value(match["reason"]),
+                state=_state(match["state"], reason),
+                reason=reason,
                 hosts=_value(match["hosts"]),
                 raw_state=match["state"],
             )
     return statuses
+
+
+def _state(name: str, reason: str) -> JobState:
+    state = STATES.get(name, JobState.UNKNOWN)
+    # Slurm has no state for a held job that has never run, only a reason (JobHeldUser, JobHeldAdmin).
+    return JobState.HELD if state is JobState.PENDING and reason.startswith("JobHeld") else state
 
 
 def _value(text: str) -> str:
@@ -273,6 +273,13 @@ def hidden_variables(request: PilotRequest) -> frozenset[str]:
     """Return the ``SBATCH_*`` variables that would overrule what ``request`` says or what hpcq needs."""
     stated = [names for field, names in _OVERRULES.items() if getattr(request, field) is not None]
     return frozenset(_ALWAYS_HIDDEN).union(*stated)
+
+
+def _hint(result: CommandResult, count: int) -> str:
+    """Return what to do about a refusal whose message does not say."""
+    if "Invalid job array specification" in result.stderr:
+        return f"; the site allows arrays of fewer than {count} jobs: submit them in parts"
+    return ""
 
 
 def _only_gone(result: CommandResult) -> bool:

@@ -43,9 +43,7 @@ def check_option(option: str) -> None:
     """
     long, short = _LONG.fullmatch(option), _SHORT.fullmatch(option)
     if long is None and short is None:
-        raise UsageError(
-            f"option {option!r} is not one option of the form --name=value, such as --constraint=knl"
-        )
+        raise UsageError(f"option {option!r} is not one option of the form --name=value, such as --constraint=knl")
     if long is not None:
         name = long["name"]
         taken = [ours for ours in _OURS if ours.startswith(name)]

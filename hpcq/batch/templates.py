@@ -77,9 +77,7 @@ def render_template(name: str, template: Path | None, values: Mapping[str, objec
         where = error.filename if error.name else path
         raise TemplateError(f"template {where}, line {error.lineno}: {error.message}") from error
     except jinja2.TemplateNotFound as error:
-        raise TemplateError(
-            f"template {path}: the template {error.name!r} that it names was not found"
-        ) from error
+        raise TemplateError(f"template {path}: the template {error.name!r} that it names was not found") from error
     except UsageError as error:
         raise TemplateError(f"template {path}: {error}") from error
     except Exception as error:  # a template is a program: what it calls may raise anything
@@ -97,9 +95,7 @@ def _read(path: Path) -> str:
 
 def _environment(path: Path) -> jinja2.Environment:
     packaged = jinja2.FileSystemLoader(packaged_directory())
-    loader = jinja2.ChoiceLoader(
-        [jinja2.PrefixLoader({"hpcq": packaged}), jinja2.FileSystemLoader(path.parent)]
-    )
+    loader = jinja2.ChoiceLoader([jinja2.PrefixLoader({"hpcq": packaged}), jinja2.FileSystemLoader(path.parent)])
     environment = jinja2.Environment(  # noqa: S701 - the output is shell, quoted by finalize, not HTML
         undefined=jinja2.StrictUndefined,
         finalize=quote_value,
@@ -115,9 +111,7 @@ def _environment(path: Path) -> jinja2.Environment:
 def _given(name: str, value: object) -> object:
     if value is not None:
         return value
-    return NotGiven(
-        hint=f"{name} was not given; write {{% if {name} %}} … {{% endif %}} around it", name=name
-    )
+    return NotGiven(hint=f"{name} was not given; write {{% if {name} %}} … {{% endif %}} around it", name=name)
 
 
 def _raw(value: object) -> _Raw:

@@ -99,9 +99,7 @@ class PollRecovered:
     failures: int
 
 
-Change = (
-    StateChanged | Ended | FailedStart | Forgotten | Requeued | StartConfirmed | PollFailed | PollRecovered
-)
+Change = StateChanged | Ended | FailedStart | Forgotten | Requeued | StartConfirmed | PollFailed | PollRecovered
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from hpcq import state_dir
-from hpcq.errors import QueueNotFoundError
+from hpcq.errors import HpcqError, QueueNotFoundError
 
 VERBOSE: contextvars.ContextVar[bool] = contextvars.ContextVar("verbose", default=False)
 """Whether ``-v`` was given, before or after the command's name."""
@@ -47,9 +48,7 @@ def json_option(command: _F) -> _F:
 
 def name_option(command: _F) -> _F:
     """Add ``--name``, passed on as ``name`` (None when it was not given: see ``choose_queue``)."""
-    return click.option("--name", metavar="QUEUE", help="The queue; the only one there is, if left out.")(
-        command
-    )
+    return click.option("--name", metavar="QUEUE", help="The queue; the only one there is, if left out.")(command)
 
 
 def choose_queue(name: str | None) -> str:
@@ -96,6 +95,17 @@ def ask_manager(queue: str, what: str) -> list[dict[str, Any]]:
     """
     answer: list[dict[str, Any]] = importlib.import_module("hpcq.client").ask(queue, what)
     return answer
+
+
+def tell_manager(queue: str) -> None:
+    """Tell the manager of ``queue``, if there is one, that jobs were submitted, so that it follows them at once.
+
+    Without an answer nothing is lost: it finds them on disk when it starts.
+    """
+    try:
+        importlib.import_module("hpcq.client").ask(queue, "jobs_submitted")
+    except HpcqError as error:
+        logging.getLogger(__name__).info("no manager was told of the jobs: %s", error)
 
 
 def create_queue(queue: str) -> None:

@@ -20,13 +20,16 @@ from hpcq.cli.common import VERBOSE, verbose_option
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
-BROKEN_PIPE = 141
-"""Exit status when the reader of our output went away: 128 + SIGPIPE."""
+BROKEN_PIPE = 1
+"""Exit status when the reader of our output went away; click's own, which it gives where it sees that first."""
 
 COMMANDS = {
     "submit-pilots": ("hpcq.cli.pilots:submit_pilots", "Put pilots through the batch system."),
     "pilots": ("hpcq.cli.pilots:pilots", "Show the pilots of a queue and their batch jobs."),
     "cancel-pilots": ("hpcq.cli.pilots:cancel_pilots", "Cancel pilots and wait until they are gone."),
+    "pack-environment": ("hpcq.cli.environment:pack_environment", "Pack a Python environment for the pilots."),
+    "status": ("hpcq.cli.status:status", "Show what a queue is doing."),
+    "bench": ("hpcq.cli.bench:bench", "Measure the queue on this machine."),
     "vpn": ("vpn.cli:cli", "Tunnels by themselves: run a command in one, or run their gateway."),
 }
 """Name → where the command is, and its line in ``hpcq --help``."""
@@ -64,9 +67,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
         ctx.exit()
 
 
-@click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True
-)
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version)
 @verbose_option
 @click.pass_context

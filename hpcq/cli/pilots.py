@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 import socket
@@ -19,14 +18,14 @@ from hpcq.batch import records
 from hpcq.batch.base import (
     BatchJob,
     JobState,
-    PilotRequest,
     RenderedJob,
     batch_system_names,
     get_batch_system,
     load_jobs,
     output_tail,
 )
-from hpcq.batch.pilot_command import pilot_argv
+from hpcq.batch.request import pilot_request
+from hpcq.batch.states import Statuses, by_batch, is_gone, job_states, recorded_end
 from hpcq.cli.common import (
     ask_manager,
     choose_queue,
@@ -37,15 +36,13 @@ from hpcq.cli.common import (
     print_table,
     queue_not_found,
     require_queue,
+    tell_manager,
     verbose_option,
 )
-from hpcq.cli.job_states import Statuses, by_batch, is_gone, job_states, recorded_end
 from hpcq.cli.pilot_rows import HEADS, Row, cells, explanation, merge
 from hpcq.errors import BatchError, QueueNotFoundError, UsageError
-from hpcq.units import parse_duration, parse_memory
-
-TUNNEL_MODES = ("auto", "relay", "openconnect", "slirp", "socks", "none")
-_TARGET = re.compile(r"(?:roots?|https?)://[^\s/]+\S*|cvmfs:[A-Za-z0-9][A-Za-z0-9._-]*")
+from hpcq.units import parse_duration
+from vpn import MODES
 
 KEEP_ENDED = 24 * 3600
 """Seconds for which ``hpcq pilots`` shows a job that has ended, without ``--all``."""
@@ -65,27 +62,25 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--account", help="Account to charge.")
 @click.option("--qos", help="Quality of service.")
 @click.option("--constraint", help="Required features of the nodes.")
-@click.option(
-    "--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'."
-)
+@click.option("--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'.")
 @click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Your own batch template.")
+@click.option("--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot.")
 @click.option(
-    "--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot."
+    "--environment",
+    type=click.Path(path_type=Path),
+    metavar="DIR|TARBALL",
+    help="The pilots' Python environment: a directory they see, or an archive of `hpcq pack-environment`.",
 )
-@click.option("--vpn", type=click.Choice(TUNNEL_MODES), help="How the pilots get out; auto if left out.")
+@click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]")
 @click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at.")
 @click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task.")
-@click.option(
-    "--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes."
-)
+@click.option("--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes.")
 @click.option("--manager-timeout", metavar="TIME", help="How long a pilot waits for the queue's program.")
 @click.option("--create", is_flag=True, help="Make the queue, for a program that starts later.")
 @click.option("--dry-run", is_flag=True, help="Print the exact script and command; do nothing.")
 @json_option
 @verbose_option
-def submit_pilots(
-    name: str | None, batch: str, create: bool, dry_run: bool, as_json: bool, **values: Any
-) -> None:
+def submit_pilots(name: str | None, batch: str, create: bool, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Put pilots for a queue through the batch system.
 
     Each pilot is one batch job: it finds the queue's program by its connection file, brings its tunnel up,
@@ -93,48 +88,20 @@ def submit_pilots(
     """
     queue = choose_queue(name)
     system = get_batch_system(batch)
-    request = _request(queue, batch, values)
+    request = pilot_request(queue, batch, values.pop("count"), values, flags=True)
     if not state_dir.connection_file(queue).exists() and not create:
         raise queue_not_found(queue, "start the program that makes it first, or pass --create")
     if dry_run:
         _show_rendered(system.render(request), as_json)
         return
-    if batch == "local" and shutil.which("sbatch"):
-        click.echo("hpcq: pilots start on this very host; --batch slurm puts them on compute nodes", err=True)
     if create and not state_dir.connection_file(queue).exists():
         system.render(request)  # refuse what cannot be submitted before a queue is made for it
         create_queue(queue)
-    _show_submitted(queue, system.submit(request), as_json)
-
-
-def _request(queue: str, batch: str, values: dict[str, Any]) -> PilotRequest:
-    """Return the request that the options stand for; names options as the user typed them."""
-    memory, walltime, timeout = values["memory"], values["walltime"], values["manager_timeout"]
-    memory_mb = None if memory is None else parse_memory(memory, name="--memory")
-    walltime_s = None if walltime is None else int(parse_duration(walltime, name="--walltime"))
-    for target in values["require"]:
-        if _TARGET.fullmatch(target) is None:
-            raise UsageError(f"--require {target!r} is not root://HOST:PORT, http://HOST or cvmfs:REPOSITORY")
-    argv = pilot_argv(
-        state_dir.connection_file(queue),
-        batch=batch,
-        cores=values["cores"],
-        memory_mb=memory_mb,
-        walltime_s=walltime_s,
-        vpn=values["vpn"],
-        gateway=values["gateway"],
-        require=values["require"],
-        scratch=values["scratch"],
-        manager_timeout_s=None if timeout is None else parse_duration(timeout, name="--manager-timeout"),
-    )
-    same = ("count", "cores", "partition", "account", "qos", "constraint", "options", "setup", "template")
-    return PilotRequest(
-        queue=queue,
-        pilot_argv=argv,
-        memory_mb=memory_mb,
-        walltime_s=walltime_s,
-        **{field: values[field] for field in same},
-    )
+    jobs = system.submit(request)
+    _show_submitted(queue, jobs, as_json)
+    tell_manager(queue)
+    if batch == "local" and shutil.which("sbatch"):
+        click.echo("hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True)
 
 
 def _show_rendered(rendered: RenderedJob, as_json: bool) -> None:
@@ -162,7 +129,7 @@ def _show_submitted(queue: str, jobs: Sequence[BatchJob], as_json: bool) -> None
 @json_option
 @verbose_option
 @click.pass_context
-def pilots(ctx: click.Context, name: str | None, show_all: bool, as_json: bool) -> None:
+def pilots(ctx: click.Context, *, name: str | None, show_all: bool, as_json: bool) -> None:
     """Show the pilots of a queue and their batch jobs.
 
     A job that ended without its pilot having reported is shown with the end of its output.
@@ -171,7 +138,8 @@ def pilots(ctx: click.Context, name: str | None, show_all: bool, as_json: bool) 
     jobs = load_jobs(queue) if show_all else _recent(load_jobs(queue))
     reports = _ask_for_pilots(queue)
     statuses, errors = job_states(jobs)
-    rows = _with_output(merge(jobs, statuses, reports), jobs)
+    reported = {job.id for job in jobs if records.has_reported(job)}
+    rows = _with_output(merge(jobs, statuses, reports, reported), jobs)
     if as_json:
         print_json([msgspec.to_builtins(row) for row in rows])
     else:
@@ -183,7 +151,7 @@ def pilots(ctx: click.Context, name: str | None, show_all: bool, as_json: bool) 
 
 
 def _recent(jobs: Sequence[BatchJob]) -> list[BatchJob]:
-    """Leave out jobs that ended, or (with no end on record) were submitted, too long ago to matter."""
+    """Leave out jobs that ended too long ago to matter."""
     now, kept = time.time(), []
     for job in jobs:
         ending = records.load_ending(job)
@@ -192,19 +160,18 @@ def _recent(jobs: Sequence[BatchJob]) -> list[BatchJob]:
     return kept
 
 
-def _ask_for_pilots(queue: str) -> list[dict[str, Any]] | None:
+def _ask_for_pilots(queue: str) -> list[dict[str, Any]]:
     try:
         return ask_manager(queue, "pilots")
     except QueueNotFoundError as error:
         click.echo(f"hpcq: only batch jobs are shown: {error}", err=True)
-        return None
+        return []
 
 
 def _with_output(rows: Sequence[Row], jobs: Sequence[BatchJob]) -> list[Row]:
     by_id = {job.id: job for job in jobs}
     return [
-        msgspec.structs.replace(row, output=output_tail(by_id[row.job_id])) if row.failed_start else row
-        for row in rows
+        msgspec.structs.replace(row, output=output_tail(by_id[row.job_id])) if row.failed_start else row for row in rows
     ]
 
 
@@ -227,7 +194,7 @@ def _show_rows(queue: str, rows: Sequence[Row]) -> None:
 @json_option
 @verbose_option
 def cancel_pilots(
-    name: str | None, ids: tuple[str, ...], everything: bool, pending: bool, timeout: str, as_json: bool
+    *, name: str | None, ids: tuple[str, ...], everything: bool, pending: bool, timeout: str, as_json: bool
 ) -> None:
     """Cancel pilots and wait until they are gone.
 

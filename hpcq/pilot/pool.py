@@ -31,7 +31,7 @@ from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
 
-_from_runner: Callable[[bytes], Any] = msgspec.msgpack.Decoder(FromRunner).decode
+_from_runner: Callable[[bytes | bytearray], Any] = msgspec.msgpack.Decoder(FromRunner).decode
 
 
 class Spawned(Protocol):
@@ -193,7 +193,7 @@ class Pool:
         far = (runner.tasks_far.fileno(), runner.results_far.fileno())
         with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - /dev/null does not block
             process = await self._spawn[network](
-                [sys.executable, "-m", "hpcq.pilot.run", *map(str, far)],
+                [sys.executable, "-P", "-m", "hpcq.pilot.run", *map(str, far)],
                 cwd=runner.directory / "home",
                 stdin=nothing.fileno(),
                 stdout=runner.output,

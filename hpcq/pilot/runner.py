@@ -74,16 +74,20 @@ class Captured:
         return kept, max(0, size - OUTPUT_LIMIT)
 
     def _restore(self) -> None:
-        self._flush()  # where the task had led it
+        flushed = self._flush()  # where the task had led it
         os.dup2(self._file, self._descriptor)
-        self._flush()  # what could not be written there
-        if self._stream.closed:
-            self._stream = open(self._descriptor, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        if not flushed:
+            self._flush()  # what could not be written there
+            if self._stream.closed:
+                self._stream = open(self._descriptor, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, self._name, self._stream)
 
-    def _flush(self) -> None:
-        with contextlib.suppress(Exception):
+    def _flush(self) -> bool:
+        try:
             self._stream.flush()
+        except Exception:
+            return False
+        return True
 
 
 def read_bounded(descriptor: int, size: int) -> bytes:
@@ -181,7 +185,7 @@ class Runner:
             return Outcome.EXIT_CODE, 126, f"the command could not be started in {directory}: {error.strerror}"
         finally:
             os.chdir(self._home)
-            remove_tree(directory)
+            _remove_directory(directory)
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return Outcome.SUCCESS, 0, ""
@@ -193,11 +197,14 @@ class Runner:
 
     def _clean_up(self) -> None:
         self._end_children()
-        with contextlib.suppress(OSError):
-            os.makedirs(self._home, 0o700, exist_ok=True)  # noqa: PTH103 - a hot path of strings
+        try:
             os.chdir(self._home)
-            for name in os.listdir(self._home):  # noqa: PTH208
+            for name in os.listdir(self._home):  # noqa: PTH208 - a hot path of strings
                 _remove(f"{self._home}/{name}")
+        except OSError:  # a task has removed it, or made something that cannot be removed
+            with contextlib.suppress(OSError):
+                os.makedirs(self._home, 0o700, exist_ok=True)  # noqa: PTH103
+                os.chdir(self._home)
 
     def _end_children(self) -> None:
         try:
@@ -213,6 +220,13 @@ class Runner:
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.waitpid(-1, 0)
+
+
+def _remove_directory(path: str) -> None:
+    try:
+        os.rmdir(path)  # noqa: PTH106 - most are empty, and this is a tenth of rmtree's cost
+    except OSError:
+        remove_tree(path)
 
 
 def _remove(path: str) -> None:

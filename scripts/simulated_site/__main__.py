@@ -1,8 +1,8 @@
 """Command line of the simulated site (`scripts/site`).
 
-    scripts/site run [--no-slurm] [--user] [--bind DIR] [--logs DIR] -- CMD…   a site for the time of CMD, on `login`
-    scripts/site shell                                                a shell as the ordinary user on `login`
-    scripts/site exec [--user|--root] HOST -- CMD…                    inside a site: CMD on another of its hosts
+    scripts/site run [options] -- CMD…               a site for the time of CMD, which runs on its host `login`
+    scripts/site shell [options]                     a shell as the ordinary user on `login`
+    scripts/site exec [--user|--root] HOST -- CMD…   inside a site: CMD on another of its hosts
 
 Exit status: the command's own (128+N for signal N); 125 when the site could not be built, 126 when this machine
 refuses one.
@@ -53,6 +53,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _site_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-slurm", action="store_false", dest="slurm", help="leave Slurm out")
+    command.add_argument("--shape", nargs="?", const="1000:20", metavar="MBIT:MS", help="slow the outer link down")
     command.add_argument("--user", action="store_true", help="run CMD as the ordinary user, in its home")
     command.add_argument("--bind", action="append", type=Path, default=[], metavar="DIR", help="keep DIR visible")
     command.add_argument("--logs", type=Path, metavar="DIR", help="copy the servers' logs there at the end")
@@ -61,13 +62,14 @@ def _site_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build a site and run the command, or a shell, in it."""
-    from simulated_site import build, launch, leftovers  # noqa: PLC0415 - `exec` needs neither, nor pyroute2
+    from simulated_site import build, launch, leftovers, shape  # noqa: PLC0415 - `exec` needs neither, nor pyroute2
 
     shell = ["/bin/bash", "-l"] if options.shell else []
     plan = build.Options(
         command=[*shell, *options.command],
         user=options.user or options.shell,
         slurm=options.slurm,
+        shape=shape.Shape.parse(options.shape) if options.shape else None,
         kept=tuple(options.bind),
         cwd=str(Path.cwd()),
         identity=_descriptor(options.identity, os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
@@ -91,7 +93,12 @@ def reported(builder: Callable[[], int]) -> int:
 
 def _descriptor(path: Path | None, flags: int) -> int:
     """Opened before the site hides /tmp and /run."""
-    return -1 if path is None else os.open(path, flags, 0o644)
+    if path is None:
+        return -1
+    try:
+        return os.open(path, flags, 0o644)
+    except OSError as error:
+        raise SiteError(f"cannot use {path}: {error.strerror}") from error
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from simulated_site import daemons, hosts, mounts, plan, slurm, storage
 from simulated_site.client import Site
 from simulated_site.daemons import Daemon, asked
 from simulated_site.errors import SiteError
+from simulated_site.shape import Shape
 
 ENDING = ((2.0, signal.SIGINT), (3.0, signal.SIGTERM), (2.0, signal.SIGKILL))
 """After an interrupt: how long to wait, and what to send when that was not enough."""
@@ -32,6 +33,8 @@ class Options:
     command: Sequence[str]
     user: bool = False
     slurm: bool = True
+    shape: Shape | None = None
+    """Of the wire between the login node and the outside; None: as fast as it goes."""
     kept: tuple[Path, ...] = ()
     cwd: str = "/"
     identity: int = -1
@@ -60,7 +63,7 @@ def build(options: Options, is_root: bool) -> Site:
     user = mounts.free_user(is_root)
     mounts.add_user(user)
     left_out = {f"device {index}": reason for index, reason in enumerate(mounts.prepare_devices(), 1)}
-    pids = hosts.bring_up(kept)
+    pids = hosts.bring_up(kept, options.shape)
     description = describe(pids, user, is_root, left_out)
     left_out |= decide_left_out(options, is_root)
     description["slurm"] = "slurm" not in left_out
@@ -154,8 +157,9 @@ def run_command(site: Site, options: Options) -> int:
 
 def end(process: subprocess.Popen[bytes]) -> int:
     """After an interrupt, the command's status; what it leaves behind ends with the site."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes on the one the terminal sent us already
     for grace, stronger in ENDING:
-        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(grace) or INTERRUPTED
         process.send_signal(stronger)
     return INTERRUPTED

@@ -88,7 +88,7 @@ class Site:
         else:
             base = dict(os.environ) | {"PATH": f"{tools}:{os.environ.get('PATH', USER_PATH)}:/usr/sbin:/sbin"}
             base["PYTHONPATH"] = self.description["scripts"]
-        base |= {VARIABLE: self.description["path"]}
+        base |= {VARIABLE: self.description["path"], "HPCQ_PYTHON": self.description["python"]}
         if self.slurm:
             base["SLURM_CONF"] = self.description["slurm_conf"]
         return base | dict(extra or {})

@@ -17,6 +17,7 @@ from pathlib import Path
 from simulated_site import kernel, mounts, network, plan
 from simulated_site.errors import SiteError
 from simulated_site.plan import Host
+from simulated_site.shape import Shape
 
 HANDSHAKE_DEADLINE = 20.0
 HOST_NAMESPACES = kernel.CLONE_NEWNET | kernel.CLONE_NEWUTS | kernel.CLONE_NEWNS
@@ -47,13 +48,13 @@ class Holder:
         self._channel.send(b"go")
 
 
-def bring_up(kept: list[Path]) -> dict[str, int]:
+def bring_up(kept: list[Path], outer: Shape | None) -> dict[str, int]:
     """All hosts, wired; the pid of each one's holder."""
     holders = [Holder(host, kept) for host in plan.HOSTS]
     for holder in holders:
         holder.expect("unshared")
     pids = {holder.host.name: holder.pid for holder in holders}
-    network.wire(pids)
+    network.wire(pids, outer)
     for holder in holders:
         holder.proceed()
     for holder in holders:

@@ -40,6 +40,15 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), f"unshare({flags:#x})")
 
 
+def join(path: str, flags: int) -> None:
+    """Enter the namespace `path` (/proc/PID/ns/…) names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _check(_libc.setns(descriptor, flags), f"setns({path})")
+    finally:
+        os.close(descriptor)
+
+
 def mount(source: str, target: Path, kind: str | None, flags: int = 0, options: str = "") -> None:
     """mount(2)."""
     arguments = (source.encode(), os.fsencode(target), kind.encode() if kind else None)

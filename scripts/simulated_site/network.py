@@ -11,17 +11,22 @@ from pyroute2 import IPRoute
 
 from simulated_site import plan
 from simulated_site.plan import Host
+from simulated_site.shape import Shape, connect
 
 OUTSIDE_LINKS = ("outside0", "eth0")
 """The login node's and the outside's end of the wire between them."""
 
 
-def wire(pids: dict[str, int]) -> None:
-    """One veth pair between login and wan, one between login and each compute node."""
+def wire(pids: dict[str, int], outer: Shape | None) -> None:
+    """A wire between login and wan, shaped or not, and one between login and each compute node."""
+    outside = (OUTSIDE_LINKS[0], pids["login"]), (OUTSIDE_LINKS[1], pids["wan"])
     with IPRoute() as netlink:
-        _pair(netlink, (OUTSIDE_LINKS[0], pids["login"]), (OUTSIDE_LINKS[1], pids["wan"]))
+        if outer is None:
+            _pair(netlink, *outside)
         for host in plan.COMPUTE:
             _pair(netlink, (host.name, pids["login"]), ("eth0", pids[host.name]))
+    if outer is not None:
+        connect(*outside, outer)
 
 
 def _pair(netlink: IPRoute, one: tuple[str, int], other: tuple[str, int]) -> None:
@@ -35,6 +40,7 @@ def configure(host: Host) -> None:
         switch = Path(f"/proc/sys/net/{family}/conf/all/forwarding")
         if switch.exists():  # a new namespace inherits the machine's setting
             switch.write_text("0")
+    _let_everybody_ping()
     with IPRoute() as netlink:
         _up(netlink, "lo")
         if host.name == "login":
@@ -42,6 +48,15 @@ def configure(host: Host) -> None:
             _address(netlink, OUTSIDE_LINKS[0], plan.LOGIN_OUTSIDE)
         else:
             _address(netlink, "eth0", host.address)
+
+
+def _let_everybody_ping() -> None:
+    """As distributions do; a namespace of one id has only that group."""
+    groups = Path("/proc/sys/net/ipv4/ping_group_range")
+    try:
+        groups.write_text("0 2147483647")
+    except OSError:
+        groups.write_text("0 0")
 
 
 def _bridge(netlink: IPRoute) -> None:

@@ -51,8 +51,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=500
 NodeName={names} NodeAddr={addresses} NodeHostname={names} CPUs=4 RealMemory=8000 State=UNKNOWN
-PartitionName=normal Nodes={names} Default=YES MaxTime=24:00:00 DefaultTime=00:30:00 State=UP
-PartitionName=debug Nodes={names} Default=NO MaxTime=00:30:00 DefaultTime=00:10:00 State=UP
+PartitionName=normal Nodes={names} Default=YES MaxTime=24:00:00 DefaultTime=00:30:00 LLN=YES State=UP
+PartitionName=debug Nodes={names} Default=NO MaxTime=00:30:00 DefaultTime=00:10:00 LLN=YES State=UP
 """
 
 

@@ -13,7 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-LIFETIME = datetime.timedelta(days=3650)  # clients check the pin, not the date; a gateway is restarted more often
+LIFETIME = datetime.timedelta(
+    days=3650
+)  # clients check the pin, not the date; a gateway is restarted more often
 
 
 def make_certificate(name: str) -> tuple[bytes, bytes]:
@@ -58,5 +60,5 @@ def load_or_make(directory: Path, name: str) -> tuple[str, str]:
 
 def _write_private(path: Path, data: bytes) -> None:
     path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)

@@ -48,14 +48,20 @@ class GatewayClient:
 
     def stop(self) -> None:
         """End it; returns when its process has ended."""
+        record = state.read_record(self.directory)
         with self._connect() as sock:
             self._exchange(sock, control.Stop(), STOP_DEADLINE)
             try:
                 sock.recv(1)
             except ConnectionError:
-                return
+                pass
             except TimeoutError:
-                raise GatewayError(f"gateway {self.name!r} did not end within {STOP_DEADLINE:g} s; see {self.log}") from None
+                raise GatewayError(self._not_ended()) from None
+        if record is not None and not state.wait_ended(record.pid, STOP_DEADLINE):
+            raise GatewayError(self._not_ended())
+
+    def _not_ended(self) -> str:
+        return f"gateway {self.name!r} did not end within {STOP_DEADLINE:g} s; see {self.log}"
 
     @property
     def log(self) -> Path:
@@ -72,8 +78,10 @@ class GatewayClient:
             return self._exchange(sock, request, ANSWER_DEADLINE)
 
     def _connect(self) -> socket.socket:
+        record = state.read_record(self.directory)
         try:
-            return control.connect(self.directory, CONNECT_DEADLINE)
+            sockets = Path(record.control).parent if record is not None else self.directory
+            return control.connect(sockets, CONNECT_DEADLINE)
         except OSError:
             raise GatewayError(self._why_absent()) from None
 
@@ -95,14 +103,21 @@ class GatewayClient:
         here, record = socket.gethostname(), state.read_record(self.directory)
         named = "" if self.name == "default" else f" --name {self.name}"
         if record is not None and record.host != here:
-            return f"gateway {self.name!r} runs on {record.host}, not on {here}; run this there, or start another here with --name"
+            return (
+                f"gateway {self.name!r} runs on {record.host}, not on {here}; "
+                "run this there, or start another here with --name"
+            )
         if record is not None and not state.is_alive(record):
             return f"gateway {self.name!r} was killed; start it again with `hpcq vpn gateway start{named}`"
-        return f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"
+        return (
+            f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"
+        )
 
 
 def start_gateway(config: GatewayConfig) -> tuple[Record, bool]:
-    """Start a detached gateway; its record, and whether it was running already. Returns when it accepts pilots."""
+    """Start a detached gateway; its record, and whether it was running already. Returns when it accepts
+    pilots.
+    """
     running = GatewayClient(config.name).record()
     if running is not None:
         return running, False
@@ -125,7 +140,10 @@ def _start_detached(config: GatewayConfig, directory: Path) -> bytes:
     if log.exists():
         log.replace(directory / "log.old")
     reader, writer = os.pipe()
-    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output, open(reader, "rb") as ready:
+    with (
+        os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output,
+        os.fdopen(reader, "rb") as ready,
+    ):
         try:
             process = subprocess.Popen(
                 python_argv("vpn.gateway.daemon", msgspec.json.encode(config).decode(), str(writer)),

@@ -1,7 +1,8 @@
 """The gateway's control protocol: one request and one answer over a Unix socket of packets.
 
-Only the owner gets in: the directory is 0700 and the kernel's word on the peer's uid (SO_PEERCRED) is checked besides. The
-socket's path may be longer than a socket address can hold, so both sides name it through /proc/self/fd.
+Only the owner gets in: the directory is 0700 and the kernel's word on the peer's uid (SO_PEERCRED) is checked
+besides. The socket's path may be longer than a socket address can hold, so both sides name it through
+/proc/self/fd.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ Request = Issue | Revoke | Status | Stop
 Answer = Issued | Report | Agreed | Refused
 
 encode = msgspec.msgpack.Encoder().encode
-decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode  # type: ignore[assignment]
-decode_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode  # type: ignore[assignment]
+decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode
+decode_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode
 
 
 def listen(directory: Path) -> socket.socket:

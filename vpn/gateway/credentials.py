@@ -1,7 +1,8 @@
-"""The gateway's credentials: who was given one, and what became of it. A pure book; the daemon acts on its answers.
+"""The gateway's credentials: who was given one, and what became of it. A pure book; the daemon acts on its
+answers.
 
-States: issued → connected ⇄ disconnected → (revoked, forgotten). The first login spends the password: from then on
-only the session's cookie, which ocserv keeps, can connect again.
+States: issued → connected ⇄ disconnected → (revoked, forgotten). The first login spends the password: from
+then on only the session's cookie, which ocserv keeps, can connect again.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ class Book:
         entry = self._entries.pop(username, None)
         return entry.state if entry else ""
 
+    def forget_disconnected(self, username: str) -> None:
+        """Drop a credential whose cookie has expired as well."""
+        entry = self._entries.get(username)
+        if entry is not None and entry.state == "disconnected":
+            del self._entries[username]
+
     def is_unused(self, username: str) -> bool:
         """Whether it still waits for its login."""
         entry = self._entries.get(username)
@@ -69,4 +76,6 @@ class Book:
 
     def pilots(self) -> list[Pilot]:
         """For a status report."""
-        return [Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()]
+        return [
+            Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()
+        ]

@@ -1,4 +1,5 @@
-"""ocserv in its namespace: bring-up, credentials, and the events that end it. Read this file for the sequence.
+"""ocserv in its namespace: bring-up, credentials, and the events that end it. Read this file for the
+sequence.
 
 1. a keeper outside, a namespace whose root is the caller (``vpn.holder``);
 2. slirp4netns gives it ``tap0``, and a port of the host's, TCP and UDP, is forwarded to it;
@@ -6,8 +7,8 @@
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
 5. ocserv, with the shim of ``preload/one_id.c``; ready when it says so.
 
-The end of any of these processes ends the gateway: ``ended`` resolves with the reason. Its end of a pipe is the event
-channel of ocserv's connect script.
+The end of any of these processes ends the gateway: ``ended`` resolves with the reason. Its end of a pipe is
+the event channel of ocserv's connect script.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import UNUSED_LIFETIME, Book
 from vpn.gateway.slirp import Slirp, start_slirp
 from vpn.gateway.state import GatewayConfig
-from vpn.namespace import Namespace, open_namespace
+from vpn.namespace import open_namespace
 from vpn.process import Client, Process, read_lines, run, start_keeper
-from vpn.programs import find_program, find_shim, search_path
+from vpn.programs import environment, find_program, find_shim
 
 log = logging.getLogger("vpn.gateway")
 
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
-ENVIRONMENT = {"LC_ALL": "C"}
 
 
 class Server:
     """A running ocserv; made by ``Server.start`` and ended by ``close``."""
 
-    def __init__(self, config: GatewayConfig, directory: Path) -> None:
+    def __init__(self, config: GatewayConfig, directory: Path, sockets: Path) -> None:
         self.config = config
         self.directory = directory
+        self.sockets = sockets
         self.book = Book()
         self.port = 0
         self.pin = ""
@@ -53,7 +54,9 @@ class Server:
 
     async def start(self) -> None:
         """Bring everything up; on an error what was started is ended again."""
-        programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "ocpasswd", "occtl", "nft")}
+        programs = {
+            name: find_program(name) for name in ("slirp4netns", "ocserv", "ocpasswd", "occtl", "nft")
+        }
         shim = find_shim("one_id")
         try:
             keeper = await start_keeper()
@@ -98,9 +101,12 @@ class Server:
             log.info("revoked %s: %s", username, text.strip() or f"status {status}")
 
     async def _connect_outside(self, keeper: Client) -> None:
+        os.close(
+            await self.namespace.open_tun("probe")
+        )  # refused, it says why; slirp4netns and ocserv would not
         output = self._lines("slirp4netns")
         try:
-            slirp = await start_slirp(keeper, self.namespace, self.directory, output, dns=not self.config.dns)
+            slirp = await start_slirp(keeper, self.namespace, self.sockets, output, dns=not self.config.dns)
         finally:
             os.close(output)
         self._stack.push_async_callback(slirp.close)
@@ -114,7 +120,8 @@ class Server:
         if status != 0:
             first = text.strip().splitlines()[0] if text.strip() else f"status {status}"
             raise GatewayError(
-                f"nft cannot set up masquerading ({first}); the kernel needs nf_tables and nf_nat: ask the site to load nft_chain_nat"
+                f"nft cannot set up masquerading ({first}); the kernel needs nf_tables and nf_nat: "
+                "ask the site to load nft_chain_nat"
             )
 
     async def _furnish(self) -> None:
@@ -135,17 +142,25 @@ class Server:
         events, events_end = os.pipe()
         self._task(self._read_events(events))
         argv = [program, "--foreground", "--config", f"{self.room}/ocserv.conf"]
-        env = ENVIRONMENT | {"PATH": search_path(), "LD_PRELOAD": shim}
+        env = environment(LD_PRELOAD=shim)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             process = await self.namespace.client.spawn(
-                argv, env=env, cwd="/", stdin=null, stdout=output, stderr=output, fds={ocserv.EVENT_FD: events_end}
+                argv,
+                env=env,
+                cwd="/",
+                stdin=null,
+                stdout=output,
+                stderr=output,
+                fds={ocserv.EVENT_FD: events_end},
             )
         finally:
             for fd in (output, events_end, null):
                 os.close(fd)
         self._stack.push_async_callback(process.end)
-        await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            [ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED
+        )
         if not ready.done():
             last = self._last_lines[-1] if self._last_lines else "it said nothing"
             raise GatewayError(f"ocserv did not start: {last}")
@@ -153,16 +168,21 @@ class Server:
 
     async def _ocpasswd(self, arguments: list[str], stdin: bytes = b"") -> None:
         async with self._passwords:
-            status, text = await self._run([find_program("ocpasswd"), "-c", f"{self.room}/passwd", *arguments], stdin)
+            status, text = await self._run(
+                [find_program("ocpasswd"), "-c", f"{self.room}/passwd", *arguments], stdin
+            )
         if status != 0:
             raise GatewayError(f"ocpasswd failed with status {status}: {text.strip()}")
 
     async def _run(self, argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
-        env = ENVIRONMENT | {"PATH": search_path()}
         try:
-            return await run(self.namespace.client, argv, stdin=stdin, env=env, deadline=TOOL_DEADLINE)
+            return await run(
+                self.namespace.client, argv, stdin=stdin, env=environment(), deadline=TOOL_DEADLINE
+            )
         except (OSError, TimeoutError) as error:
-            raise GatewayError(f"{argv[0]} could not be run in the gateway's namespace: {error or 'timeout'}") from None
+            raise GatewayError(
+                f"{argv[0]} could not be run in the gateway's namespace: {error or 'timeout'}"
+            ) from None
 
     async def _read_events(self, fd: int) -> None:
         async for line in read_lines(fd):
@@ -170,6 +190,9 @@ class Server:
             if event is None:
                 continue
             log.info("%s %s %s", event.username, event.reason, event.address)
+            if event.reason == "disconnect":
+                forget = self.book.forget_disconnected
+                asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, forget, event.username)
             if self.book.on_event(event):
                 await self._withdraw(event.username)
             elif event.reason == "connect" and not self.book.is_known(event.username):
@@ -210,7 +233,9 @@ class Server:
 
     def _watch_process(self, process: Process) -> None:
         name = Path(process.name).name
-        process.ended.add_done_callback(lambda future: self._end(f"{name} ended with status {future.result()}"))
+        process.ended.add_done_callback(
+            lambda future: self._end(f"{name} ended with status {future.result()}")
+        )
 
     def _end(self, reason: str) -> None:
         if not self.ended.done():

@@ -1,7 +1,8 @@
 """slirp4netns: the gateway namespace's way to the host's network, and the port clients come in by.
 
-It stands outside the namespace and joins it by the holder's pid. Ready when it writes to its ready descriptor (slirp4netns(1)); ended
-by its exit descriptor when the daemon dies. Ports are forwarded by its API socket: one JSON request a connection.
+It stands outside the namespace and joins it by the holder's pid. Ready when it writes to its ready descriptor
+(slirp4netns(1)); ended by its exit descriptor when the daemon dies. Ports are forwarded by its API socket:
+one JSON request a connection.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import random
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from vpn.errors import GatewayError
@@ -45,12 +47,20 @@ class Slirp:
             problem = await self._forward_both(host, candidate)
             if not problem:
                 return candidate
-        raise GatewayError(f"cannot listen on {host} port {port or 'any'}: {problem}; choose another with --port or --listen")
+        raise GatewayError(
+            f"cannot listen on {host} port {port or 'any'}: {problem}; choose another with --port or --listen"
+        )
 
     async def _forward_both(self, host: str, port: int) -> str:
         added: list[int] = []
         for protocol in ("tcp", "udp"):
-            rule = {"proto": protocol, "host_addr": host, "host_port": port, "guest_addr": UPLINK_GUEST, "guest_port": port}
+            rule = {
+                "proto": protocol,
+                "host_addr": host,
+                "host_port": port,
+                "guest_addr": UPLINK_GUEST,
+                "guest_port": port,
+            }
             answer = await self._call("add_hostfwd", rule)
             if "error" in answer:
                 for rule_id in added:
@@ -59,14 +69,16 @@ class Slirp:
             added.append(answer["return"]["id"])
         return ""
 
-    async def _call(self, command: str, arguments: dict[str, object]) -> dict[str, dict[str, int]]:
+    async def _call(self, command: str, arguments: Mapping[str, object]) -> dict[str, dict[str, int]]:
         request = json.dumps({"execute": command, "arguments": arguments}).encode()
         try:
             async with asyncio.timeout(API_DEADLINE):
                 answer = await _exchange(self._directory, request)
             return dict(json.loads(answer))
         except (OSError, ValueError, TimeoutError) as error:
-            raise GatewayError(f"slirp4netns does not answer on its API socket: {error or 'timeout'}") from None
+            raise GatewayError(
+                f"slirp4netns does not answer on its API socket: {error or 'timeout'}"
+            ) from None
 
     async def close(self) -> None:
         """End it."""
@@ -81,13 +93,14 @@ async def start_slirp(keeper: Client, namespace: Namespace, directory: Path, log
     ready, ready_end = os.pipe()
     exit_end, exit_fd = os.pipe()
     argv = [
-        find_program("slirp4netns"), "--configure", f"--mtu={TAP_MTU}", f"--cidr={UPLINK}", "--disable-host-loopback",
+        find_program("slirp4netns"), "--configure", f"--mtu={TAP_MTU}", f"--cidr={UPLINK}",
+        "--disable-host-loopback",
         "--ready-fd=3", "--exit-fd=4", "--api-socket=slirp.sock", *([] if dns else ["--disable-dns"]),
         str(namespace.pid), "tap0",
     ]  # fmt: skip
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        # A relative socket name in its own directory: the directory's path may be longer than a socket's can be.
+        # A socket name relative to its directory: the directory's path may be longer than a socket's can be.
         process = await keeper.spawn(
             argv, cwd=directory, stdin=null, stdout=log, stderr=log, fds={3: ready_end, 4: exit_end}
         )

@@ -1,15 +1,19 @@
 """Where a gateway keeps its state, and how to know whether the one written down still lives.
 
-``$XDG_STATE_HOME/hpcq-gateway/NAME/`` (0700) holds ``gateway.json``, the server's key and certificate, the control
-socket and the log. A home directory is shared by a site's login nodes, so the host is part of the record. A process is
-known by pid, start time and boot: a pid alone is soon another's.
+``$XDG_STATE_HOME/hpcq-gateway/NAME/`` (0700) holds ``gateway.json``, the server's key and certificate, the
+control socket and the log. A home directory is shared by a site's login nodes, so the host is part of the
+record. A process is known by pid, start time and boot: a pid alone is soon another's.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import select
+import shutil
 import socket
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +22,7 @@ import msgspec
 from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
 
+SOCKET_PREFIX = "hpcq-gateway-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -60,7 +65,9 @@ class GatewayConfig:
 def check_name(name: str) -> str:
     """A gateway's name: it becomes a directory's."""
     if _NAME.fullmatch(name) is None:
-        raise UsageError(f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64")
+        raise UsageError(
+            f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64"
+        )
     return name
 
 
@@ -77,8 +84,41 @@ def make_directory(name: str) -> Path:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
     except OSError as error:
-        raise GatewayError(f"cannot use {directory}: {error.strerror}; set XDG_STATE_HOME to a directory of yours") from None
+        raise GatewayError(
+            f"cannot use {directory}: {error.strerror}; set XDG_STATE_HOME to a directory of yours"
+        ) from None
     return directory
+
+
+def socket_directory(directory: Path, *, holds_sockets: Callable[[Path], bool] | None = None) -> Path:
+    """Where the gateway's sockets go: its state directory, or one under /tmp when that cannot hold any.
+
+    AFS homes, and some parallel file systems, have no Unix sockets.
+    """
+    if (holds_sockets or can_hold_sockets)(directory):
+        return directory
+    return Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX))
+
+
+def can_hold_sockets(directory: Path) -> bool:
+    """Whether a Unix socket can be made in a directory: by making one."""
+    name = f"probe.{os.getpid()}.sock"
+    folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.bind(f"/proc/self/fd/{folder}/{name}")
+        (directory / name).unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+    return True
+
+
+def remove_socket_directory(directory: Path) -> None:
+    """Remove a directory that ``socket_directory`` made; a state directory stays."""
+    if directory.name.startswith(SOCKET_PREFIX):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def read_record(directory: Path) -> Record | None:
@@ -93,14 +133,18 @@ def write_record(directory: Path, record: Record) -> None:
     """Write the record at once or not at all, 0600."""
     unfinished = directory / "gateway.json.new"
     unfinished.unlink(missing_ok=True)
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     unfinished.replace(directory / "gateway.json")
 
 
 def is_alive(record: Record) -> bool:
     """Whether the recorded daemon is a process of this host now; False for one of another host."""
-    return record.host == socket.gethostname() and record.boot == boot_id() and start_time(record.pid) == record.start_time
+    return (
+        record.host == socket.gethostname()
+        and record.boot == boot_id()
+        and start_time(record.pid) == record.start_time
+    )
 
 
 def boot_id() -> str:
@@ -112,11 +156,26 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); 0 when it is gone."""
+    """When a process started, in clock ticks since boot (proc(5), field 22 of stat); 0 when it has ended."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return 0 if fields[0] in "ZX" else int(fields[19])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def wait_ended(pid: int, deadline: float) -> bool:
+    """Wait until a process, perhaps no child, has ended; False when ``deadline`` seconds pass first."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:  # it has ended; or a kernel before 5.3, where its socket's end must do
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(deadline * 1000))
+    finally:
+        os.close(fd)
 
 
 def host_addresses() -> list[str]:
@@ -129,6 +188,9 @@ def host_addresses() -> list[str]:
         found += [
             entry.address
             for entry in entries
-            if entry.family == socket.AF_INET and up and up.isup and not entry.address.startswith(("127.", "169.254."))
+            if entry.family == socket.AF_INET
+            and up
+            and up.isup
+            and not entry.address.startswith(("127.", "169.254."))
         ]
     return found

@@ -1,4 +1,6 @@
-"""What every tunnel mode offers a session. A mode is a coroutine ``bring_up(config, up)`` returning a ``Tunnel``."""
+"""What every tunnel mode offers a session. A mode is a coroutine ``bring_up(config, up)`` returning a
+``Tunnel``.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,15 @@ class Tunnel(Protocol):
 
 @dataclass
 class BringUp:
-    """The session's side of a bring-up: where to push what must be undone, and where to say what is being done."""
+    """The session's side of a bring-up: where to push what must be undone, and where to say what is being
+    done.
+    """
 
     keeper: Client
     stack: AsyncExitStack
     lost: asyncio.Future[TunnelError]
     started_at: float
+    new_session: bool = True
     step: tuple[Layer, str] = field(default=("tunnel", "starting"))
 
     def lose(self, error: TunnelError) -> None:

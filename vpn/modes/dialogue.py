@@ -1,14 +1,14 @@
 """What openconnect says, in its output and to its script: parsed, pure.
 
-Sources: openconnect(8), the comment at the head of the vpnc-script, and the texts of openconnect 8.20 to 9.12. A line not listed
-here means nothing; an unknown wording costs detail, never the tunnel.
+Sources: openconnect(8), the comment at the head of the vpnc-script, and the texts of openconnect 8.20 to
+9.12. A line not listed here means nothing; an unknown wording costs detail, never the tunnel.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vpn.errors import Layer, TunnelError
@@ -17,13 +17,17 @@ END = "VPN_SCRIPT_END"
 
 
 def script_command(fd: int) -> str:
-    """The ``--script``: tell its environment, NUL-separated, and nothing else. ``fd`` has one digit (POSIX sh)."""
+    """The ``--script``: tell its environment, NUL-separated, and nothing else. ``fd`` has one digit (POSIX
+    sh).
+    """
     return f"{{ env -0; printf '{END}=\\0'; }} >&{fd}"
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The ``connect`` or ``reconnect`` of the script: address (with prefix), MTU in bytes (0: unsaid), routes, DNS."""
+    """The ``connect`` or ``reconnect`` of the script: address (with prefix), MTU in bytes (0: unsaid),
+    routes, DNS.
+    """
 
     address: str
     mtu: int
@@ -52,7 +56,9 @@ class ScriptReader:
 
 
 def parse_settings(env: Mapping[str, str]) -> NetworkSettings:
-    """Addresses and routes of a script's environment; raises TunnelError naming the variable that is no address."""
+    """Addresses and routes of a script's environment; raises TunnelError naming the variable that is no
+    address.
+    """
     address = _ipv4(env, "INTERNAL_IP4_ADDRESS")
     mtu = env.get("INTERNAL_IP4_MTU", "")
     return NetworkSettings(
@@ -66,7 +72,9 @@ def parse_settings(env: Mapping[str, str]) -> NetworkSettings:
 
 def _routes(env: Mapping[str, str]) -> Iterator[str]:
     count = env.get("CISCO_SPLIT_INC", "")
-    for index in range(min(int(count), 10000) if count.isascii() and count.isdigit() and len(count) < 9 else 0):
+    for index in range(
+        min(int(count), 10000) if count.isascii() and count.isdigit() and len(count) < 9 else 0
+    ):
         name = f"CISCO_SPLIT_INC_{index}_"
         network = f"{env.get(name + 'ADDR', '')}/{env.get(name + 'MASKLEN', '')}"
         try:
@@ -79,7 +87,9 @@ def _ipv4(env: Mapping[str, str], name: str) -> str:
     try:
         return str(ipaddress.IPv4Address(env.get(name, "")))
     except ValueError:
-        raise TunnelError("openconnect", f"the server gave no IPv4 address ({name}={env.get(name, '')!r})") from None
+        raise TunnelError(
+            "openconnect", f"the server gave no IPv4 address ({name}={env.get(name, '')!r})"
+        ) from None
 
 
 def _is_address(word: str) -> bool:
@@ -119,12 +129,24 @@ class MtuFound:
 Said = TlsUp | DtlsUp | DtlsDown | MtuFound
 
 _CIPHER = r"\((?P<cipher>(?:D?TLS|SSL)[^)]*\)(?:-\([^)]*\))*)"
-_LINES: tuple[tuple[re.Pattern[str], type[TlsUp | DtlsUp | DtlsDown | MtuFound]], ...] = (
-    (re.compile(r"Connected to HTTPS on .* with ciphersuite " + _CIPHER), TlsUp),
-    (re.compile(r"Established DTLS connection .*Ciphersuite " + _CIPHER), DtlsUp),
-    (re.compile(r"DTLS handshake (failed|timed out)|DTLS Dead Peer|Failed to .*DTLS|Disabling DTLS|allow DTLS|No DTLS"), DtlsDown),
-    (re.compile(r"Configured as .*DTLS (disabled|unsuccessful)"), DtlsDown),
-    (re.compile(r"Detected MTU of (?P<mtu>\d{3,5}) bytes"), MtuFound),
+_LINES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Said]], ...] = (
+    (
+        re.compile(r"Connected to HTTPS on .* with ciphersuite " + _CIPHER),
+        lambda match: TlsUp("(" + match["cipher"]),
+    ),
+    (
+        re.compile(r"Established DTLS connection .*Ciphersuite " + _CIPHER),
+        lambda match: DtlsUp("(" + match["cipher"]),
+    ),
+    (
+        re.compile(
+            r"DTLS handshake (failed|timed out)|DTLS Dead Peer|"
+            r"Failed to .*DTLS|Disabling DTLS|allow DTLS|No DTLS"
+        ),
+        lambda _: DtlsDown(),
+    ),
+    (re.compile(r"Configured as .*DTLS (disabled|unsuccessful)"), lambda _: DtlsDown()),
+    (re.compile(r"Detected MTU of (?P<mtu>\d{3,5}) bytes"), lambda match: MtuFound(int(match["mtu"]))),
 )
 
 
@@ -134,24 +156,28 @@ def parse_line(line: str) -> Said | None:
         match = pattern.search(line)
         if match is None:
             continue
-        if kind is MtuFound:
-            return MtuFound(int(match["mtu"]))
-        if kind is DtlsDown:
-            return DtlsDown()
-        return kind("(" + match["cipher"])  # type: ignore[call-arg]
+        return kind(match)
     return None
 
 
 _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
     (
-        re.compile(r"fingerprint.*(match|mismatch)|certificate does not match|Server SSL certificate didn't match", re.IGNORECASE),
+        re.compile(
+            r"fingerprint.*(match|mismatch)|certificate does not match|Server SSL certificate didn't match",
+            re.IGNORECASE,
+        ),
         "openconnect",
-        "the server's key is not the pinned one: get a fresh credential from the gateway, or someone answers in its place",
+        "the server's key is not the pinned one: get a fresh credential from the gateway, "
+        "or someone answers in its place",
     ),
     (
-        re.compile(r"Login failed|Authentication failed|Failed to complete authentication|fgets \(stdin\)|User input required"),
+        re.compile(
+            r"Login failed|Authentication failed|Failed to complete authentication|"
+            r"fgets \(stdin\)|User input required"
+        ),
         "openconnect",
-        "the server refused the user or password: a gateway's credential is good for one login, get a fresh one",
+        "the server refused the user or password: "
+        "a gateway's credential is good for one login, get a fresh one",
     ),
     (
         re.compile(r"Failed to (connect to|open HTTPS connection to)|getaddrinfo failed|Connection refused"),
@@ -159,7 +185,9 @@ _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
         "the server could not be reached",
     ),
     (
-        re.compile(r"[Ss]ession terminated by server|Cookie (is no longer valid|was rejected)|Reconnect failed"),
+        re.compile(
+            r"[Ss]ession terminated by server|Cookie (is no longer valid|was rejected)|Reconnect failed"
+        ),
         "gateway",
         "the server ended the session: it was stopped, or the credential was revoked",
     ),
@@ -167,7 +195,9 @@ _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
 
 
 def explain_exit(status: int, lines: list[str], server: str) -> TunnelError:
-    """Why openconnect ended, from its status and last lines; the oldest known reason counts, later lines are its effects."""
+    """Why openconnect ended, from its status and last lines; the oldest known reason counts, later lines are
+    its effects.
+    """
     said = [line.strip() for line in lines if line.strip()]
     how = f"signal {-status}" if status < 0 else f"status {status}"
     for line in said:

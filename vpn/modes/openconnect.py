@@ -4,14 +4,15 @@ Sequence:
 
 1. program and shim are there; one of the server's addresses accepts a connection;
 2. a namespace, and a tun device in it whose descriptor comes out;
-3. openconnect *outside*, in the host's network, with that descriptor put in place of /dev/net/tun (``preload/tun_from_fd.c``), the
-   password on its standard input, the server's key pinned;
+3. openconnect *outside*, in the host's network, with that descriptor put in place of /dev/net/tun
+   (``preload/tun_from_fd.c``), the password on its standard input, the server's key pinned;
 4. it logs in and calls its script, which only tells us its environment: address, MTU, routes, DNS;
 5. the holder configures the device and the name servers: commands can run;
 6. DTLS comes up, or is known not to, or ``dtls_timeout`` passes: then it is TLS, and may become DTLS later.
 
-Failures: openconnect ending at any time is explained from its own last lines; after bring-up it loses the tunnel. A server that goes away
-is dialled again by openconnect itself, with its cookie, for ``reconnect_timeout`` seconds.
+Failures: openconnect ending at any time is explained from its own last lines; after bring-up it loses the
+tunnel. A server that goes away is dialled again by openconnect itself, with its cookie, for
+``reconnect_timeout`` seconds.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from vpn.modes.dialogue import (
     script_command,
 )
 from vpn.namespace import Namespace, open_namespace
-from vpn.process import Client, Process, filled, read_chunks, read_lines
-from vpn.programs import find_program, find_shim, search_path
+from vpn.process import Client, Process, filled, first_of, read_chunks, read_lines
+from vpn.programs import environment, find_program, find_shim
 
 DEVICE = "tun0"
 CONNECT_DEADLINE = 10.0  # seconds for a server's address to accept a connection
@@ -64,6 +65,7 @@ class OpenconnectTunnel:
         self.kind = "TLS"
         self.seconds = 0.0
         self._readers: list[asyncio.Task[None]] = []
+        self._explaining: asyncio.Task[None] | None = None
 
     @property
     def client(self) -> Client:
@@ -74,9 +76,15 @@ class OpenconnectTunnel:
         """As it is now."""
         now = self.configured or NetworkSettings("", 0, (), (), ())
         return TunnelInfo(
-            "openconnect", self.kind, self.ciphers[self.kind], self.seconds, now.address.partition("/")[0], now.mtu,
-            f"{self.server}:{self.credential.port}", now.dns,
-        )  # fmt: skip
+            mode="openconnect",
+            kind=self.kind,
+            cipher=self.ciphers[self.kind],
+            bring_up_seconds=self.seconds,
+            address=now.address.partition("/")[0],
+            mtu=now.mtu,
+            server=f"{self.server}:{self.credential.port}",
+            dns=now.dns,
+        )
 
     async def bring_up(self) -> None:
         """The sequence above."""
@@ -84,7 +92,7 @@ class OpenconnectTunnel:
         self.up.step = ("gateway", f"connecting to {', '.join(self.credential.addresses)}")
         self.server = await first_reachable(self.credential)
         self.up.step = ("user namespaces", "making a namespace")
-        self.namespace: Namespace = await open_namespace(self.up.keeper)
+        self.namespace: Namespace = await open_namespace(self.up.keeper, new_session=self.up.new_session)
         self.up.stack.push_async_callback(self.namespace.close)
         self.namespace.client.lost.add_done_callback(lambda future: self.up.lose(future.result()))
         self.up.step = ("openconnect", f"logging in at {self.server}")
@@ -101,7 +109,7 @@ class OpenconnectTunnel:
         try:
             process = await self.up.keeper.spawn(
                 self._argv(program),
-                env={"PATH": search_path(), "LC_ALL": "C", "LD_PRELOAD": shim, "VPN_TUN_FD": str(_TUN_FD)},
+                env=environment(LD_PRELOAD=shim, VPN_TUN_FD=str(_TUN_FD)),
                 cwd="/",
                 stdin=password,
                 stdout=output_end,
@@ -111,10 +119,13 @@ class OpenconnectTunnel:
         finally:
             for fd in (tun, output_end, script_end, password):
                 os.close(fd)
-            self._readers = [asyncio.create_task(self._read_output(output)), asyncio.create_task(self._read_script(script))]
+            self._readers = [
+                asyncio.create_task(self._read_output(output)),
+                asyncio.create_task(self._read_script(script)),
+            ]
             self.up.stack.push_async_callback(self._stop_reading)
         self.up.stack.push_async_callback(process.end)
-        process.ended.add_done_callback(lambda _: asyncio.ensure_future(self._on_exit(process)))
+        self._explaining = asyncio.create_task(self._on_exit(process))
         return process
 
     def _argv(self, program: str) -> list[str]:
@@ -122,14 +133,15 @@ class OpenconnectTunnel:
         server = f"[{self.server}]" if ":" in self.server else self.server
         mtu = [f"--base-mtu={config.mtu + 100}", f"--mtu={config.mtu}"] if config.mtu else []
         return [
-            program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6", "--passwd-on-stdin",
-            f"--user={credential.username}", f"--servercert={credential.pin}", f"--script={script_command(_SCRIPT_FD)}",
-            f"--interface={DEVICE}", f"--reconnect-timeout={config.reconnect_timeout}", *mtu,
+            program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6",
+            "--passwd-on-stdin", f"--user={credential.username}", f"--servercert={credential.pin}",
+            f"--script={script_command(_SCRIPT_FD)}", f"--interface={DEVICE}",
+            f"--reconnect-timeout={config.reconnect_timeout}", *mtu,
             *(["--no-dtls"] if config.no_dtls else []), f"https://{server}:{credential.port}/",
         ]  # fmt: skip
 
     async def _logged_in(self, process: Process) -> NetworkSettings:
-        await asyncio.wait([self.settings, process.ended], return_when=asyncio.FIRST_COMPLETED)
+        await first_of(self.settings, process.ended)
         if not self.settings.done():
             await asyncio.wait(self._readers[:1], timeout=1)  # its last words may still be in the pipe
             raise explain_exit(process.ended.result(), list(self.lines), self.server)
@@ -192,16 +204,20 @@ class OpenconnectTunnel:
         if not self.settings.done():
             self.settings.set_result(settings)
         elif self.configured is not None and settings.address != self.configured.address:
-            self.up.lose(TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting"))
+            self.up.lose(
+                TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting")
+            )
 
     async def _on_exit(self, process: Process) -> None:
+        await process.wait()
         await asyncio.wait(self._readers[:1], timeout=1)
         self.up.lose(explain_exit(process.ended.result(), list(self.lines), self.server))
 
     async def _stop_reading(self) -> None:
-        for task in self._readers:
+        tasks = [*self._readers, *([self._explaining] if self._explaining else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def bring_up(config: TunnelConfig, up: BringUp) -> OpenconnectTunnel:
@@ -227,7 +243,10 @@ async def first_reachable(credential: Credential) -> str:
         for task in tries:
             task.cancel()
     tried = "; ".join(f"{host} port {credential.port}: {problem}" for host, problem in problems.items())
-    raise TunnelError("gateway", f"no address of the gateway answers ({tried}); is it running? see `hpcq vpn gateway status`")
+    raise TunnelError(
+        "gateway",
+        f"no address of the gateway answers ({tried}); is it running? see `hpcq vpn gateway status`",
+    )
 
 
 async def _reach(host: str, port: int) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """A site of namespaces for the tunnel tests, built by whoever runs them, root or not.
 
-``unshare`` makes a user namespace; three network namespaces in it are ``login``, ``node`` (reaches only ``login``) and
-``wan`` (reached only from ``login``). Everything in it belongs to one pid namespace, so what a test left behind can be
-listed exactly, and dies with the fixture.
+``unshare`` makes a user namespace; three network namespaces in it are ``login``, ``node`` (reaches only
+``login``) and ``wan`` (reached only from ``login``). Everything in it belongs to one pid namespace, so what a
+test left behind can be listed exactly, and dies with the fixture.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 LOGIN, NODE, WAN = "192.0.2.1", "192.0.2.11", "203.0.113.1"
 DEADLINE = 30.0
+
 
 def need(condition: bool, what: str) -> None:
     """Skip when a prerequisite is missing; fail where everything must be there."""
@@ -43,23 +44,49 @@ class Site:
         self.directory = directory
         self.mark = uuid.uuid4().hex
         (directory / "home").mkdir()
-        self.holder = self._hold([
-            "unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child",
-            "--mount-proc", "sh", "-c", "ip link set lo up; echo ready; exec cat",
-        ])  # fmt: skip
+        self.holder = self._hold(
+            [
+                "unshare",
+                "--user",
+                "--map-root-user",
+                "--net",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "sh",
+                "-c",
+                "ip link set lo up; echo ready; exec cat",
+            ]
+        )
         self.pid = self._child(self.holder.pid)
         self.hosts = {"login": self.pid}
         self.children = [self.holder]
         for host in ("node", "wan"):
-            process = self._hold([*self.enter("login"), "unshare", "--net", "sh", "-c", "ip link set lo up; echo ready; exec cat"])
+            process = self._hold(
+                [
+                    *self.enter("login"),
+                    "unshare",
+                    "--net",
+                    "sh",
+                    "-c",
+                    "ip link set lo up; echo ready; exec cat",
+                ]
+            )
             self.children.append(process)
             self.hosts[host] = self._child(process.pid)
         self._wire("node", LOGIN, NODE)
         self._wire("wan", "203.0.113.2", WAN)
         (directory / "resolv.conf").write_text(f"nameserver {WAN}\n")
-        self.check("login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf"))
-        self.services = self._hold([*self.enter("wan"), sys.executable, str(Path(__file__).with_name("services.py")), WAN])
+        self.check(
+            "login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf")
+        )
+        self.services = self._hold(
+            [*self.enter("wan"), sys.executable, str(Path(__file__).with_name("services.py")), WAN]
+        )
         self.children.append(self.services)
+        self.hosts["services"] = self._child(self.services.pid)
         self.known = self.processes()
 
     @staticmethod
@@ -74,7 +101,20 @@ class Site:
 
     def _wire(self, host, near, far):
         inner = self.inner_pid(self.hosts[host])
-        self.check("login", "ip", "link", "add", f"to-{host}", "type", "veth", "peer", "name", "eth0", "netns", str(inner))
+        self.check(
+            "login",
+            "ip",
+            "link",
+            "add",
+            f"to-{host}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            str(inner),
+        )
         for where, device, address in (("login", f"to-{host}", near), (host, "eth0", far)):
             self.check(where, "ip", "addr", "add", f"{address}/24", "dev", device)
             self.check(where, "ip", "link", "set", device, "up")
@@ -109,8 +149,14 @@ class Site:
     def run(self, host, *argv, **options):
         return subprocess.run(
             [*self.enter(host), *argv],
-            env=self.env(), cwd=self.directory, text=True, capture_output=True, timeout=DEADLINE, **options,
-        )  # fmt: skip
+            env=self.env(),
+            cwd=self.directory,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=DEADLINE,
+            **options,
+        )
 
     def check(self, host, *argv, **options):
         done = self.run(host, *argv, **options)
@@ -125,7 +171,7 @@ class Site:
 
     def processes(self):
         """Every process of the site's pid namespace, pid → command line."""
-        namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
+        namespace = Path(f"/proc/{self.pid}/ns/pid").readlink()
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -133,14 +179,16 @@ class Site:
                 nspid = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
                 chain = self._is_inside(int(path.name), namespace, len(nspid))
                 if chain and "\nState:\tZ" not in status:
-                    found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    found[int(path.name)] = (
+                        (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    )
         return found
 
     def _is_inside(self, pid, namespace, _depth):
         seen = pid
         while seen > 1:
             with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{seen}/ns/pid") == namespace:
+                if Path(f"/proc/{seen}/ns/pid").readlink() == namespace:
                     return True
             try:
                 seen = int(Path(f"/proc/{seen}/stat").read_text().rpartition(")")[2].split()[1])
@@ -156,6 +204,16 @@ class Site:
         """Pids of extra processes whose command line has this text."""
         return [pid for pid, line in self.extra().items() if text in line]
 
+    def find_vpn(self, command):
+        """The pid of the ``python -m vpn COMMAND`` itself, not of the nsenter before it."""
+        pids = [
+            pid
+            for pid, line in self.extra().items()
+            if "nsenter" not in line and f"-m vpn {command} " in line
+        ]
+        assert len(pids) == 1, self.extra()
+        return pids[0]
+
     def wait_gone(self, pids, deadline=DEADLINE):
         """Wait until these processes ended, each by its pidfd."""
         end = time.monotonic() + deadline
@@ -167,9 +225,16 @@ class Site:
             try:
                 poll = select.poll()
                 poll.register(fd, select.POLLIN)
-                assert poll.poll(max(0, end - time.monotonic()) * 1000), f"still there: {pid} {self.extra().get(pid)}"
+                assert poll.poll(max(0, end - time.monotonic()) * 1000), (
+                    f"still there: {pid} {self.extra().get(pid)}"
+                )
             finally:
                 os.close(fd)
+
+    def wait_empty(self):
+        """Wait until only the site itself is left."""
+        self.wait_gone(self.extra())
+        assert not self.extra()
 
     def close(self):
         for process in reversed(self.children):
@@ -184,7 +249,9 @@ def prerequisites():
     for program in ("openconnect", "ocserv", "ocpasswd", "slirp4netns", "nft", "ip", "unshare", "nsenter"):
         need(has(program), program)
     need(Path("/dev/net/tun").exists(), "/dev/net/tun")
-    done = subprocess.run(["unshare", "--user", "--map-root-user", "--net", "--mount", "true"], capture_output=True, check=False)
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", "--mount", "true"], capture_output=True, check=False
+    )
     need(done.returncode == 0, "user namespaces")
     shims = [ROOT / "vpn" / "preload" / f"{name}.so" for name in ("tun_from_fd", "one_id")]
     if not all(shim.exists() for shim in shims) and os.access(shims[0].parent, os.W_OK):
@@ -214,7 +281,9 @@ def credential(gateway):
     """Makes credential files a node can use."""
 
     def make(name="credential.json"):
-        done = gateway.vpn("login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name))
+        done = gateway.vpn(
+            "login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name)
+        )
         assert done.returncode == 0, done.stderr
         return str(gateway.directory / name)
 

@@ -1,4 +1,7 @@
-"""What stands outside the site, for tests: a name server and a web server. Prints ``ready`` when both listen."""
+"""What stands outside the site, for tests: a name server and a web server.
+
+Prints ``ready`` when both listen.
+"""
 
 from __future__ import annotations
 

@@ -19,9 +19,7 @@ def submission(job_id: str = "4711", count: int = 2) -> list[records.BatchJob]:
     directory = records.new_directory("q")
     script = records.write_script(directory, "#!/bin/sh\n")
     jobs = [
-        records.BatchJob(
-            f"{job_id}_{k}", "slurm", "q", directory, script, records.output_path(directory, k), 5.0, "c2"
-        )
+        records.BatchJob(f"{job_id}_{k}", "slurm", "q", directory, script, records.output_path(directory, k), 5.0, "c2")
         for k in range(count)
     ]
     records.save_submission(directory, jobs, {"count": count})
@@ -74,8 +72,8 @@ def test_output_tail():
 
 
 def test_pilot_argv():
-    assert pilot_argv(Path("/c"), batch="local", python="py") == (
-        "py", "-m", "hpcq.pilot", "--connection", "/c", "--batch", "local",
+    assert pilot_argv(Path("/c"), batch="local", python=("py",)) == (
+        "py", "-P", "-m", "hpcq.pilot", "--connection", "/c", "--batch", "local",
     )  # fmt: skip
     full = pilot_argv(
         Path("/c"),
@@ -88,9 +86,9 @@ def test_pilot_argv():
         require=("cvmfs:a", "root://b"),
         scratch=Path("/scratch"),
         manager_timeout_s=600,
-        python="py",
+        python=("py",),
     )
-    assert " ".join(full[5:]) == (
+    assert " ".join(full[6:]) == (
         "--cores 2 --memory 5 --walltime 60 --vpn relay --gateway login --require cvmfs:a --require root://b "
         "--scratch /scratch --manager-timeout 600 --batch slurm"
     )

@@ -73,9 +73,7 @@ def test_first_look_survives_a_poll_that_came_too_early_for_it(tracker):
 def test_failures_back_off_and_recover(tracker):
     now, gaps = 102.0, []
     for number in range(1, 12):
-        assert tracker.poll_failed("slurm_load_jobs error", now) == [
-            PollFailed("slurm_load_jobs error", number)
-        ]
+        assert tracker.poll_failed("slurm_load_jobs error", now) == [PollFailed("slurm_load_jobs error", number)]
         gaps.append(tracker.next_poll(now) - now)
         now = tracker.next_poll(now)
     assert gaps[:4] == [60.0, 120.0, 240.0, 480.0]
@@ -130,9 +128,7 @@ def test_a_report_before_the_submission_is_known_counts():
 def test_missing_from_the_listing_changes_nothing_until_it_is_forgotten(tracker):
     tracker.polled(status(JobState.RUNNING), 102.0)
     assert tracker.polled({}, 132.0) == []
-    assert (
-        tracker.polled(status(JobState.UNKNOWN) | {}, 132.0 + FORGOTTEN_AFTER - 1) == []
-    )  # listed: in an odd state
+    assert tracker.polled(status(JobState.UNKNOWN) | {}, 132.0 + FORGOTTEN_AFTER - 1) == []  # listed: in an odd state
     assert tracker.polled({}, 1000.0) == []
     assert tracker.status("1").state is JobState.RUNNING
     changes = tracker.polled({}, 1000.0 + FORGOTTEN_AFTER)

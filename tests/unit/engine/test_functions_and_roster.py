@@ -62,7 +62,9 @@ TestFunctionsModel = FunctionsModel.TestCase
 
 
 def hello(name="p"):
-    return m.PilotHello(1, name, "slurm", "7", 0, "node1", 5, 4, 1000, 0.0, "relay", "g", m.Versions("3", "3", "0"))
+    return m.PilotHello(
+        1, name, "slurm", "7", 0, "node1", 5, 4, 1000, 0.0, "relay", "g", m.Versions("3", "3", "0", "0")
+    )
 
 
 def test_a_pilots_life():

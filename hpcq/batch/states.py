@@ -1,4 +1,4 @@
-"""What the batch systems say about recorded jobs, for the commands that show or cancel them.
+"""What the batch systems say about recorded jobs, for whoever shows, follows or cancels them.
 
 A job whose end somebody has seen is not asked about again: its last state is in its record.
 """
@@ -14,6 +14,11 @@ from hpcq.errors import BatchError
 
 Statuses = dict[str, JobStatus]
 
+FORGOTTEN_AFTER = 24 * 3600
+"""Seconds from its submission after which a job that is not listed is put on record as one never to be heard
+of.
+"""
+
 
 def job_states(jobs: Sequence[BatchJob]) -> tuple[Statuses, list[BatchError]]:
     """Return the state of every job, by id, and the errors of batch systems that did not answer.
@@ -27,9 +32,10 @@ def job_states(jobs: Sequence[BatchJob]) -> tuple[Statuses, list[BatchError]]:
             answer = get_batch_system(name).status(members)
         except BatchError as error:
             errors.append(error)
-            answer = {job.id: JobStatus(job.id, JobState.UNKNOWN, "no answer") for job in members}
+            statuses |= {job.id: JobStatus(job.id, JobState.UNKNOWN, "no answer") for job in members}
+            continue
         for job in members:
-            if answer[job.id].state.is_final:
+            if answer[job.id].state.is_final or _is_forgotten(job, answer[job.id]):
                 record_end(job, answer[job.id])
         statuses |= answer
     return statuses, errors
@@ -49,7 +55,14 @@ def recorded_end(job: BatchJob) -> JobStatus | None:
     if ending is None:
         return None
     state = JobState(ending.state)
-    return JobStatus(job.id, state, ending.reason, ending.hosts, ending.exit_code, state.name)
+    raw_state = "" if state is JobState.UNKNOWN else state.name
+    return JobStatus(job.id, state, ending.reason, ending.hosts, ending.exit_code, raw_state)
+
+
+def _is_forgotten(job: BatchJob, status: JobStatus) -> bool:
+    """Whether a batch system that answered will not list the job again: it ended, nobody knows how."""
+    unlisted = status.state is JobState.UNKNOWN and not status.is_listed
+    return unlisted and time.time() - job.submitted_at > FORGOTTEN_AFTER
 
 
 def record_end(job: BatchJob, status: JobStatus) -> None:

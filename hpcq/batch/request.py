@@ -1,0 +1,92 @@
+"""From options by their names to what is asked of a batch system: the same for the command line and `Queue`. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcq import state_dir
+from hpcq.batch.base import PilotRequest
+from hpcq.batch.environment import python_command
+from hpcq.batch.pilot_command import pilot_argv
+from hpcq.errors import UsageError
+from hpcq.units import parse_duration, parse_memory
+from vpn import MODES
+
+_SAME = ("partition", "account", "qos", "constraint", "job_name")
+_LISTS = ("options", "setup")
+_PILOT = ("environment", "vpn", "gateway", "require", "scratch", "manager_timeout")
+_KNOWN = ("cores", "memory", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
+_TARGET = re.compile(r"(?:roots?|https?)://[^\s/]+\S*|cvmfs:[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def pilot_request(
+    queue: str, batch: str, count: int, options: Mapping[str, Any], *, flags: bool = False
+) -> PilotRequest:
+    """What to ask of batch system ``batch``; options that are None are left out.
+
+    ``flags`` makes errors name options as they are typed on the command line.
+
+    Raises:
+        UsageError: an unknown option or a value that cannot be used, by name.
+    """
+    unknown = sorted(set(options) - set(_KNOWN))
+    if unknown:
+        raise UsageError(f"unknown pilot option {unknown[0]!r}; known are {', '.join(_KNOWN)}")
+    given = {name: value for name, value in options.items() if value is not None}
+
+    def shown(name: str) -> str:
+        return "--" + name.replace("_", "-") if flags else name
+
+    def seconds(name: str) -> float | None:
+        return parse_duration(given[name], name=shown(name)) if name in given else None
+
+    walltime = seconds("walltime")
+    memory_mb = parse_memory(given["memory"], name=shown("memory")) if "memory" in given else None
+    walltime_s = None if walltime is None else int(walltime)
+    cores = given.get("cores", 1)
+    scratch = Path(given["scratch"]) if "scratch" in given else None
+    environment = Path(given["environment"]) if "environment" in given else None
+    argv = pilot_argv(
+        state_dir.connection_file(queue),
+        batch=batch,
+        cores=cores,
+        memory_mb=memory_mb,
+        walltime_s=walltime_s,
+        vpn=given.get("vpn"),
+        gateway=given.get("gateway"),
+        require=_targets(given.get("require", ()), shown("require")),
+        scratch=scratch,
+        python=python_command(environment, scratch),
+        manager_timeout_s=seconds("manager_timeout"),
+    )
+    if given.get("vpn", "none") not in MODES:
+        raise UsageError(f"{shown('vpn')} {given['vpn']!r} is not a tunnel mode; known are {', '.join(MODES)}")
+    texts: dict[str, Any] = {name: given[name] for name in _SAME if name in given}
+    texts |= {name: _strings(given[name], shown(name)) for name in _LISTS if name in given}
+    return PilotRequest(
+        queue=queue,
+        pilot_argv=argv,
+        count=count,
+        cores=cores,
+        memory_mb=memory_mb,
+        walltime_s=walltime_s,
+        template=Path(given["template"]) if "template" in given else None,
+        environment=given.get("variables", {}),
+        **texts,
+    )
+
+
+def _strings(value: Any, name: str) -> tuple[str, ...]:
+    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        raise UsageError(f"{name} must be a list of strings, not {value!r}")
+    return tuple(value)
+
+
+def _targets(value: Any, name: str) -> tuple[str, ...]:
+    for target in _strings(value, name):
+        if _TARGET.fullmatch(target) is None:
+            raise UsageError(f"{name} {target!r} is not root://HOST:PORT, http://HOST or cvmfs:REPOSITORY")
+    return tuple(value)

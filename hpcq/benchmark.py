@@ -1,0 +1,103 @@
+"""Measuring the queue: the figures of ``hpcq bench``, each the median of several runs in one sitting."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hpcq.errors import HpcqError
+from hpcq.queue import Queue
+from hpcq.task import PythonTask, Task
+
+PILOT_TIMEOUT = 60.0
+"""Seconds the local pilots have to be ready."""
+
+TASK_TIMEOUT = 60.0
+"""Seconds in which at least one task must end; else the benchmark is stuck and says so."""
+
+
+def inc(x: int) -> int:
+    """The smallest function worth calling."""
+    return x + 1
+
+
+def measure_tasks(pilots: int, cores: int, count: int, repeat: int) -> dict[str, Any]:
+    """Start local pilots and measure. Rates in tasks per second, times in milliseconds.
+
+    Raises:
+        HpcqError: the pilots did not start, or a task did not succeed.
+    """
+    with Queue() as queue:
+        queue.submit_pilots(pilots, batch="local", cores=cores)
+        _run_all(queue, [PythonTask(inc, 0) for _ in range(100 * pilots * cores)], PILOT_TIMEOUT)
+        return {
+            "python": _python(queue, count, repeat),
+            "round_trip": _round_trip(queue, max(200, min(2000, count))),
+            "shell": _shell(queue, max(100, count // 20), repeat),
+        }
+
+
+def _python(queue: Queue, count: int, repeat: int) -> dict[str, Any]:
+    runs, submits = [], []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        for number in range(count):
+            queue.submit(PythonTask(inc, number))
+        submits.append(count / (time.perf_counter() - began))
+        total = sum(task.output for task in _wait(queue, count, TASK_TIMEOUT))
+        runs.append(count / (time.perf_counter() - began))
+        if total != count * (count + 1) // 2:
+            raise HpcqError(f"the tasks' values sum to {total}, not {count * (count + 1) // 2}")
+    return {**_rates(runs, count), "submits_per_second": statistics.median(submits)}
+
+
+def _round_trip(queue: Queue, count: int) -> dict[str, Any]:
+    trips = []
+    for number in range(count):
+        began = time.perf_counter()
+        queue.submit(PythonTask(inc, number))
+        _wait(queue, 1, TASK_TIMEOUT)
+        trips.append(1000 * (time.perf_counter() - began))
+    cuts = statistics.quantiles(trips, n=100)
+    return {"p50_ms": statistics.median(trips), "p99_ms": cuts[98], "count": count}
+
+
+def _shell(queue: Queue, count: int, repeat: int) -> dict[str, Any]:
+    return _rates([_timed(lambda: _run_all(queue, [Task("true") for _ in range(count)]), count) for _ in range(repeat)],
+                  count)  # fmt: skip
+
+
+def _timed(work: Callable[[], None], count: int) -> float:
+    began = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - began)
+
+
+def _run_all(queue: Queue, tasks: list[Any], timeout: float = TASK_TIMEOUT) -> None:
+    for task in tasks:
+        queue.submit(task)
+    _wait(queue, len(tasks), timeout)
+
+
+def _wait(queue: Queue, count: int, timeout: float) -> list[Task]:
+    tasks = []
+    for _ in range(count):
+        task = queue.wait(timeout)
+        if task is None:
+            raise HpcqError(f"no task ended within {timeout:.0f} s; the pilots: {queue.pilots() or 'none has come'}")
+        if task.outcome != "success":
+            raise HpcqError(f"{task.label} ended as {task.outcome}: {task.message}")
+        tasks.append(task)
+    return tasks
+
+
+def _rates(runs: list[float], count: int) -> dict[str, Any]:
+    return {
+        "per_second": statistics.median(runs),
+        "slowest": min(runs),
+        "fastest": max(runs),
+        "runs": len(runs),
+        "count": count,
+    }

@@ -1,0 +1,91 @@
+"""A slow, long wire between the login node and the outside, for kernels without netem.
+
+One TUN on each side, and one process per direction that reads packets from one, holds them back by a token bucket
+and half the round trip, and writes them to the other. The TUNs take offloads, so "packets" have up to 64 kB and
+Python keeps up with 1 Gbit/s for a few flows. A full queue drops, as a router does.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import os
+import select
+import signal
+import struct
+import time
+
+from simulated_site import kernel
+from simulated_site.errors import SiteError
+
+TUNSETIFF = 0x400454CA
+TUNSETOFFLOAD = 0x400454D0
+IFF_TUN, IFF_NO_PI, IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
+LARGEST = 65536 + 64
+QUEUE_SECONDS = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the wire does to traffic, each way."""
+
+    bits_per_second: float
+    round_trip: float
+    """Seconds."""
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """`MBIT:MS`, such as 1000:20."""
+        try:
+            rate, milliseconds = (float(part) for part in text.split(":"))
+        except ValueError:
+            rate, milliseconds = 0.0, 0.0
+        if rate <= 0 or milliseconds < 0:
+            raise SiteError(f"--shape={text}: give Mbit/s and the round trip in ms, such as 1000:20")
+        return cls(rate * 1e6, milliseconds / 1e3)
+
+
+def connect(one: tuple[str, int], other: tuple[str, int], shape: Shape) -> None:
+    """Make the two devices, (name, pid of the host's holder) each, and carry packets until the site ends."""
+    ends = [_device_of(name, pid) for name, pid in (one, other)]
+    kernel.join("/proc/1/ns/net", kernel.CLONE_NEWNET)
+    for source, target in (ends, reversed(ends)):
+        if os.fork() == 0:
+            _carry(source, target, shape)
+    for end in ends:
+        os.close(end)
+
+
+def _device_of(name: str, pid: int) -> int:
+    """A TUN in the network namespace of `pid`; a descriptor of it stays valid outside."""
+    kernel.join(f"/proc/{pid}/ns/net", kernel.CLONE_NEWNET)
+    try:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR))
+        fcntl.ioctl(descriptor, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
+    except OSError as error:
+        raise SiteError(f"--shape needs /dev/net/tun: {error.strerror}") from error
+    return descriptor
+
+
+def _carry(source: int, target: int, shape: Shape) -> None:
+    """One direction's whole life; never returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    waiting: collections.deque[tuple[float, bytes]] = collections.deque()
+    free = 0.0  # when the wire has sent all it was given
+    while True:
+        timeout = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
+        readable = select.select([source], [], [], timeout)[0]
+        now = time.monotonic()
+        if readable and free - now < QUEUE_SECONDS:
+            packet = os.read(source, LARGEST)
+            free = max(free, now) + len(packet) * 8 / shape.bits_per_second
+            waiting.append((free + shape.round_trip / 2, packet))
+        elif readable:
+            os.read(source, LARGEST)  # dropped
+        while waiting and waiting[0][0] <= now:
+            with contextlib.suppress(OSError):  # the device is not up yet, or its queue is full
+                os.write(target, waiting.popleft()[1])

@@ -1,0 +1,277 @@
+"""The main path on the simulated site: pilots through Slurm, tunnels to a gateway on login, tasks, and what fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated_site.client import Site
+
+DEADLINE = 90.0
+LOOK = 0.3
+
+READ = """
+import sys, hpcq
+def entries(url):
+    import uproot
+    with uproot.open(url) as file:
+        return file["events"].num_entries
+with hpcq.Queue(name=sys.argv[1]) as queue:
+    for _ in range(4):
+        queue.submit(hpcq.PythonTask(entries, sys.argv[2]).set(network="wan"))
+    while not queue.empty():
+        task = queue.wait(80)
+        print(task.outcome, task.output, task.hostname, task.message, flush=True)
+"""
+
+WAIT = """
+import sys, hpcq
+with hpcq.Queue(name=sys.argv[1]) as queue:
+    queue.submit(hpcq.Task(sys.argv[2]))
+    while not queue.empty():
+        task = queue.wait(80)
+        print("done", task.outcome, task.attempts, task.hostname, task.message, flush=True)
+"""
+
+
+def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
+    """The first true value of ``condition``: Slurm tells nobody when something changes."""
+    end = time.monotonic() + deadline
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {deadline:.0f} s: {what}"
+        time.sleep(LOOK)
+    return value
+
+
+class Cluster:
+    """What the tests do with a site, as its ordinary user."""
+
+    def __init__(self, site: Site, directory: Path) -> None:
+        self.site = site
+        self.directory = directory
+        self.queue = f"q{uuid.uuid4().hex[:8]}"
+
+    def hpcq(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        answer = self.site.run("login", ["hpcq", *arguments], timeout=DEADLINE)
+        assert answer.returncode == status, f"{answer.returncode}: {answer.stdout}{answer.stderr}"
+        return answer
+
+    def submit(self, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        base = ("--name", self.queue, "--create", "--batch", "slurm", "--cores", "2", "--memory", "1GB")
+        return self.hpcq("submit-pilots", *base, *options, status=status)
+
+    def program(self, text: str, *arguments: str) -> subprocess.Popen[str]:
+        file = self.directory / "program.py"
+        file.write_text(text)
+        file.chmod(0o644)
+        command = [self.site.description["python"], str(file), self.queue, *arguments]
+        return self.site.popen("login", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def pilots(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.hpcq("pilots", "--name", self.queue, "--json").stdout)
+        return rows
+
+    def jobs(self) -> list[str]:
+        """Slurm's jobs of the user that are not over."""
+        return self.site.run("login", ["squeue", "--me", "-h", "-r", "-o", "%i %T"], check=True).stdout.split("\n")[:-1]
+
+    def pid_of_pilot(self, host: str) -> int:
+        """The pilot of our queue that runs on ``host``; 0 when there is none."""
+        here = Path(f"/proc/{self.site.hosts[host]['pid']}/ns/uts").readlink()
+        found = [one for one in Path("/proc").iterdir() if one.name.isdecimal() and self._is_pilot(one)]
+        return next((int(one.name) for one in found if (one / "ns/uts").readlink() == here), 0)
+
+    def _is_pilot(self, process: Path) -> bool:
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return b"hpcq.pilot" in words and any(f"/{self.queue}/".encode() in word for word in words)
+
+
+@pytest.fixture
+def cluster(slurm: Site, xrootd: Site, shared_path: Path) -> Iterator[Cluster]:
+    one = Cluster(slurm, shared_path)
+    yield one
+    one.site.run("login", ["scancel", "--me", "--signal=KILL", "--full"])
+    one.site.run("login", ["scancel", "--me"])
+    until(lambda: not one.jobs(), "no job is left")
+
+
+@pytest.fixture
+def gateway(cluster: Cluster) -> Iterator[None]:
+    cluster.hpcq("vpn", "gateway", "start")
+    yield
+    cluster.hpcq("vpn", "gateway", "stop")
+
+
+def finished(program: subprocess.Popen[str]) -> str:
+    output, _ = program.communicate(timeout=DEADLINE)
+    assert program.returncode == 0, output
+    return output
+
+
+XROOTD = ("--vpn", "openconnect", "--require", "root://xrootd.wan.test:1094")
+
+
+@pytest.mark.usefixtures("gateway")
+def test_tasks_read_root_files_through_the_tunnel_on_both_nodes(cluster: Cluster) -> None:
+    cluster.submit("-n", "2", "--option=--exclusive", *XROOTD)
+    program = cluster.program(READ, cluster.site.xrootd_url + "uproot-Zmumu.root")
+    lines = finished(program).splitlines()
+    assert [line.split()[:2] for line in lines] == [["success", "2304"]] * 4
+    assert {line.split()[2] for line in lines} <= {"cn1", "cn2"}
+    until(lambda: not cluster.jobs(), "the program's end ends its jobs")
+
+
+@pytest.mark.usefixtures("gateway")
+def test_pilots_shows_tunnel_and_work(cluster: Cluster) -> None:
+    program = cluster.program(WAIT, "sleep 60")
+    cluster.submit(*XROOTD)
+    (row,) = until(lambda: [row for row in cluster.pilots() if row["state"] == "ready"], "the pilot is ready")
+    assert row["tunnel_kind"] in ("DTLS", "TLS")
+    status = json.loads(cluster.hpcq("status", "--name", cluster.queue, "--json").stdout)
+    assert status["pilots"]["ready"] == 1
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=DEADLINE)
+    until(lambda: not cluster.jobs(), "Ctrl-C in the program cancels its jobs")
+
+
+def failed_layer(cluster: Cluster, *options: str) -> tuple[str, str]:
+    """Submit one pilot that cannot serve; the layer and the message that `hpcq pilots` shows."""
+    program = cluster.program(WAIT, "true")
+    try:
+        cluster.submit(*options)
+        (row,) = until(lambda: [row for row in cluster.pilots() if row["state"] == "failed"], "the pilot has failed")
+    finally:
+        program.send_signal(signal.SIGINT)
+        program.communicate(timeout=DEADLINE)
+    return row["failed_layer"], row["message"]
+
+
+def test_without_a_gateway_the_pilot_says_so(cluster: Cluster) -> None:
+    layer, message = failed_layer(cluster, *XROOTD)
+    assert layer == "gateway"
+    assert "hpcq vpn gateway start" in message
+
+
+@pytest.mark.usefixtures("gateway")
+@pytest.mark.parametrize(
+    ("target", "layer"),
+    [
+        ("root://nowhere.wan.test:1094", "dns"),
+        ("root://xrootd.wan.test:1095", "xrootd"),
+        ("http://xrootd.wan.test:1095/", "http"),
+        ("cvmfs:cms.cern.ch", "cvmfs"),
+    ],
+)
+def test_a_probe_that_fails_names_its_layer(cluster: Cluster, target: str, layer: str) -> None:
+    failed, message = failed_layer(cluster, "--vpn", "openconnect", "--require", target)
+    assert failed == layer
+    assert target in message
+
+
+def wrapping_template(cluster: Cluster, prelude: str) -> str:
+    """A template whose pilot starts under another program: what a node forbids can be simulated without root."""
+    text = (Path(__file__).parents[2] / "batch_templates" / "slurm.sh.j2").read_text()
+    file = cluster.directory / "wrapped.sh.j2"
+    file.write_text(text.replace("exec {{ pilot_argv }}", prelude + " {{ pilot_argv }}"))
+    file.chmod(0o644)
+    return str(file)
+
+
+@pytest.mark.usefixtures("gateway")
+def test_forbidden_user_namespaces_are_named(cluster: Cluster) -> None:
+    prelude = "exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"' sh"
+    layer, message = failed_layer(cluster, "--template", wrapping_template(cluster, prelude), *XROOTD)
+    assert layer == "user namespaces"
+    assert "max_user_namespaces" in message
+
+
+@pytest.mark.usefixtures("gateway")
+def test_a_missing_tun_device_is_named(cluster: Cluster) -> None:
+    prelude = "exec unshare -Urm sh -c 'mount -t tmpfs none /dev/net; exec \"$@\"' sh"
+    layer, message = failed_layer(cluster, "--template", wrapping_template(cluster, prelude), *XROOTD)
+    assert layer == "tun"
+    assert "/dev/net/tun" in message
+
+
+def test_a_pilot_killed_in_the_middle_of_a_task_costs_one_more_attempt(cluster: Cluster) -> None:
+    marks = cluster.directory / "marks"
+    command = f"echo $$ >> {marks}; test $(wc -l < {marks}) -ge 2 || sleep 600"
+    cluster.submit("-n", "2", "--option=--exclusive", "--vpn", "none")
+    program = cluster.program(WAIT, command)
+    until(marks.exists, "the task runs")
+    (host,) = [row["hosts"] if "hosts" in row else row["hostname"] for row in cluster.pilots() if row["cores_busy"]]
+    os.kill(until(lambda: cluster.pid_of_pilot(host), "the pilot is found"), signal.SIGKILL)
+    output = finished(program)
+    assert output.startswith("done success 2 "), output
+    assert len(marks.read_text().splitlines()) == 2
+
+
+def test_a_pilot_that_never_reports_is_shown_with_the_end_of_its_output(cluster: Cluster) -> None:
+    template = wrapping_template(cluster, "echo the node is on fire; exit 7;")
+    cluster.submit("--template", template, "--vpn", "none")
+    until(lambda: not cluster.jobs(), "the job has ended")
+    answer = cluster.hpcq("pilots", "--name", cluster.queue)
+    assert "the node is on fire" in answer.stdout
+    assert "script.sh" in answer.stdout
+
+
+def test_cancel_pilots_waits_until_they_are_gone(cluster: Cluster) -> None:
+    cluster.submit("-n", "2", "--vpn", "none")
+    assert len(cluster.jobs()) == 2
+    cluster.hpcq("cancel-pilots", "--name", cluster.queue, "--all")
+    assert not [job for job in cluster.jobs() if "COMPLETING" not in job]
+
+
+def test_slurms_refusal_is_shown(cluster: Cluster) -> None:
+    answer = cluster.submit("--partition", "nope", status=3)
+    assert "invalid partition" in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_an_unknown_queue_is_named(cluster: Cluster) -> None:
+    answer = cluster.hpcq("status", "--name", "nobody", status=4)
+    assert "nobody" in answer.stderr
+
+
+def test_dry_run_shows_script_and_command_and_submits_nothing(cluster: Cluster) -> None:
+    answer = cluster.submit("--dry-run", "--partition", "a b; rm -rf /")
+    assert "#SBATCH --partition='a b; rm -rf /'" in answer.stdout
+    assert "sbatch" in answer.stdout
+    assert not cluster.jobs()
+
+
+@pytest.mark.usefixtures("gateway")
+def test_a_killed_pilot_leaves_nothing_on_its_node(cluster: Cluster) -> None:
+    program = cluster.program(WAIT, "sleep 600")
+    cluster.submit(*XROOTD)
+    (row,) = until(lambda: [row for row in cluster.pilots() if row["cores_busy"]], "the task runs")
+    pid = until(lambda: cluster.pid_of_pilot(row["hostname"]), "the pilot is found")
+    tree = descendants(pid)
+    assert len(tree) > 2
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not [one for one in tree if alive(one)], "all its processes are gone")
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=DEADLINE)
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid, *(one for child in children for one in descendants(child))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
