@@ -99,7 +99,7 @@ class LaneState(enum.Enum):
 class Lane:
     """One runner and what it was given."""
 
-    __slots__ = ("announced", "doomed", "doomed_as", "doomed_why", "expected", "head_since", "network",
+    __slots__ = ("announced", "doomed", "doomed_as", "doomed_why", "expected", "head_since", "late", "network",
                  "number", "ready_by", "recalling", "state", "tasks")  # fmt: skip
 
     def __init__(self, number: int, network: str, ready_by: float) -> None:
@@ -112,6 +112,7 @@ class Lane:
         self.head_since = 0.0
         self.announced = 0
         self.recalling = False
+        self.late = False
         self.doomed: int | None = None
         self.doomed_as = Outcome.CRASH
         self.doomed_why = ""
