@@ -229,6 +229,7 @@ class Core:
         for lane in self.lanes.values():
             if lane.state is LaneState.STARTING and now >= lane.ready_by:
                 lane.ready_by = math.inf
+                lane.late = True
                 self._orders.append(Kill(lane.number))
             if not lane.tasks or lane.state is LaneState.STARTING:
                 continue
@@ -313,7 +314,7 @@ class Core:
         fits = task.cores <= self.free_cores and task.memory <= self.free_memory
         ahead: Lane | None = None
         for lane in self.lanes.values():
-            if lane.network != network or lane.doomed is not None or lane.recalling:
+            if lane.network != network or lane.doomed is not None or lane.recalling or lane.late:
                 continue
             if not lane.tasks:
                 if fits:
