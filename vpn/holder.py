@@ -35,7 +35,8 @@ from vpn.spawn import leave_terminal_alone, raise_file_limit
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
-_ROOMS = ("/mnt", "/media", "/srv", "/opt", "/run")  # of the FHS; hidden only inside, and only while needed
+# Where a tmpfs may cover what is there: no site keeps data or programs in /sys, as some do in /mnt.
+_ROOMS = ("/sys", "/media", "/srv", "/mnt")
 _BYPASSES = (  # sockets through which glibc asks a resolver of the host's instead of reading resolv.conf
     "/run/systemd/resolve/io.systemd.Resolve",
     "/run/nscd/socket",

@@ -119,14 +119,15 @@ class Keeper:
             os.read(wake, 4096)
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             request = self.children.pop(pid, None)
             if request is not None:
-                self.report(Exited(request, os.waitstatus_to_exitcode(status)))
+                cpu, rss = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+                self.report(Exited(request, os.waitstatus_to_exitcode(status), cpu, rss))
 
 
 def kill_descendants() -> None:

@@ -30,8 +30,9 @@ from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
 from vpn.modes import none, openconnect
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
+from vpn.pipes import read_lines
 from vpn.probes import ProbeResult, check_target
-from vpn.process import Process, python_argv, read_lines, start_keeper
+from vpn.process import Process, python_argv, start_keeper
 
 PROBE_START = 10.0  # seconds a probe's Python may take to start, on top of the probe's own time
 
@@ -135,4 +136,7 @@ async def open_session(config: TunnelConfig, *, terminal: bool = False) -> Async
         except TimeoutError:
             layer, step = up.step
             raise TunnelError(layer, f"{step} took more than {config.bring_up_timeout:g} s") from None
+        except OSError as error:
+            layer, step = up.step
+            raise TunnelError(layer, f"{step} failed: {error}") from None
         yield Session(tunnel, up.lost)

@@ -40,7 +40,8 @@ from vpn.modes.dialogue import (
     script_command,
 )
 from vpn.namespace import Namespace, open_namespace
-from vpn.process import Client, Process, filled, first_of, read_chunks, read_lines
+from vpn.pipes import filled, read_chunks, read_lines
+from vpn.process import Client, Process, first_of
 from vpn.programs import environment, find_program, find_shim
 
 DEVICE = "tun0"

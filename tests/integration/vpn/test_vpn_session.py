@@ -37,6 +37,7 @@ async def main():
         assert await p.wait() == 3 == p.returncode
         text = os.read(r, 100).decode(); os.close(r)
         assert text.split()[1:] == ["100000", "/"], text
+        assert p.max_rss > 100_000
         p = await session.spawn(["sleep", "1000"])
         assert Path(f"/proc/{p.pid}/comm").read_text() == "sleep\\n"
         assert os.getpgid(p.pid) == p.pid
