@@ -8,7 +8,7 @@
                                    +--finished tasks-->  sets futures, runs their callbacks, closes its own queue
 
 Futures are set in a thread of their own, one for each executor, so that a slow callback of the user's holds up neither
-the queue nor its pilots. A value is unpickled in the thread that asks for it.
+the queue nor its pilots. Values are unpickled in the thread that asks for them.
 
 Failure cases: a function that raised raises here, its remote traceback as the cause; what cannot be pickled is a
 `SerializationError`; a task that was lost, killed or ran over its limit a `TaskFailedError`; each on its own future
@@ -111,7 +111,11 @@ class TaskFuture(futures.Future[T]):
         if error is not None:
             return error
         task: Any = super().result(0)
-        return _failure(task)
+        try:
+            task.result()
+        except SerializationError as failure:  # the value cannot be rebuilt here
+            return failure
+        return None
 
     def settle(self, task: Task) -> None:
         """Its task is done. In the executor's thread only."""
@@ -119,10 +123,10 @@ class TaskFuture(futures.Future[T]):
             super().cancel()
         if not self.set_running_or_notify_cancel():
             return
-        if task.outcome in (Outcome.SUCCESS, Outcome.EXCEPTION):
+        if task.outcome == Outcome.SUCCESS:
             held: Any = task
             self.set_result(held)
-        else:
+        else:  # unpickled now: ``concurrent.futures.wait`` must know it for one
             self.set_exception(_error(task))
 
     def give_up(self, error: BaseException) -> None:
@@ -131,17 +135,9 @@ class TaskFuture(futures.Future[T]):
             self.set_exception(error)
 
 
-def _failure(task: PythonTask) -> BaseException | None:
+def _error(task: Task) -> BaseException:
     if task.exception is not None:
         return task.exception
-    try:
-        task.result()
-    except HpcqError as error:  # a value that cannot be rebuilt here
-        return error
-    return None
-
-
-def _error(task: Task) -> HpcqError:
     if task.outcome == Outcome.UNSERIALIZABLE:
         return SerializationError(f"{task.label}: {task.message}")
     return TaskFailedError(f"{task.label} ended as {task.outcome}: {task.message}")
@@ -241,16 +237,19 @@ class _Desk:
 
     def _turn(self) -> None:
         try:
-            news = self._news.get(timeout=self._look if self._out else None)
+            news = self._news.get(timeout=self._look)
         except Empty:
-            reason = self.queue.why_deserted()
-            if reason:
-                self._break(BrokenExecutorError(f"no pilot of queue {self.queue.name} is left: {reason}"))
+            self._look_at_pilots()
             return
         if isinstance(news, BaseException):
             self._break(news)
         else:
             self._settle(news or ())
+
+    def _look_at_pilots(self) -> None:
+        reason = self.queue.why_deserted() if self._out else ""
+        if reason:
+            self._break(BrokenExecutorError(f"no pilot of queue {self.queue.name} is left: {reason}"))
 
     def _settle(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
@@ -335,7 +334,7 @@ class Executor(futures.Executor):
         try:
             if pilots:
                 queue.submit_pilots(pilots, batch=batch, **pilot_options)
-                self._workers = self._workers or pilots * int(pilot_options["cores"])
+                self._workers = self._workers or 2 * pilots * int(pilot_options["cores"])  # the next call waits there
             return _Desk(queue, owns_queue=True, has_pilots=pilots > 0)
         except BaseException:
             queue.close()
