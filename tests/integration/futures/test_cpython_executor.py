@@ -9,6 +9,8 @@ Left out, with the reason:
 - those that start a program which imports the class by its name from ``concurrent.futures``
   (``test_interpreter_shutdown``, ``test_submit_after_interpreter_shutdown``, ``test_hang_gh83386``,
   ``test_hang_gh94440``, ``test_cancel_futures_wait_false``): `test_executor_end` tests the same for ours.
+- ``test_cancel_futures``: wants a task to have begun the moment 50 are submitted; on a pilot it begins a round trip
+  later. `test_executor` waits until one has.
 - ``test_killed_child`` and ``ExecutorDeadlockTest``: a dead worker breaks their whole pool; here it costs one task
   (`test_executor`).
 - ``test_traceback``: wants the process pool's private class as the cause; `test_executor` tests ours.
@@ -100,4 +102,4 @@ def test_all_of_these_are_real_tests() -> None:
     loader = unittest.TestLoader()
     classes = (TestExecutor, TestWait, TestAsCompleted, TestShutdown, TestChunks)
     names = list(itertools.chain.from_iterable(map(loader.getTestCaseNames, classes)))
-    assert len(names) >= 26
+    assert len(names) >= 25

@@ -219,6 +219,18 @@ def test_shutting_it_down_leaves_a_given_queue_open(queue: hpcq.Queue) -> None:
     assert task.output == 2
 
 
+def test_shutdown_may_cancel_what_has_not_begun(queue: hpcq.Queue, tmp_path: Path) -> None:
+    every_core = hpcq.Executor(queue).with_options(cores=5)
+    running = begun(every_core, tmp_path / "go")
+    queued = [every_core.submit(inc, n) for n in range(50)]
+    every_core.shutdown(wait=False, cancel_futures=True)
+    assert [future.cancelled() for future in queued] == [True] * 50
+    assert not running.cancelled()
+    (tmp_path / "go").touch()
+    every_core.shutdown()
+    assert running.result() == str(tmp_path / "go")
+
+
 def test_options_of_an_own_queue_are_refused_with_a_given_one(queue: hpcq.Queue) -> None:
     with pytest.raises(hpcq.UsageError, match="pilots"):
         hpcq.Executor(queue, pilots=2)
