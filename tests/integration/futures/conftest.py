@@ -6,28 +6,17 @@ workers. Functions defined in test modules are pickled by value: pilots cannot i
 
 from __future__ import annotations
 
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import cloudpickle
 import pytest
+from executor_help import DEADLINE
 
 import hpcq
 
-MUST_RUN = os.environ.get("HPCQ_TESTS_MUST_RUN") == "1"
-DEADLINE = 60.0
 CORES = 5
-
-
-def missing(reason: str) -> NoReturn:
-    """A prerequisite is not there: skip, or fail where everything must run."""
-    if MUST_RUN:
-        pytest.fail(f"{reason} (HPCQ_TESTS_MUST_RUN=1)", pytrace=False)
-    pytest.skip(reason, allow_module_level=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,11 +55,3 @@ def executor(queue: hpcq.Queue) -> Iterator[hpcq.Executor]:
     executor = hpcq.Executor(queue)
     yield executor
     executor.shutdown(wait=False, cancel_futures=True)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for what has no event: the state of a task on its pilot."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"not within {DEADLINE:.0f} s: {what}"
-        time.sleep(0.01)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEADLINE, missing
+from executor_help import DEADLINE, missing
 
 import hpcq
 

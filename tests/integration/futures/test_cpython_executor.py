@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import missing
+from executor_help import missing
 
 import hpcq
 

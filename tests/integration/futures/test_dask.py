@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from conftest import missing
+from executor_help import missing
 
 import hpcq
 

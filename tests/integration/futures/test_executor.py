@@ -11,7 +11,7 @@ from concurrent import futures
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, until
+from executor_help import DEADLINE, until
 
 import hpcq
 

@@ -10,7 +10,7 @@ from concurrent import futures
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, until
+from executor_help import DEADLINE, until
 
 import hpcq
 from hpcq import state_dir

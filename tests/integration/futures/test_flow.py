@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, until
+from executor_help import DEADLINE, until
 
 import hpcq
 from hpcq.flow import AHEAD
