@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,31 +88,34 @@ def test_coffea_may_make_the_pool_itself(state: Path, local_file: str, expected:
 
 
 @pytest.fixture(scope="module")
-def remote_file(local_file: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def remote_file(local_file: str) -> Iterator[str]:
     """The same file on an XRootD server of this module's own."""
     if shutil.which("xrootd") is None:
         missing("xrootd is not installed")
     if importlib.util.find_spec("fsspec_xrootd") is None or importlib.util.find_spec("XRootD") is None:
         missing("fsspec-xrootd or xrootd is not installed for Python")
-    home = tmp_path_factory.mktemp("xrootd")
+    with tempfile.TemporaryDirectory(prefix="hpcq-xrootd-") as directory, xrootd(Path(directory), local_file) as port:
+        yield f"root://localhost:{port}//{FILE}"
+
+
+@contextlib.contextmanager
+def xrootd(home: Path, file: str) -> Iterator[int]:
+    """A server of one file; its port. It refuses to run as root, so there it becomes nobody, who owns ``home``."""
     store, admin = home / "store", home / "admin"
     for directory in (store, admin):
         directory.mkdir()
-    shutil.copy(local_file, store / FILE)
+    shutil.copy(file, store / FILE)
     port = free_port()
     (home / "xrootd.cfg").write_text(XROOTD.format(store=store, admin=admin, port=port))
     command = ["xrootd", "-c", str(home / "xrootd.cfg"), "-l", str(home / "log")]
     if os.geteuid() == 0:
         command += ["-R", "nobody"]
-        for path in (store / FILE, store, admin, home, *home.parents):
-            if path.is_relative_to(tmp_path_factory.getbasetemp().parent):
-                path.chmod(0o755)
-        shutil.chown(admin, "nobody", pwd.getpwnam("nobody").pw_gid)
-        shutil.chown(home, "nobody")
+        for path in (home, *home.rglob("*")):
+            shutil.chown(path, "nobody")
     with subprocess.Popen(command) as server:
         try:
             wait_for_server(server, port)
-            yield f"root://localhost:{port}//{FILE}"
+            yield port
         finally:
             server.terminate()
 
