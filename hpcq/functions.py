@@ -27,6 +27,10 @@ class Functions:
     def __len__(self) -> int:
         return len(self._bodies)
 
+    def size(self, key: bytes) -> int:
+        """Bytes of a body; 0 for none."""
+        return len(self._bodies.get(key, b""))
+
     def acquire(self, key: bytes, body: bytes) -> None:
         """One more task needs this body."""
         if key in self._users:
