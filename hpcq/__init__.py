@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         TemplateError,
         UsageError,
     )
+    from hpcq.inside import recycle
     from hpcq.queue import Queue
     from hpcq.roster import PilotView
     from hpcq.task import Outcome, PythonTask, Task
 
 _HOMES = {
+    "recycle": "hpcq.inside",
     "Queue": "hpcq.queue",
     "PilotView": "hpcq.roster",
     "Outcome": "hpcq.task",
@@ -63,6 +65,7 @@ __all__ = [
     "TaskFailedError",
     "TemplateError",
     "UsageError",
+    "recycle",
 ]
 
 
