@@ -20,6 +20,7 @@ May not live here: batch commands (see `jobs`), pickling (see `serialize`), wait
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import socket
@@ -35,7 +36,7 @@ import msgspec
 from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
-from hpcq.errors import HpcqError, QueueClosedError
+from hpcq.errors import HpcqError, PilotFailedError, QueueClosedError
 from hpcq.functions import Functions
 from hpcq.roster import Entry, PilotState, PilotView, Roster, view
 from hpcq.scheduler import (
@@ -134,6 +135,7 @@ class Manager:
         self._closing = False
         self._server: asyncio.Server | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._awaited: list[tuple[int, concurrent.futures.Future[None]]] = []
         self._topics: dict[str, Callable[[Any], Any]] = {"pilots": self._answer_pilots, "status": self._answer_status}
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
@@ -191,6 +193,13 @@ class Manager:
         """Every pilot that has connected, ended ones included."""
         return self.call(self._views)
 
+    def when_ready(self, count: int) -> concurrent.futures.Future[None]:
+        """Done when ``count`` pilots are ready; a `PilotFailedError` when one cannot serve meanwhile."""
+        waiting: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self.call(lambda: self._awaited.append((count, waiting)))
+        self.call(self._tell_readiness)
+        return waiting
+
     def stop(self, timeout: float = LEAVE_TIMEOUT, reason: str = "the program has closed its queue") -> None:
         """Send the pilots away, wait at most ``timeout`` seconds for them to hang up, end the thread.
 
@@ -224,6 +233,9 @@ class Manager:
 
     async def _stop(self, timeout: float, reason: str) -> None:
         self._closing = True
+        for _, waiting in self._awaited:
+            if not waiting.done():
+                waiting.set_exception(QueueClosedError(f"queue {self.name!r} is closed"))
         if self._server is not None:
             self._server.close()
         if timeout:
@@ -236,6 +248,8 @@ class Manager:
             await self._emptied
         for link in list(self._owners):
             link.abort(reason)
+        if self._server is not None:
+            await transport.close_server(self._server)
         if self._background:
             await asyncio.wait(self._background, timeout=timeout)
 
@@ -433,15 +447,31 @@ class Manager:
                 return
             self._roster.ready(entry, message)
             self._take(PilotReady(entry.name, entry.cores, entry.memory, "wan" in message.features))
+            self._tell_readiness()
         elif kind is m.StartFailed:
             log.warning(
                 "pilot %s on %s cannot serve (%s): %s", entry.name, entry.hostname, message.layer, message.message
             )
             self._roster.failed(entry, message)
+            self._tell_readiness(entry)
             self._take(PilotDraining(entry.name))
         elif kind is m.Draining or kind is m.Goodbye:
             self._roster.draining(entry, message.reason)
             self._take(PilotDraining(entry.name))
+
+    def _tell_readiness(self, failed: Entry | None = None) -> None:
+        ready = sum(entry.state is PilotState.READY for entry in self._roster.entries.values())
+        for count, waiting in self._awaited:
+            if waiting.done():  # its waiter has given up
+                continue
+            if ready >= count:
+                waiting.set_result(None)
+            elif failed is not None:
+                where = f"pilot {failed.name} on {failed.hostname}"
+                waiting.set_exception(
+                    PilotFailedError(f"{where} cannot serve ({failed.failed_layer}): {failed.message}")
+                )
+        self._awaited = [one for one in self._awaited if not one[1].done()]
 
     def _updated(self, link: transport.Link, entry: Entry, message: m.Update) -> None:
         if not all(result.outcome in OUTCOMES for result in message.results):

@@ -302,8 +302,9 @@ class Queue:
         """Put ``count`` pilots through a batch system; returns its jobs.
 
         Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` (MB or ``"32GB"``), ``walltime`` (s or
-        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``template``, ``vpn``,
-        ``gateway``, ``require``, ``scratch``, ``manager_timeout``.
+        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``, ``template``,
+        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
+        ``manager_timeout``.
 
         Raises:
             UsageError: an unknown or bad option.
@@ -311,6 +312,20 @@ class Queue:
             BatchError: the batch system refused or did not answer.
         """
         return self._jobs.submit(count, batch=batch, **options)
+
+    def wait_for_pilots(self, count: int = 1, timeout: float | None = None) -> list[PilotView]:
+        """Wait until ``count`` pilots are ready; returns those that are, fewer after ``timeout`` seconds.
+
+        Raises:
+            PilotFailedError: a pilot says that it cannot serve, and why.
+            QueueClosedError: the queue was closed.
+        """
+        ready = self._manager.when_ready(count)
+        try:
+            ready.result(timeout)
+        except TimeoutError:
+            ready.cancel()
+        return [pilot for pilot in self.pilots() if pilot.state == "ready"]
 
     def pilots(self) -> list[PilotView]:
         """Every pilot that has connected so far, ended ones included."""

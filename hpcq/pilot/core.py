@@ -19,6 +19,7 @@ it has not read waits again. May not live here: processes, sockets, clocks.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections import deque
 from collections.abc import Iterable, Sequence, Set
@@ -57,6 +58,9 @@ START_FAILURES = 3
 
 IDLE_LANES = 2
 """Lanes beyond the number of cores that may be idle before a new one ends another: their interpreters take memory."""
+
+START_TIMEOUT = 120.0
+"""Seconds a runner has to get ready; a cold Python on a shared file system is slow, one that hangs is ended."""
 
 
 class Core:
@@ -178,6 +182,9 @@ class Core:
     def time(self, now: float) -> list[Command]:
         """Deadlines may have passed."""
         for lane in self.lanes.values():
+            if lane.state is LaneState.STARTING and now >= lane.ready_by:
+                lane.ready_by = math.inf
+                self._orders.append(Kill(lane.number))
             if not lane.tasks or lane.state is LaneState.STARTING:
                 continue
             task = lane.tasks[0]
@@ -235,6 +242,8 @@ class Core:
         """When `time` should be called, or None."""
         times = []
         for lane in self.lanes.values():
+            if lane.state is LaneState.STARTING and lane.ready_by < math.inf:
+                times.append(lane.ready_by)
             if not lane.tasks or lane.state is LaneState.STARTING or lane.doomed is not None:
                 continue
             if lane.tasks[0].walltime:
@@ -309,7 +318,7 @@ class Core:
         idle = [lane for lane in self.lanes.values() if lane.idle]
         gpus = self.free.devices(kind.gpus, {gpu for lane in idle for gpu in lane.gpus}) if kind.gpus else ()
         self._end_idle(idle, set(gpus))
-        lane = Lane(self._next_lane, kind, gpus, now)
+        lane = Lane(self._next_lane, kind, gpus, now, now + START_TIMEOUT)
         self._next_lane += 1
         self.lanes[lane.number] = lane
         self._orders.append(Start(lane.number, kind, gpus))

@@ -18,7 +18,7 @@ import msgspec
 
 from hpcq import messages as m
 from hpcq.pilot.guard import die_with
-from hpcq.pilot.runner import Runner
+from hpcq.pilot.runner import Runner, flush_c_streams
 from hpcq.task import Outcome
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,6 +67,7 @@ class ForkRunner(Runner):
             if os.getpid() == me:  # else a fork of the function's came back from it
                 self._output.flush()
                 self._errors.flush()
+                flush_c_streams(None)
                 self._give_answer(_encode((outcome.value, payload, message)))
             status = 0
         finally:

@@ -105,9 +105,9 @@ class Lane:
     """One runner and what it was given; ``spent`` when it is to take nothing more."""
 
     __slots__ = ("announced", "cpus", "doomed", "doomed_as", "doomed_why", "expected", "gpus", "head_since", "kind",
-                 "number", "recalling", "spent", "state", "tasks")  # fmt: skip
+                 "number", "ready_by", "recalling", "spent", "state", "tasks")  # fmt: skip
 
-    def __init__(self, number: int, kind: Kind, gpus: tuple[str, ...], now: float) -> None:
+    def __init__(self, number: int, kind: Kind, gpus: tuple[str, ...], now: float, ready_by: float) -> None:
         self.number = number
         self.kind = kind
         self.gpus = gpus
@@ -116,6 +116,7 @@ class Lane:
         self.tasks: deque[TaskSpec] = deque()
         self.expected = 0.0
         self.head_since = now
+        self.ready_by = ready_by
         self.announced = 0
         self.recalling = False
         self.spent = False

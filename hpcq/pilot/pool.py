@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import sys
 from collections import deque
@@ -30,12 +29,13 @@ from hpcq.pilot.lanes import Broken, Command, Give, Kill, Pin, Recall, Report, S
 from hpcq.pilot.processes import kill_session, kill_tree, pin_tree
 from hpcq.pilot.runner import FromRunner, Held, Ready, read_bounded
 from hpcq.pilot.sampler import YOUNG, Sampler, Target
+from hpcq.pilot.scratch import remove_tree
 from hpcq.pilot.usage import NOTHING_USED
 from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
 
-_from_runner: Callable[[bytes], Any] = msgspec.msgpack.Decoder(FromRunner).decode
+_from_runner: Callable[[bytes | bytearray], Any] = msgspec.msgpack.Decoder(FromRunner).decode
 
 
 class Spawned(Protocol):
@@ -90,7 +90,7 @@ class Runner:
         for _, attached in self.unsent:
             if attached is not None:
                 os.close(attached)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_tree(self.directory)
 
 
 class Pool:

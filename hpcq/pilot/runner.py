@@ -27,7 +27,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -42,11 +41,12 @@ from hpcq import messages as m
 from hpcq.errors import SerializationError
 from hpcq.pilot import datagrams
 from hpcq.pilot.guard import become_reaper, end_children, stay_behind
+from hpcq.pilot.scratch import remove_tree
 from hpcq.pilot.usage import Meter, disk_bytes, resident_mb
 from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
 
-_flush_c_streams = ctypes.CDLL(None).fflush
+flush_c_streams = ctypes.CDLL(None).fflush
 
 
 class Ready(msgspec.Struct, array_like=True, tag=True):
@@ -87,18 +87,21 @@ class Captured:
         return kept, max(0, size - OUTPUT_LIMIT)
 
     def _restore(self) -> None:
-        self.flush()  # where the task had led it
+        flushed = self.flush()  # where the task had led it
         os.dup2(self._file, self._descriptor)
-        self.flush()  # what could not be written there
-        if self._stream.closed:
-            self._stream = open(self._descriptor, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        if not flushed:
+            self.flush()  # what could not be written there
+            if self._stream.closed:
+                self._stream = open(self._descriptor, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, self._name, self._stream)
 
-    def flush(self) -> None:
-        """Write out what Python and C have buffered."""
-        with contextlib.suppress(Exception):
+    def flush(self) -> bool:
+        """Write out what Python has buffered; whether that could be done."""
+        try:
             self._stream.flush()
-        _flush_c_streams(None)
+        except Exception:
+            return False
+        return True
 
 
 def read_bounded(descriptor: int, size: int) -> bytes:
@@ -229,20 +232,32 @@ class Runner:
 
     def _clean_up(self) -> None:
         end_children()
+        flush_c_streams(None)
         self._disk = 0
-        with contextlib.suppress(OSError):
-            os.makedirs(self._home, 0o700, exist_ok=True)  # noqa: PTH103 - a hot path of strings
+        try:
             os.chdir(self._home)
-            for name in os.listdir(self._home):  # noqa: PTH208
+            for name in os.listdir(self._home):  # noqa: PTH208 - a hot path of strings
                 self._disk += _remove(f"{self._home}/{name}")
+        except OSError:  # a task has removed it, or made something that cannot be removed
+            with contextlib.suppress(OSError):
+                os.makedirs(self._home, 0o700, exist_ok=True)  # noqa: PTH103
+                os.chdir(self._home)
 
 
 def _remove(path: str) -> int:
     """Remove it; how many bytes that frees."""
+    try:
+        os.rmdir(path)  # noqa: PTH106 - most are empty directories, and this is a tenth of rmtree's cost
+    except OSError:
+        return _remove_full(path)
+    return 0
+
+
+def _remove_full(path: str) -> int:
     size = os.lstat(path).st_blocks * 512
     if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
         size += disk_bytes(path)
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         os.unlink(path)  # noqa: PTH108
     return size

@@ -7,6 +7,7 @@ import pytest
 from running import Pilot, Place, eventually, ready
 
 import hpcq
+from hpcq.pilot.scratch import scratch_directory
 
 
 def descriptors():
@@ -19,6 +20,9 @@ def place(tmp_path, monkeypatch):
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
     yield place
+    eventually(lambda: not place.processes(), "no process of the test is left", 20.0)
+    with scratch_directory(place.scratch):
+        pass  # as the next pilot does: removes what killed ones could not
     eventually(place.nothing_left, "nothing of the test is left", 20.0)
 
 
@@ -77,3 +81,10 @@ def no_descriptor_is_left():
     before = descriptors()
     yield
     eventually(lambda: descriptors() <= before, "descriptors are closed", 10.0)
+
+
+@pytest.fixture
+def marks(tmp_path):
+    """Where `note_and_wait` leaves its marks."""
+    (tmp_path / "marks").mkdir()
+    return tmp_path / "marks"

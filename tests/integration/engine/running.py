@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 import uuid
 from pathlib import Path
 
+import cloudpickle
 import psutil
 import pytest
+
+import hpcq
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 DEADLINE = 30.0
 MARK = "HPCQ_TEST_MARK"
@@ -110,3 +116,27 @@ def run(queue, task, deadline=DEADLINE):
 def appears(path, deadline=DEADLINE):
     """Wait for a file with something in it; its text."""
     return eventually(lambda: path.exists() and path.read_text(), f"{path.name} appears", deadline)
+
+
+def call(function, *args, **kwargs):
+    return hpcq.PythonTask(function, *args, **kwargs)
+
+
+def note_and_wait(directory, until):
+    """Leave a mark that we ran, then wait for a file."""
+    import tempfile  # noqa: PLC0415
+    import time  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
+
+    descriptor, _ = tempfile.mkstemp(dir=directory)
+    os.write(descriptor, str(os.getpid()).encode())
+    while not Path(until).exists():
+        time.sleep(0.005)
+    return "done"
+
+
+def begun(marks, count=1):
+    return eventually(
+        lambda: (found := [p for p in marks.iterdir() if p.read_text()]) and len(found) >= count and found,
+        f"{count} attempts have begun",
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from running import appears, eventually, gone, ready, run, wait
+from running import appears, call, eventually, gone, ready, run, wait
 
 import hpcq
 import hpcq.manager
@@ -41,10 +41,6 @@ def fail(error):
 
 def nested_failure():
     return fail(KeyError("inner"))
-
-
-def call(function, *args, **kwargs):
-    return hpcq.PythonTask(function, *args, **kwargs)
 
 
 # --- values and exceptions -------------------------------------------------------------------------------------------
@@ -85,6 +81,14 @@ def test_an_exception_that_cannot_be_rebuilt_comes_back_as_its_text(queue, pilot
     assert isinstance(task.exception, hpcq.RemoteError)
     assert "StubbornError: first" in str(task.exception)
     assert "raise_it" in str(task.exception.__cause__)
+
+
+def test_an_exception_that_cannot_be_printed_is_still_an_exception(queue, pilot):
+    class MuteError(Exception):
+        def __str__(self):
+            raise ValueError
+
+    assert run(queue, call(fail, MuteError())).outcome == "exception"
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.core import AHEAD, START_FAILURES, STUCK, Core, how_it_died
+from hpcq.pilot.core import AHEAD, START_FAILURES, START_TIMEOUT, STUCK, Core, how_it_died
 from hpcq.pilot.lanes import Broken, Give, Kill, Kind, Recall, Report, Start
 
 NOTHING = (b"", b"")
@@ -97,7 +97,7 @@ def test_host_tasks_get_a_runner_outside_the_tunnel():
     assert [(c.lane, c.kind.network) for c in commands if isinstance(c, Start)] == [(1, "any"), (2, "host"), (3, "any")]
 
 
-# --- ahead and back ------------------------------------------------------------------------------------------------
+# --- ahead and back --------------------------------------------------------------------------------------------------
 
 
 def test_short_tasks_are_given_ahead_and_long_ones_are_not(core):
@@ -149,7 +149,7 @@ def test_asking_back_is_always_answered(core):
     assert returned(commands) == []
 
 
-# --- deaths --------------------------------------------------------------------------------------------------------
+# --- deaths ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_runner_is_blamed_on_the_task_it_was_doing_and_the_rest_runs_elsewhere(core):
@@ -203,6 +203,16 @@ def test_a_runner_that_got_ready_makes_earlier_failures_forgotten(core):
             commands = core.run([task(lane + 1)], 0.0)
 
 
+def test_a_runner_that_hangs_before_it_is_ready_is_killed_once(core):
+    core.run([task(1)], 10.0)
+    assert core.next_deadline() == 10.0 + START_TIMEOUT
+    assert core.time(9.0 + START_TIMEOUT) == []
+    assert core.time(10.0 + START_TIMEOUT) == [Kill(1)]
+    assert core.next_deadline() is None
+    assert core.time(11.0 + START_TIMEOUT) == []
+    assert given(core.dead(1, -9, NOTHING, 200.0)) == [(2, 1)]
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(0, "exit status 0"), (7, "exit status 7"), (-11, "SIGSEGV"), (-9, "memory"), (-99, "unknown")],
@@ -211,7 +221,7 @@ def test_deaths_in_words(status, words):
     assert words in how_it_died(status)
 
 
-# --- limits --------------------------------------------------------------------------------------------------------
+# --- limits ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_task_over_its_walltime_is_killed_and_told_so(core):
@@ -227,7 +237,7 @@ def test_a_task_over_its_walltime_is_killed_and_told_so(core):
 
 def test_the_start_of_the_runner_is_not_counted_as_the_tasks_time(core):
     core.run([task(1, walltime=5.0)], 0.0)
-    assert core.next_deadline() is None
+    assert core.next_deadline() == START_TIMEOUT
     assert core.time(99.0) == []
     core.warm(1, 100.0)
     assert core.next_deadline() == 105.0
@@ -244,7 +254,7 @@ def test_a_result_that_overtakes_the_kill_counts_and_the_task_behind_is_lost_or_
     assert given(commands) == [(2, 3)]
 
 
-# --- cancel, drain, abandon ----------------------------------------------------------------------------------------
+# --- cancel, drain, abandon ------------------------------------------------------------------------------------------
 
 
 def test_cancel_of_a_waiting_task_gives_it_back(core):
