@@ -184,6 +184,7 @@ class Core:
         for lane in self.lanes.values():
             if lane.state is LaneState.STARTING and now >= lane.ready_by:
                 lane.ready_by = math.inf
+                lane.late = True
                 self._orders.append(Kill(lane.number))
             if not lane.tasks or lane.state is LaneState.STARTING:
                 continue
@@ -291,7 +292,7 @@ class Core:
         fits = self.free.fits(task)
         ahead: Lane | None = None
         for lane in self.lanes.values():
-            if lane.kind != kind or lane.doomed is not None or lane.recalling or lane.spent:
+            if lane.kind != kind or lane.doomed is not None or lane.recalling or lane.spent or lane.late:
                 continue
             if not lane.tasks:
                 if fits and self.free.gpus.issuperset(lane.gpus):

@@ -102,10 +102,10 @@ class LaneState(enum.Enum):
 
 
 class Lane:
-    """One runner and what it was given; ``spent`` when it is to take nothing more."""
+    """One runner and what it was given; it takes nothing more when it is ``spent``, or was ``late`` to start."""
 
     __slots__ = ("announced", "cpus", "doomed", "doomed_as", "doomed_why", "expected", "gpus", "head_since", "kind",
-                 "number", "ready_by", "recalling", "spent", "state", "tasks")  # fmt: skip
+                 "late", "number", "ready_by", "recalling", "spent", "state", "tasks")  # fmt: skip
 
     def __init__(self, number: int, kind: Kind, gpus: tuple[str, ...], now: float, ready_by: float) -> None:
         self.number = number
@@ -120,6 +120,7 @@ class Lane:
         self.announced = 0
         self.recalling = False
         self.spent = False
+        self.late = False
         self.doomed: int | None = None
         self.doomed_as = Outcome.CRASH
         self.doomed_why = ""
@@ -127,7 +128,7 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether it has nothing to do and may get something."""
-        return not self.tasks and not self.spent and self.doomed is None
+        return not self.tasks and not self.spent and not self.late and self.doomed is None
 
 
 class Free:

@@ -311,5 +311,5 @@ class CoreModel(RuleBasedStateMachine):
         assert (free.gpus, free.cpus) == (set(GPUS), set(CPUS))
 
 
-CoreModel.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+CoreModel.TestCase.settings = settings(max_examples=75, stateful_step_count=50, deadline=None)
 TestCoreModel = CoreModel.TestCase
