@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from hpcq.futures import BrokenExecutorError, Executor
+    from hpcq.inside import recycle
     from hpcq.queue import Queue
     from hpcq.roster import PilotView
     from hpcq.task import Outcome, PythonTask, Task
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BrokenExecutorError": "hpcq.futures",
     "Executor": "hpcq.futures",
+    "recycle": "hpcq.inside",
     "Queue": "hpcq.queue",
     "PilotView": "hpcq.roster",
     "Outcome": "hpcq.task",
@@ -71,6 +73,7 @@ __all__ = [
     "TaskFailedError",
     "TemplateError",
     "UsageError",
+    "recycle",
 ]
 
 
