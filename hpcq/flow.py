@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -74,7 +73,8 @@ class Stream(Generic[R]):
     def __next__(self) -> R:
         if not self._out:
             raise StopIteration
-        task = self._mailbox.take(partial(self._mailbox.has, self._out[0]), None)
+        number = self._out[0]
+        task = self._mailbox.take(lambda: self._mailbox.has(number), lambda: self._mailbox.expects(number), None)
         assert task is not None
         self._out.popleft()
         try:

@@ -12,14 +12,13 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from hpcq import state_dir
+from hpcq.batch import records
 from hpcq.batch.base import BatchJob, BatchSystem, get_batch_system
-from hpcq.batch.records import load_jobs, output_tail
 from hpcq.batch.request import pilot_request
-from hpcq.batch.tracker import Change, FailedStart, JobTracker, PollFailed, StateChanged
+from hpcq.batch.states import record_end, recorded_end
+from hpcq.batch.tracker import Change, Ended, FailedStart, JobTracker, PollFailed, StateChanged
 from hpcq.errors import BatchError, HpcqError, UsageError
 from hpcq.manager import Manager
 
@@ -37,7 +36,7 @@ class JobWatch:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stopped = False
         self._last_failure = ""
-        self._since = _last_closed(queue)
+        self._jobs: dict[str, BatchJob] = {}
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
         manager.call(self._find_submitted)
@@ -54,7 +53,7 @@ class JobWatch:
         return self._find_submitted()
 
     def _find_submitted(self) -> int:
-        return self._follow(job for job in load_jobs(self._queue) if job.submitted_at >= self._since)
+        return self._follow(job for job in records.load_jobs(self._queue) if recorded_end(job) is None)
 
     def _follow(self, jobs: Iterable[BatchJob]) -> int:
         loop = asyncio.get_running_loop()
@@ -62,11 +61,20 @@ class JobWatch:
         for job in jobs:
             with suppress(UsageError):  # a batch system of another version of hpcq
                 self._system(job.batch)
-                self._trackers.setdefault(job.batch, JobTracker()).submitted(job, loop.time())
+                self._follow_one(job, loop.time())
                 count += 1
         for batch in self._trackers:
             self._set_timer(batch)
         return count
+
+    def _follow_one(self, job: BatchJob, now: float) -> None:
+        tracker = self._trackers.setdefault(job.batch, JobTracker())
+        tracker.submitted(job, now)
+        self._jobs[job.id] = job
+        if tracker.has_reported(job.id):
+            records.mark_reported(job)
+        elif records.has_reported(job):
+            tracker.reported(job.id, now)
 
     def _system(self, name: str) -> BatchSystem:
         if name not in self._systems:
@@ -77,6 +85,8 @@ class JobWatch:
         tracker = self._trackers.setdefault(batch, JobTracker()) if batch else None
         if tracker is not None and job_id:
             self._tell(tracker.reported(job_id, asyncio.get_running_loop().time()))
+            if job_id in self._jobs:
+                records.mark_reported(self._jobs[job_id])
 
     def _set_timer(self, batch: str) -> None:
         loop = asyncio.get_running_loop()
@@ -99,6 +109,8 @@ class JobWatch:
 
     def _tell(self, changes: Iterable[Change]) -> None:
         for change in changes:
+            if isinstance(change, FailedStart | Ended):
+                record_end(change.job, change.status)
             if isinstance(change, FailedStart):
                 self._last_failure = failed_start(change)
                 log.warning("%s", self._last_failure)
@@ -133,11 +145,7 @@ class JobWatch:
     _left: Mapping[str, list[BatchJob]] = {}
 
     def cancel_all(self) -> None:
-        """Cancel every job that has not ended; what cannot be cancelled is logged.
-
-        A later program of the same queue does not look at these again.
-        """
-        state_dir.write_private(_closed_file(self._queue), b"")
+        """Cancel every job that has not ended; what cannot be cancelled is logged."""
         for batch, jobs in self._left.items():
             try:
                 self._cancel(self._systems[batch], jobs)
@@ -148,6 +156,9 @@ class JobWatch:
         if not jobs:
             return
         statuses = system.status(jobs)
+        for job in jobs:
+            if statuses[job.id].state.is_final:
+                record_end(job, statuses[job.id])
         there = [job for job in jobs if statuses[job.id].is_listed and not statuses[job.id].state.is_final]
         if there:
             system.cancel(there)
@@ -158,23 +169,11 @@ class JobWatch:
         return any(self._left.values())
 
 
-def _closed_file(queue: str) -> Path:
-    return state_dir.queue_dir(queue) / "closed"
-
-
-def _last_closed(queue: str) -> float:
-    """When a program last cancelled all jobs of the queue; 0 when none did."""
-    try:
-        return _closed_file(queue).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
 def failed_start(change: FailedStart) -> str:
     """The story of a job whose pilot never reported."""
     job, status = change.job, change.status
     code = "" if status.exit_code is None else f", exit status {status.exit_code}"
-    lines = output_tail(job, 10)
+    lines = records.output_tail(job, 10)
     output = "\n".join(f"    {line}" for line in lines) if lines else "    (it wrote nothing)"
     return (
         f"job {job.id} ended ({status.raw_state or 'no longer listed'}{code}) and its pilot never reported; "

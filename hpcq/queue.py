@@ -15,6 +15,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -25,41 +26,86 @@ from hpcq.errors import QueueClosedError, SerializationError, UsageError
 from hpcq.jobs import JobWatch
 from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
+from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
 from hpcq.scheduler import NewTask, TaskState
 from hpcq.task import Attempt, Outcome, PythonTask, Task
+
+PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
+"""Bytes of a function and its arguments together: what certainly fits into one message."""
+
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Receiver(Protocol):
-    """Where finished tasks go. Called in the manager's thread: must neither block nor raise."""
+    """Where finished tasks go. All but `expect` may be called in the manager's thread: must neither block nor raise."""
 
-    def put(self, tasks: list[Task]) -> None:
-        """These are done."""
+    def expect(self, number: int, task: Task) -> None:
+        """A task that will be `put` some time."""
+
+    def expected(self) -> dict[int, Task]:
+        """The tasks that are still to come."""
+
+    def put(self, finished: list[Finished]) -> None:
+        """Tasks that are done."""
 
     def fail(self, error: BaseException) -> None:
         """Nothing more will come."""
 
 
 class Mailbox:
-    """Finished tasks on their way to the user; any number of threads may wait, each for what it wants."""
+    """Tasks on their way to the user; any number of threads may wait, each for what it wants.
+
+    A task is expected from `expect` on and here from `put` on, never neither: whoever asks sees it in one of the two.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self._expected: dict[int, Task] = {}
+        self._expected_tags: Counter[str] = Counter()
         self._tasks: dict[int, Task] = {}
         self._by_tag: dict[str, dict[int, None]] = {}
         self._failure: BaseException | None = None
 
-    def put(self, tasks: Iterable[Task]) -> None:
-        """Add finished tasks."""
+    def expect(self, number: int, task: Task) -> None:
+        """A task that will be `put` some time."""
         with self._changed:
-            for task in tasks:
-                assert task.id is not None
-                self._tasks[task.id] = task
-                if task.options.tag is not None:
-                    self._by_tag.setdefault(task.options.tag, {})[task.id] = None
+            self._expected[number] = task
+            if task.options.tag is not None:
+                self._expected_tags[task.options.tag] += 1
+
+    def expected(self) -> dict[int, Task]:
+        """The tasks that are still to come."""
+        with self._changed:
+            return self._expected.copy()
+
+    def expects(self, number: int) -> bool:
+        """Whether that task is still to come."""
+        return number in self._expected
+
+    def expects_any(self) -> bool:
+        """Whether any task is still to come."""
+        return bool(self._expected)
+
+    def expects_tagged(self, tag: str) -> bool:
+        """Whether a task with ``tag`` is still to come."""
+        return tag in self._expected_tags
+
+    def put(self, finished: Iterable[Finished]) -> None:
+        """Tasks that are done."""
+        with self._changed:
+            for number, attempt in finished:
+                task = self._expected.pop(number)
+                task._finish(attempt)
+                self._tasks[number] = task
+                tag = task.options.tag
+                if tag is not None:
+                    self._by_tag.setdefault(tag, {})[number] = None
+                    self._expected_tags[tag] -= 1
+                    if not self._expected_tags[tag]:
+                        del self._expected_tags[tag]
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -68,27 +114,26 @@ class Mailbox:
             self._failure = error
             self._changed.notify_all()
 
-    def take(self, find: Callable[[], int | None], timeout: float | None) -> Task | None:
+    def take(self, find: Callable[[], int | None], left: Callable[[], bool], timeout: float | None) -> Task | None:
         """The first task that ``find`` names, or None after ``timeout`` seconds (None: no limit).
 
+        None as well as soon as none is ``left`` to come, be it that another thread takes the last.
+
         Raises:
-            QueueClosedError: nothing more will come.
+            QueueClosedError: what is to come will not come any more.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while (number := find()) is None:
+                if not left():
+                    return None
                 if self._failure is not None:
                     raise QueueClosedError(f"the queue has ended: {self._failure}") from self._failure
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
                     return None
-                self._changed.wait(left)
+                self._changed.wait(remaining)
             return self._remove(number)
-
-    def holds(self, find: Callable[[], int | None]) -> bool:
-        """Whether ``find`` names a task now; under the lock, as it must be while tasks come in."""
-        with self._changed:
-            return find() is not None
 
     def _remove(self, number: int) -> Task:
         task = self._tasks.pop(number)
@@ -111,8 +156,11 @@ class Mailbox:
         """``number`` if that task is here."""
         return number if number in self._tasks else None
 
-    def __len__(self) -> int:
-        return len(self._tasks)
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is here and nothing will come."""
+        with self._changed:
+            return not self._tasks and not self._expected
 
 
 class Queue:
@@ -143,16 +191,20 @@ class Queue:
         self._functions = serialize.FunctionCache()
         self._numbering = threading.Lock()
         self._next_id = 1
-        self._open: dict[int, Task] = {}
-        self._elsewhere: dict[int, tuple[Task, Receiver]] = {}  # open tasks that do not go to the mailbox
+        self._elsewhere: dict[int, Receiver] = {}  # for the tasks that do not go to the mailbox
         self._failure: BaseException | None = None
         self._closed = False
+        self._owner = os.getpid()
         self._lock = lock.QueueLock(state_dir.ensure_queue_dir(self.name) / "manager.lock")
         self._lock.take(self.name)
         try:
             self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials())
             self.connection = self._manager.start(address, port)
-            self._jobs = JobWatch(self.name, self._manager)
+            try:
+                self._jobs = JobWatch(self.name, self._manager)
+            except BaseException:
+                self._manager.stop(0)
+                raise
         except BaseException:
             self._lock.release()
             raise
@@ -194,19 +246,24 @@ class Queue:
             task.id = number = self._next_id
             self._next_id += 1
         task.submitted_at = time.time()
-        if receiver is None:
-            self._open[number] = task
-        else:
-            self._elsewhere[number] = (task, receiver)
-            if self._failure is not None:  # it came between: the receiver was not told
-                receiver.fail(self._failure)
         try:
             submission = self._submission(task, number)
         except SerializationError as error:
+            self._expect(number, task, receiver)
             self._deliver([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
             return number
+        self._expect(number, task, receiver)
         self._manager.submit(submission)
         return number
+
+    def _expect(self, number: int, task: Task, receiver: Receiver | None) -> None:
+        if receiver is None:
+            self._mailbox.expect(number, task)
+            return
+        receiver.expect(number, task)
+        self._elsewhere[number] = receiver
+        if self._failure is not None:  # it came between: the receiver was not told
+            receiver.fail(self._failure)
 
     def _submission(self, task: Task, number: int) -> Submission:
         options = task.options
@@ -215,7 +272,17 @@ class Queue:
             payload = serialize.dump_arguments(task.args, task.kwargs)
             kind = options.category or key.hex()
         else:
-            key, body, payload, kind = b"", b"", task.command.encode(), options.category or "shell"
+            key, body, payload, kind = (
+                b"",
+                b"",
+                task.command.encode(errors="surrogateescape"),
+                options.category or "shell",
+            )
+        if len(body) + len(payload) > PAYLOAD_LIMIT:
+            raise SerializationError(
+                f"the function and its arguments are {len(body) + len(payload)} bytes pickled, over the limit of about "
+                "1 GiB; pass large data through files"
+            )
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None,
@@ -229,10 +296,11 @@ class Queue:
         Tasks of an `Executor` or a `map` on this queue are among them. Returns how many were asked to end. With no
         argument, all.
         """
-        elsewhere = [(number, task) for number, (task, _) in list(self._elsewhere.items())]
+        boxes = [self._mailbox, *set(self._elsewhere.copy().values())]
         return self.cancel_ids(
             number
-            for number, task in [*list(self._open.items()), *elsewhere]
+            for box in boxes
+            for number, task in box.expected().items()
             if (id is None or number == id)
             and (tag is None or task.options.tag == tag)
             and (category is None or task.options.category == category)
@@ -240,7 +308,7 @@ class Queue:
 
     def cancel_ids(self, ids: Iterable[int]) -> int:
         """End these tasks, those that are done already left out; returns how many were asked to end."""
-        chosen = [number for number in ids if number in self._open or number in self._elsewhere]
+        chosen = [number for number in ids if number in self._elsewhere or self._mailbox.expects(number)]
         if chosen and not self._closed:
             self._manager.cancel(chosen)
         return len(chosen)
@@ -286,25 +354,19 @@ class Queue:
     # --- waiting ---
 
     def _deliver(self, finished: list[Finished]) -> None:
-        tasks = []
-        others: dict[Receiver, list[Task]] = {}
-        for number, attempt in finished:
-            task = self._open.pop(number, None)
-            if task is not None:
-                tasks.append(task)
-            else:
-                task, receiver = self._elsewhere.pop(number)
-                others.setdefault(receiver, []).append(task)
-            task._finish(attempt)
-        if tasks:
-            self._mailbox.put(tasks)
-        for receiver, theirs in others.items():
-            receiver.put(theirs)
+        if not self._elsewhere:
+            self._mailbox.put(finished)
+            return
+        boxes: dict[Receiver, list[Finished]] = {}
+        for one in finished:
+            boxes.setdefault(self._elsewhere.pop(one.id, self._mailbox), []).append(one)
+        for box, theirs in boxes.items():
+            box.put(theirs)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
         self._mailbox.fail(error)
-        for receiver in {receiver for _, receiver in list(self._elsewhere.values())}:
+        for receiver in set(self._elsewhere.copy().values()):
             receiver.fail(error)
 
     def wait(self, timeout: float | None = None) -> Task | None:
@@ -315,31 +377,21 @@ class Queue:
         Raises:
             QueueClosedError: the queue was closed with tasks unfinished, or its manager failed.
         """
-        return self._wait(self._mailbox.first, timeout)
+        return self._mailbox.take(self._mailbox.first, self._mailbox.expects_any, timeout)
 
     def wait_for_tag(self, tag: str, timeout: float | None = None) -> Task | None:
         """As `wait`, for tasks with this tag only; None at once when no task with it is left."""
-        return self._wait(lambda: self._mailbox.first_tagged(tag), timeout, lambda task: task.options.tag == tag)
+        box = self._mailbox
+        return box.take(lambda: box.first_tagged(tag), lambda: box.expects_tagged(tag), timeout)
 
     def wait_for_id(self, id: int, timeout: float | None = None) -> Task | None:
         """As `wait`, for one task; None at once when it was already waited for or never submitted."""
-        return self._wait(lambda: self._mailbox.has(id), timeout, lambda task: task.id == id)
-
-    def _wait(
-        self, find: Callable[[], int | None], timeout: float | None, relevant: Callable[[Task], bool] | None = None
-    ) -> Task | None:
-        if not self._mailbox.holds(find) and not self._anything_left(relevant):
-            timeout = 0  # nothing can come: look once more, since it may have come just now
-        return self._mailbox.take(find, timeout)
-
-    def _anything_left(self, relevant: Callable[[Task], bool] | None) -> bool:
-        if relevant is None:
-            return bool(self._open)
-        return any(map(relevant, list(self._open.values())))
+        box = self._mailbox
+        return box.take(lambda: box.has(id), lambda: box.expects(id), timeout)
 
     def empty(self) -> bool:
         """Whether every submitted task has been returned by a `wait`; tasks that do not come out of it do not count."""
-        return not self._open and not len(self._mailbox)
+        return self._mailbox.empty
 
     def hungry(self) -> int:
         """How many more one-core tasks would keep the pilots that are ready busy."""
@@ -360,8 +412,9 @@ class Queue:
         """Put ``count`` pilots through a batch system; returns its jobs.
 
         Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` (MB or ``"32GB"``), ``walltime`` (s or
-        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``template``, ``vpn``,
-        ``gateway``, ``require``, ``scratch``, ``manager_timeout``.
+        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``, ``template``,
+        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
+        ``manager_timeout``.
 
         Raises:
             UsageError: an unknown or bad option.
@@ -369,6 +422,20 @@ class Queue:
             BatchError: the batch system refused or did not answer.
         """
         return self._jobs.submit(count, batch=batch, **options)
+
+    def wait_for_pilots(self, count: int = 1, timeout: float | None = None) -> list[PilotView]:
+        """Wait until ``count`` pilots are ready; returns those that are, fewer after ``timeout`` seconds.
+
+        Raises:
+            PilotFailedError: a pilot says that it cannot serve, and why.
+            QueueClosedError: the queue was closed.
+        """
+        ready = self._manager.when_ready(count)
+        try:
+            ready.result(timeout)
+        except TimeoutError:
+            ready.cancel()
+        return [pilot for pilot in self.pilots() if pilot.state == "ready"]
 
     def pilots(self) -> list[PilotView]:
         """Every pilot that has connected so far, ended ones included."""
@@ -399,7 +466,7 @@ class Queue:
 
     def close(self) -> None:
         """Send the pilots away, cancel the batch jobs (unless ``keep_pilots``), stop listening. May be called twice."""
-        if self._closed:
+        if self._closed or os.getpid() != self._owner:  # a fork of the program has no manager and owns nothing
             return
         self._closed = True
         atexit.unregister(self.close)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -71,8 +72,15 @@ def main() -> int:
         return 128 + signal.SIGINT
 
 
+NUMBERS = itertools.count(1)
+
+
 def heading(text: str) -> None:
     print(f"\n== {text}")
+
+
+def step(text: str) -> None:
+    heading(f"{next(NUMBERS)}. {text}")
 
 
 # --- outside the site ----------------------------------------------------------------------------------------------
@@ -135,17 +143,17 @@ def inside(output: Path) -> int:
         print(f"left out: {what}: {reason}")
     if "xrootd" in site.left_out:
         raise DemoError("there is nothing to read without XRootD")
-    heading(f"1. Without a tunnel a compute node cannot read {FILE}")
+    step(f"Without a tunnel a compute node cannot read {FILE}")
     show_unreachable(site)
-    heading("2. A gateway on the login node, by an ordinary user")
+    step("A gateway on the login node, by an ordinary user")
     call(site, ["hpcq", "vpn", "gateway", "start"])
-    heading("3. Two pilots" + (" through Slurm" if site.slurm else ", started on the compute nodes by hand"))
+    step("Two pilots" + (" through Slurm" if site.slurm else ", started on the compute nodes by hand"))
     require = f"root://{plan.XROOTD_NAME}:{plan.XROOTD_PORT}"
     for host, arguments in pilot_commands(site):
         call(site, submission(*arguments, "--vpn", "openconnect", "--require", require), host)
-    heading("4. The analysis (scripts/dimuon_mass.py)")
+    step("The analysis (scripts/dimuon_mass.py)")
     analyse(site, [str(plan.SCRIPTS / "dimuon_mass.py"), site.xrootd_url + FILE], output)
-    heading("6. The end: gateway stopped")
+    step("The end: gateway stopped")
     call(site, ["hpcq", "vpn", "gateway", "stop"])
     return 0
 
@@ -168,13 +176,19 @@ def show_unreachable(site: Site) -> None:
     copy = ["xrdcp", "--nopbar", "--force", site.xrootd_url + FILE, "/dev/null"]
     if (answer := site.run("login", copy, env=HURRIED)).returncode:
         raise DemoError(f"even the login node cannot read the file: {answer.stderr.strip()}")
+    address = site.description["outside_address"]["wan"]
+    for url in (site.xrootd_url, site.xrootd_url.replace(plan.XROOTD_NAME, address)):
+        fail_to_copy(site, [*copy[:-2], url + FILE, "/dev/null"])
+    print("as expected: no way out")
+
+
+def fail_to_copy(site: Site, copy: list[str]) -> None:
     host, command = ("login", ["srun", "--immediate=30", *copy]) if site.slurm else ("cn1", copy)
     print(f"[{host}]$ {shlex.join(command)}")
     answer = site.run(host, command, env=HURRIED)
     print("\n".join(f"    {line}" for line in (answer.stderr or answer.stdout).strip().splitlines()))
     if answer.returncode == 0:
         raise DemoError("the compute node could read the file without a tunnel: it has a way out")
-    print("as expected: no way out")
 
 
 # --- where there is no site ----------------------------------------------------------------------------------------
@@ -207,14 +221,17 @@ def without_site(output: Path) -> int:
     with contextlib.ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hpcq-demo-")))
         place = Loopback(home)
-        heading("1. An XRootD server on loopback")
+        step("An XRootD server on loopback")
         url = stack.enter_context(loopback_xrootd(place))
-        heading("2. Two pilots on this machine, without a tunnel")
+        step("Two pilots on this machine, without a tunnel")
         stack.callback(place.run, "login", ["hpcq", "cancel-pilots", "--name", QUEUE])
         call(place, submission("--batch", "local", "-n", "2", "--cores", "2", "--vpn", "none"))
-        heading("3. The analysis (scripts/dimuon_mass.py)")
+        step("The analysis (scripts/dimuon_mass.py)")
         script = Path(__file__).resolve().parent / "dimuon_mass.py"
         analyse(place, [str(script), url, "--network=any"], output)
+    if left := leftovers.processes_naming(str(home)):
+        raise DemoError("left behind: " + "; ".join(left))
+    print("\nNothing is left: no process of the demo's.")
     return 0
 
 
@@ -308,7 +325,7 @@ def follow(place: Place, program: subprocess.Popen[str]) -> None:
     else:
         explain(place)
         raise DemoError(f"the analysis ended with status {program.wait()} (it may take {ANALYSIS_DEADLINE:.0f} s)")
-    heading("5. The queue from the command line")
+    step("The queue from the command line")
     for subcommand in ("pilots", "status"):
         call(place, ["hpcq", subcommand, "--name", QUEUE])
     program.stdin.close()
@@ -318,8 +335,8 @@ def follow(place: Place, program: subprocess.Popen[str]) -> None:
 
 def explain(place: Place) -> None:
     """The pilots' own words, when the analysis failed."""
-    for path in sorted(place.home.rglob("hpcq/*/**/*")):
-        if path.suffix in {".log", ".out", ".err"} and path.stat().st_size:
+    for path in sorted(place.home.rglob("hpcq/*/jobs/**/*")):
+        if path.suffix in {".txt", ".log"} and path.stat().st_size:
             print(f"--- the end of {path}:\n{path.read_text(errors='replace')[-2000:]}")
 
 

@@ -15,7 +15,7 @@ import msgspec
 from vpn.errors import TunnelError
 from vpn.namespace import open_namespace
 from vpn.process import Client, run, start_keeper
-from vpn.programs import PACKAGES, find_shim, missing_program, search_path
+from vpn.programs import PACKAGES, environment, find_shim, missing_program, search_path
 
 VERSION_DEADLINE = 10.0
 SHIMS = ("tun_from_fd", "one_id")
@@ -87,8 +87,7 @@ async def _program(keeper: Client, name: str) -> Check:
     if path is None:
         return Check(name, False, missing_program(name))
     try:
-        env = {"PATH": search_path(), "LC_ALL": "C"}
-        _, text = await run(keeper, [path, "--version"], env=env, deadline=VERSION_DEADLINE)
+        _, text = await run(keeper, [path, "--version"], env=environment(), deadline=VERSION_DEADLINE)
     except (OSError, TimeoutError) as error:
         return Check(name, False, f"{path} cannot be run: {error}")
     version = re.search(r"\bv?\d+(\.\d+)+\S*", text)

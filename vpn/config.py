@@ -21,7 +21,7 @@ Mode = Literal["openconnect", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]{0,252}[A-Za-z0-9])?")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
 _USER = re.compile(r"[^\s\0:][^\0\n\r:]{0,127}")
 
 
@@ -79,7 +79,7 @@ class Credential:
     def __post_init__(self) -> None:
         _require(bool(self.addresses), "a credential needs at least one server address")
         for address in self.addresses:
-            _require(_HOST.fullmatch(address) is not None, f"{address!r} is not a host name or address")
+            _require(_is_host(address), f"{address!r} is not a host name or address")
         check_port(self.port)
         check_pin(self.pin)
         _require(_USER.fullmatch(self.username) is not None, f"{self.username!r} cannot be a user name")
@@ -123,9 +123,7 @@ class TunnelConfig:
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        _require(
-            self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential"
-        )
+        _require(self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential")
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
@@ -142,9 +140,7 @@ def check_port(port: int) -> int:
 
 def check_pin(pin: str) -> str:
     """A server key's pin."""
-    _require(
-        _PIN.fullmatch(pin) is not None, f"{pin!r} is not a pin: pin-sha256: and 44 characters of base64"
-    )
+    _require(_PIN.fullmatch(pin) is not None, f"{pin!r} is not a pin: pin-sha256: and 44 characters of base64")
     return pin
 
 
@@ -162,6 +158,14 @@ def parse_server(text: str) -> tuple[str, int]:
     if match is None:
         raise UsageError(f"{text!r} is not HOST:PORT")
     return match["six"] or match["host"], check_port(int(match["port"] or 443))
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _HOST.fullmatch(text) is not None
+    return "%" not in text  # an interface's name is of another host
 
 
 def _require(condition: bool, message: str) -> None:

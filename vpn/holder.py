@@ -31,10 +31,12 @@ from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
 from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Resolve, WriteFile
 from vpn.refusals import explain_tun, explain_unshare
+from vpn.spawn import leave_terminal_alone, raise_file_limit
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
-_ROOMS = ("/mnt", "/media", "/srv", "/opt", "/run")  # of the FHS; hidden only inside, and only while needed
+# Where a tmpfs may cover what is there: no site keeps data or programs in /sys, as some do in /mnt.
+_ROOMS = ("/sys", "/media", "/srv", "/mnt")
 _BYPASSES = (  # sockets through which glibc asks a resolver of the host's instead of reading resolv.conf
     "/run/systemd/resolve/io.systemd.Resolve",
     "/run/nscd/socket",
@@ -130,9 +132,7 @@ def configure_link(message: Configure) -> None:
             ip.link("set", index=index, state="up")
             for route in message.routes:
                 step = f"add the route {route} through"
-                ip.route(
-                    "add", family=socket.AF_INET, dst="0.0.0.0/0" if route == "default" else route, oif=index
-                )
+                ip.route("add", family=socket.AF_INET, dst="0.0.0.0/0" if route == "default" else route, oif=index)
     except (NetlinkError, IndexError, ValueError) as error:
         raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {error}") from None
 
@@ -149,9 +149,7 @@ def mount_room() -> str:
         if Path(path).is_dir():
             kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0700,size=16m")
             return path
-    raise TunnelError(
-        "user namespaces", f"none of {', '.join(_ROOMS)} exists to mount a private directory on"
-    )
+    raise TunnelError("user namespaces", f"none of {', '.join(_ROOMS)} exists to mount a private directory on")
 
 
 def bind_text(target: str, text: str) -> None:
@@ -189,9 +187,7 @@ def furnish() -> list[str]:
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
         loopback_up()
     except OSError as error:
-        raise TunnelError(
-            "user namespaces", explain_unshare(error.errno or errno.EPERM, inside=True)
-        ) from None
+        raise TunnelError("user namespaces", explain_unshare(error.errno or errno.EPERM, inside=True)) from None
     try:
         kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     except OSError as error:
@@ -211,8 +207,7 @@ def serve(sock: socket.socket, alive: int) -> None:
     kernel.die_with_parent(signal.SIGKILL)
     holder = Holder(sock)
     holder.selector.register(alive, selectors.EVENT_READ, lambda: sys.exit(1))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         notes = furnish()
     except TunnelError as error:
@@ -223,12 +218,15 @@ def serve(sock: socket.socket, alive: int) -> None:
 
 def main(argv: list[str]) -> None:
     """FD PARENT IDENTITY: become two processes, the outer one waiting for the inner."""
+    leave_terminal_alone()
+    raise_file_limit()
     sock = attach(argv)
     sock.set_inheritable(False)
     try:
         enter(argv[2])
     except TunnelError as error:
         say(sock, error.layer, error.message)
+        sock.close()
         sys.exit(1)
     kernel.die_with_parent(signal.SIGKILL)  # a change of credentials may have cleared it
     alive, hold = os.pipe2(os.O_CLOEXEC)

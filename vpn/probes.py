@@ -32,9 +32,7 @@ from vpn.errors import Layer, TunnelError, UsageError
 
 XROOTD_PORT = 1094
 _HANDSHAKE = struct.pack(">5i", 0, 0, 0, 4, 2012)  # the last two words: 4 and ROOTD_PQ
-_KXR_PROTOCOL = struct.pack(
-    ">2sHi12xi", b"\0\1", 3006, 0x00000520, 0
-)  # streamid, request id, client version, no data
+_KXR_PROTOCOL = struct.pack(">2sHi12xi", b"\0\1", 3006, 0x00000520, 0)  # streamid, request id, client version, no data
 _KXR_OK = 0
 
 
@@ -72,10 +70,18 @@ def _host_of(target: str) -> tuple[SplitResult, str, int | None]:
     raise UsageError(f"{target!r} names no host, or not a port")
 
 
-async def probe_xrootd(target: str) -> str:
+class Stage:
+    """What a probe is waiting for, for the message when its time is up."""
+
+    def __init__(self) -> None:
+        self.waiting_for = "no answer; a firewall may drop it, or there is no route"
+
+
+async def probe_xrootd(target: str, stage: Stage) -> str:
     """Shake hands with an XRootD server; its protocol version."""
     _, host, port = _host_of(target)
-    reader, writer = await _connect(host, port or XROOTD_PORT, "xrootd")
+    reader, writer = await _connect(host, port or XROOTD_PORT, "xrootd", stage)
+    stage.waiting_for = "it accepts connections but does not answer the XRootD handshake: check the port"
     try:
         writer.write(_HANDSHAKE + _KXR_PROTOCOL)
         try:
@@ -91,9 +97,7 @@ async def probe_xrootd(target: str) -> str:
 
 
 def _not_xrootd(host: str, port: int | None, why: str) -> TunnelError:
-    return TunnelError(
-        "xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port"
-    )
+    return TunnelError("xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port")
 
 
 def parse_handshake(data: bytes) -> str:
@@ -112,10 +116,10 @@ def parse_protocol(data: bytes) -> str:
     return f"{version >> 8 & 0xF}.{version >> 4 & 0xF}.{version & 0xF}"
 
 
-async def probe_http(target: str) -> str:
+async def probe_http(target: str, stage: Stage) -> str:
     """GET a URL; its status line."""
     url, host, port = _host_of(target)
-    address = await _resolve(host)
+    address = await _resolve(host, stage)
     status, reason = await asyncio.to_thread(_get, url, host, address, port)
     if status >= 500:
         raise TunnelError("http", f"{target}: the server answers {status} {reason}")
@@ -135,18 +139,15 @@ def _get(url: SplitResult, host: str, address: str, port: int | None) -> tuple[i
                 answer.begin()
                 return answer.status, answer.reason
     except (ssl.SSLError, http.client.HTTPException, UnicodeError) as error:
-        raise TunnelError(
-            "http", f"{host} does not speak {url.scheme.upper()} as expected: {error}"
-        ) from None
+        raise TunnelError("http", f"{host} does not speak {url.scheme.upper()} as expected: {error}") from None
     except OSError as error:
-        raise TunnelError(
-            "http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}"
-        ) from None
+        raise TunnelError("http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}") from None
 
 
-async def probe_cvmfs(target: str) -> str:
+async def probe_cvmfs(target: str, stage: Stage) -> str:
     """List a CVMFS repository's root."""
     repository = target.removeprefix("cvmfs:").strip("/")
+    stage.waiting_for = f"/cvmfs/{repository} hangs: its servers or proxy cannot be reached"
     return await asyncio.to_thread(_list_repository, repository)
 
 
@@ -175,12 +176,12 @@ def _cvmfs_reason(repository: str, error: OSError) -> str:
     )
 
 
-async def probe_dns(target: str) -> str:
+async def probe_dns(target: str, stage: Stage) -> str:
     """Look a name up."""
-    return await _resolve(target.removeprefix("dns:"))
+    return await _resolve(target.removeprefix("dns:"), stage)
 
 
-PROBES: dict[str, Callable[[str], Awaitable[str]]] = {
+PROBES: dict[str, Callable[[str, Stage], Awaitable[str]]] = {
     "root": probe_xrootd,
     "xroot": probe_xrootd,
     "http": probe_http,
@@ -190,8 +191,20 @@ PROBES: dict[str, Callable[[str], Awaitable[str]]] = {
 }
 
 
-async def _connect(host: str, port: int, layer: Layer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    address = await _resolve(host)
+LAYER_OF: dict[str, Layer] = {
+    "root": "xrootd",
+    "xroot": "xrootd",
+    "http": "http",
+    "https": "http",
+    "cvmfs": "cvmfs",
+    "dns": "dns",
+}
+
+
+async def _connect(
+    host: str, port: int, layer: Layer, stage: Stage
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    address = await _resolve(host, stage)
     try:
         return await asyncio.open_connection(address, port)
     except OSError as error:
@@ -204,11 +217,13 @@ def _connect_reason(error: OSError) -> str:
     return f"{error.strerror or error}"
 
 
-async def _resolve(host: str) -> str:
+async def _resolve(host: str, stage: Stage) -> str:
+    before, stage.waiting_for = stage.waiting_for, f"{host}: {_silent_servers()}"
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise TunnelError("dns", f"{host}: {_dns_reason(error)}") from None
+    stage.waiting_for = before
     # IPv4 first: the tunnels carry nothing else, while many servers have both.
     return str(sorted(answers, key=lambda answer: answer[0] != socket.AF_INET)[0][4][0])
 
@@ -217,10 +232,15 @@ def _dns_reason(error: Exception) -> str:
     code = error.errno if isinstance(error, socket.gaierror) else None
     servers = ", ".join(name_servers()) or "none configured"
     if code == socket.EAI_AGAIN:
-        return f"the name servers ({servers}) do not answer; check the gateway's DNS (--dns)"
+        return _silent_servers()
     if code in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)):
         return f"no such name, say the name servers ({servers})"
     return str(error)
+
+
+def _silent_servers() -> str:
+    servers = ", ".join(name_servers()) or "none configured"
+    return f"the name servers ({servers}) do not answer; check the gateway's DNS (--dns)"
 
 
 def name_servers() -> list[str]:
@@ -236,12 +256,13 @@ async def probe(target: str, timeout: float) -> ProbeResult:
     """Probe one target within ``timeout`` seconds."""
     start = time.monotonic()
     scheme = check_target(target).partition(":")[0]
-    layer: Layer = {"root": "xrootd", "xroot": "xrootd", "cvmfs": "cvmfs", "dns": "dns"}.get(scheme, "http")  # type: ignore[assignment]
+    stage = Stage()
+    layer = LAYER_OF[scheme]
     try:
         async with asyncio.timeout(timeout):
-            message, ok = await PROBES[scheme](target), True
+            message, ok = await PROBES[scheme](target, stage), True
     except TimeoutError:
-        message, ok = f"{target}: no answer within {timeout:g} s; a firewall may drop it", False
+        message, ok = f"{target}: {stage.waiting_for} ({timeout:g} s)", False
     except TunnelError as error:
         layer, message, ok = error.layer, error.message, False
     return ProbeResult(target, ok, layer, message, time.monotonic() - start)

@@ -29,6 +29,12 @@ PACKAGES = {
 }
 
 
+def environment(**more: str) -> dict[str, str]:
+    """What our programs are started with: nothing of the caller's but where programs and libraries are."""
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TMPDIR") if name in os.environ}
+    return {**kept, "PATH": search_path(), "LC_ALL": "C", **more}
+
+
 def search_path() -> str:
     """PATH with the directories of servers at its end."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *SBIN])

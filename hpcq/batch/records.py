@@ -7,6 +7,7 @@ output.
 | ``job.json`` | the jobs that came of it and what was asked for, written as soon as the ids are known |
 | ``output.txt``, ``output_3.txt`` | the output of the job, or of the third of several |
 | ``ended-<id>.json`` | the job's last state, once somebody saw it end |
+| ``reported-<id>`` | there once the job's pilot has reported to a program of the queue |
 
 The directory's name is ours, because a job may start, and need the directory for its output, before the batch
 system has even told us its id; ``jobs/<batch job id>`` is a link to it. Every file is written whole or not at
@@ -184,6 +185,20 @@ def load_ending(job: BatchJob) -> Ending | None:
 
 def _ending_path(job: BatchJob) -> Path:
     return job.directory / f"ended-{job.id}.json"
+
+
+def mark_reported(job: BatchJob) -> None:
+    """Record that the job's pilot has reported: whatever becomes of it, it did not fail to start."""
+    _report_path(job).touch(mode=0o600)
+
+
+def has_reported(job: BatchJob) -> bool:
+    """Whether the job's pilot is on record as having reported."""
+    return _report_path(job).exists()
+
+
+def _report_path(job: BatchJob) -> Path:
+    return job.directory / f"reported-{job.id}"
 
 
 def output_tail(job: BatchJob, lines: int = 20) -> list[str]:

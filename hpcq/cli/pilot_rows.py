@@ -6,7 +6,7 @@ starting, or has failed to start; a pilot without a job on record was started by
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,8 +14,6 @@ import msgspec
 from hpcq.batch.base import BatchJob, JobState, JobStatus
 
 HEADS = ("BATCH JOB", "STATE", "REASON", "HOST", "CORES", "TUNNEL", "DONE", "LAST WORD")
-
-_ENDED_WELL = (JobState.DONE, JobState.CANCELLED)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,24 +47,24 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 def merge(
     jobs: Sequence[BatchJob],
     statuses: Mapping[str, JobStatus],
-    pilots: Sequence[Mapping[str, Any]] | None,
+    pilots: Sequence[Mapping[str, Any]],
+    reported: Collection[str] = (),
 ) -> list[Row]:
     """Return a row for every job, and for every pilot that has none.
 
-    ``pilots`` is the manager's answer, None when no manager answered; then which pilots reported is not
-    known, and a job that ended badly is taken for one whose pilot did not.
+    ``pilots`` is the manager's answer, empty when none answered; ``reported`` are the jobs whose pilot is on record
+    as having reported to this or an earlier program of the queue.
     """
-    reports = {str(pilot.get("job_id") or ""): pilot for pilot in pilots or ()}
-    rows = [_job_row(job, statuses[job.id], reports.get(job.id), pilots is not None) for job in jobs]
+    reports = {str(pilot.get("job_id") or ""): pilot for pilot in pilots}
+    rows = [_job_row(job, statuses[job.id], reports.get(job.id), job.id in reported) for job in jobs]
     known = {job.id for job in jobs}
-    strangers = [pilot for pilot in pilots or () if str(pilot.get("job_id") or "") not in known]
+    strangers = [pilot for pilot in pilots if str(pilot.get("job_id") or "") not in known]
     return rows + [_row(str(p.get("job_id") or p.get("name") or ""), str(p.get("batch") or ""), p) for p in strangers]
 
 
-def _job_row(job: BatchJob, status: JobStatus, report: Mapping[str, Any] | None, manager: bool) -> Row:
-    failed_start = report is None and status.state.is_final and status.state is not JobState.CANCELLED
-    if not manager:
-        failed_start = failed_start and status.state not in _ENDED_WELL
+def _job_row(job: BatchJob, status: JobStatus, report: Mapping[str, Any] | None, reported: bool) -> Row:
+    silent = report is None and not reported
+    failed_start = silent and status.state.is_final and status.state is not JobState.CANCELLED
     row = _row(job.id, job.batch, report or {})
     return msgspec.structs.replace(
         row,

@@ -25,6 +25,7 @@ from hpcq.batch.base import (
     output_tail,
 )
 from hpcq.batch.request import pilot_request
+from hpcq.batch.states import Statuses, by_batch, is_gone, job_states, recorded_end
 from hpcq.cli.common import (
     ask_manager,
     choose_queue,
@@ -38,7 +39,6 @@ from hpcq.cli.common import (
     tell_manager,
     verbose_option,
 )
-from hpcq.cli.job_states import Statuses, by_batch, is_gone, job_states, recorded_end
 from hpcq.cli.pilot_rows import HEADS, Row, cells, explanation, merge
 from hpcq.errors import BatchError, QueueNotFoundError, UsageError
 from hpcq.units import parse_duration
@@ -65,6 +65,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'.")
 @click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Your own batch template.")
 @click.option("--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot.")
+@click.option(
+    "--environment",
+    type=click.Path(path_type=Path),
+    metavar="DIR|TARBALL",
+    help="The pilots' Python environment: a directory they see, or an archive of `hpcq pack-environment`.",
+)
 @click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]")
 @click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at.")
 @click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task.")
@@ -132,7 +138,8 @@ def pilots(ctx: click.Context, *, name: str | None, show_all: bool, as_json: boo
     jobs = load_jobs(queue) if show_all else _recent(load_jobs(queue))
     reports = _ask_for_pilots(queue)
     statuses, errors = job_states(jobs)
-    rows = _with_output(merge(jobs, statuses, reports), jobs)
+    reported = {job.id for job in jobs if records.has_reported(job)}
+    rows = _with_output(merge(jobs, statuses, reports, reported), jobs)
     if as_json:
         print_json([msgspec.to_builtins(row) for row in rows])
     else:
@@ -153,12 +160,12 @@ def _recent(jobs: Sequence[BatchJob]) -> list[BatchJob]:
     return kept
 
 
-def _ask_for_pilots(queue: str) -> list[dict[str, Any]] | None:
+def _ask_for_pilots(queue: str) -> list[dict[str, Any]]:
     try:
         return ask_manager(queue, "pilots")
     except QueueNotFoundError as error:
         click.echo(f"hpcq: only batch jobs are shown: {error}", err=True)
-        return None
+        return []
 
 
 def _with_output(rows: Sequence[Row], jobs: Sequence[BatchJob]) -> list[Row]:

@@ -18,9 +18,10 @@ runs again. May not live here: processes, sockets, clocks.
 from __future__ import annotations
 
 import enum
+import math
 import signal
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import msgspec
 
@@ -38,6 +39,10 @@ STUCK = 0.02
 
 START_FAILURES = 3
 """Runners in a row that end before they are ready: then something is wrong with this host."""
+
+
+START_TIMEOUT = 120.0
+"""Seconds a runner has to get ready; a cold Python on a shared file system is slow, one that hangs is ended."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -67,11 +72,12 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Tell the manager."""
+    """Tell the manager; ``answers`` when it has asked and waits for ``returned``, be it empty."""
 
     started: list[int]
     results: list[TaskResult]
     returned: list[int]
+    answers: bool = False
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -93,18 +99,20 @@ class LaneState(enum.Enum):
 class Lane:
     """One runner and what it was given."""
 
-    __slots__ = ("announced", "doomed", "doomed_as", "doomed_why", "expected", "head_since", "network",
-                 "number", "recalling", "state", "tasks")  # fmt: skip
+    __slots__ = ("announced", "doomed", "doomed_as", "doomed_why", "expected", "head_since", "late", "network",
+                 "number", "ready_by", "recalling", "state", "tasks")  # fmt: skip
 
-    def __init__(self, number: int, network: str) -> None:
+    def __init__(self, number: int, network: str, ready_by: float) -> None:
         self.number = number
         self.network = network
+        self.ready_by = ready_by
         self.state = LaneState.STARTING
         self.tasks: deque[TaskSpec] = deque()
         self.expected = 0.0
         self.head_since = 0.0
         self.announced = 0
         self.recalling = False
+        self.late = False
         self.doomed: int | None = None
         self.doomed_as = Outcome.CRASH
         self.doomed_why = ""
@@ -148,7 +156,7 @@ class Core:
         """The manager wants these back if they have not begun; answered in any case."""
         given = [number for number in tasks if self.waiting.pop(number, None) is not None]
         commands = self._commands(now)
-        return [*commands, Report([], [], given)]
+        return [*commands, Report([], [], given, answers=True)]
 
     def cancel(self, tasks: Iterable[int], now: float) -> list[Command]:
         """The manager wants these ended."""
@@ -187,14 +195,20 @@ class Core:
         lane.recalling = False
         back = [task for task in lane.tasks if task.id in tasks]
         lane.tasks = deque(task for task in lane.tasks if task.id not in tasks)
+        lane.expected = sum(self._expected.get(task.function, AHEAD) for task in lane.tasks)
         if back and not lane.tasks:
             self._release(back[0])
         self._requeue(back)
         self._finish_cancelling(lane)
         return self._commands(now)
 
-    def dead(self, lane_number: int, status: int, output: tuple[bytes, bytes], now: float) -> list[Command]:
-        """A runner ended with ``status`` (negative: a signal); ``output`` is what its last task wrote."""
+    def dead(
+        self, lane_number: int, status: int, output: tuple[bytes, bytes], now: float, unread: Set[int] = frozenset()
+    ) -> list[Command]:
+        """A runner ended with ``status`` (negative: a signal); ``output`` is what its last task wrote.
+
+        What it had not read (``unread``) it had not begun, and is not to blame.
+        """
         lane = self.lanes.pop(lane_number)
         if lane.tasks:
             self._release(lane.tasks[0])
@@ -204,13 +218,19 @@ class Core:
             if self._failures >= START_FAILURES:
                 self._orders.append(Broken(_start_failure(status, output[1])))
                 return self._commands(now, dispatch=False)
-        elif lane.tasks:
+        elif lane.tasks and lane.tasks[0].id not in unread:
             self._bury(lane, status, output, now)
+        else:
+            self._requeue(list(lane.tasks))
         return self._commands(now)
 
     def time(self, now: float) -> list[Command]:
         """Deadlines may have passed."""
         for lane in self.lanes.values():
+            if lane.state is LaneState.STARTING and now >= lane.ready_by:
+                lane.ready_by = math.inf
+                lane.late = True
+                self._orders.append(Kill(lane.number))
             if not lane.tasks or lane.state is LaneState.STARTING:
                 continue
             task = lane.tasks[0]
@@ -248,6 +268,8 @@ class Core:
         """When `time` should be called, or None."""
         times = []
         for lane in self.lanes.values():
+            if lane.state is LaneState.STARTING and lane.ready_by < math.inf:
+                times.append(lane.ready_by)
             if not lane.tasks or lane.state is LaneState.STARTING or lane.doomed is not None:
                 continue
             if lane.tasks[0].walltime:
@@ -274,7 +296,7 @@ class Core:
     def _dispatch(self, now: float) -> None:
         while self.waiting:
             task = next(iter(self.waiting.values()))
-            lane = self._lane_for(task)
+            lane = self._lane_for(task, now)
             if lane is None:
                 return
             del self.waiting[task.id]
@@ -287,29 +309,31 @@ class Core:
             self._where[task.id] = lane
             self._orders.append(Give(lane.number, task))
 
-    def _lane_for(self, task: TaskSpec) -> Lane | None:
+    def _lane_for(self, task: TaskSpec, now: float) -> Lane | None:
         network = network_of(task)
         fits = task.cores <= self.free_cores and task.memory <= self.free_memory
         ahead: Lane | None = None
         for lane in self.lanes.values():
-            if lane.network != network or lane.doomed is not None or lane.recalling:
+            if lane.network != network or lane.doomed is not None or lane.recalling or lane.late:
                 continue
             if not lane.tasks:
                 if fits:
                     return lane
-            elif self._takes_ahead(lane, task) and (ahead is None or lane.expected < ahead.expected):
+            elif self._takes_ahead(lane, task, now) and (ahead is None or lane.expected < ahead.expected):
                 ahead = lane
-        return self._new_lane(network) if fits else ahead
+        return self._new_lane(network, now) if fits else ahead
 
-    def _takes_ahead(self, lane: Lane, task: TaskSpec) -> bool:
+    def _takes_ahead(self, lane: Lane, task: TaskSpec, now: float) -> bool:
         expected = self._expected.get(task.function)
         if expected is None or len(lane.tasks) >= AHEAD_LIMIT or lane.state is LaneState.STARTING:
+            return False
+        if now >= lane.head_since + STUCK:  # it would be recalled at once
             return False
         head = lane.tasks[0]
         return head.cores == task.cores and head.memory == task.memory and lane.expected + expected <= AHEAD
 
-    def _new_lane(self, network: str) -> Lane:
-        lane = Lane(self._next_lane, network)
+    def _new_lane(self, network: str, now: float) -> Lane:
+        lane = Lane(self._next_lane, network, now + START_TIMEOUT)
         self._next_lane += 1
         self.lanes[lane.number] = lane
         self._orders.append(Start(lane.number, network))

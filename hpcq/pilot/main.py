@@ -249,7 +249,7 @@ class Pilot:
             self._loop.call_soon(self._send_update)
         self._update.started.extend(report.started)
         self._update.results.extend(map(_bounded, report.results))
-        if report.returned:
+        if report.returned or report.answers:
             self._send_update()  # a task that was announced and comes back: in this order
             self._link.send(m.Returned(report.returned))
 

@@ -2,7 +2,8 @@
 
 Each runner has two socket pairs. Tasks go out as datagrams, of which we keep the receiving end too: reading from it
 is how what the runner has not read yet is recalled, each datagram going to exactly one reader. Results are a stream.
-A runner is dead when both its process has ended and its stream is read to the end, so no result is ever lost to a race.
+A runner is dead when its process has ended and all it had sent is read, so no result is ever lost to a race. The end of
+the stream is not waited for: a child it forked may hold that open, and is ended with what else is left of its session.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import sys
 from collections import deque
@@ -24,13 +24,14 @@ import msgspec
 from hpcq import messages as m
 from hpcq.pilot import datagrams
 from hpcq.pilot.core import Broken, Command, Core, Give, Kill, Recall, Report, Start
-from hpcq.pilot.processes import kill_tree
+from hpcq.pilot.processes import kill_session, kill_tree
 from hpcq.pilot.runner import FromRunner, Ready, read_bounded
+from hpcq.pilot.scratch import remove_tree
 from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
 
-_from_runner: Callable[[bytes], Any] = msgspec.msgpack.Decoder(FromRunner).decode
+_from_runner: Callable[[bytes | bytearray], Any] = msgspec.msgpack.Decoder(FromRunner).decode
 
 
 class Spawned(Protocol):
@@ -82,7 +83,7 @@ class Runner:
         for _, attached in self.unsent:
             if attached is not None:
                 os.close(attached)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_tree(self.directory)
 
 
 class Pool:
@@ -172,23 +173,23 @@ class Pool:
         life.add_done_callback(self._lives.discard)
 
     async def _live(self, runner: Runner, network: str) -> None:
-        hung_up = asyncio.Event()
         try:
             try:
-                status = await self._process(runner, network, hung_up)
+                status = await self._process(runner, network)
             except Exception as error:
                 log.exception("a runner could not be started")
                 os.write(runner.errors, f"{type(error).__name__}: {error}\n".encode())
                 status = 127
             written = runner.written()
+            unread = {message.task.id for message in self._not_begun(runner) if isinstance(message, m.Execute)}
         finally:
             del self._runners[runner.lane]
             self._loop.remove_reader(runner.results)
             self._loop.remove_writer(runner.tasks)
             runner.close()
-        self.perform(self._core.dead(runner.lane, status, written, self._loop.time()))
+        self.perform(self._core.dead(runner.lane, status, written, self._loop.time(), unread))
 
-    async def _process(self, runner: Runner, network: str, hung_up: asyncio.Event) -> int:
+    async def _process(self, runner: Runner, network: str) -> int:
         far = (runner.tasks_far.fileno(), runner.results_far.fileno())
         with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - /dev/null does not block
             process = await self._spawn[network](
@@ -203,22 +204,24 @@ class Pool:
         runner.results_far.close()
         if runner.killed:
             kill_tree(process.pid)
-        self._loop.add_reader(runner.results, self._on_readable, runner, hung_up)
+        self._loop.add_reader(runner.results, self._read, runner)
         status = await process.wait()
-        await hung_up.wait()
+        kill_session(process.pid)
+        while self._read(runner):
+            pass
         return status
 
-    def _on_readable(self, runner: Runner, hung_up: asyncio.Event) -> None:
+    def _read(self, runner: Runner) -> bool:
+        """Take some of what the runner sent; whether there may be more at once."""
         try:
             data = runner.results.recv(1 << 18)
         except BlockingIOError:
-            return
+            return False
         except ConnectionResetError:
             data = b""
         if not data:
             self._loop.remove_reader(runner.results)
-            hung_up.set()
-            return
+            return False
         results = []
         for body in runner.frames.feed(data):
             message = _from_runner(body)
@@ -228,6 +231,7 @@ class Pool:
                 results.append(message)
         if results:
             self.perform(self._core.ended(runner.lane, results, self._loop.time()))
+        return True
 
     def _kill(self, lane: int) -> None:
         runner = self._runners.get(lane)
@@ -276,12 +280,15 @@ class Pool:
         if runner is None:
             return
         back: set[int] = set()
-        for message in (*self._unread(runner), *self._unsent(runner)):
+        for message in self._not_begun(runner):
             if isinstance(message, m.Execute):
                 back.add(message.task.id)
             elif isinstance(message, m.Define):
                 runner.known.discard(message.key)
         self.perform(self._core.recalled(lane, back, self._loop.time()))
+
+    def _not_begun(self, runner: Runner) -> list[Any]:
+        return [*self._unread(runner), *self._unsent(runner)]
 
     def _unread(self, runner: Runner) -> list[Any]:
         """What is still in the socket; the far end is blocking for the runner, so each read says not to wait."""

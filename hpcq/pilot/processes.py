@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+from collections.abc import Callable
 
 import psutil
 
@@ -26,11 +27,29 @@ def _descendants(pid: int) -> list[int]:
 
 def kill_descendants(pid: int) -> None:
     """Kill all that descends from ``pid``, again and again until nothing is left that could have forked meanwhile."""
+    _kill_all(lambda: _descendants(pid))
+
+
+def kill_session(leader: int) -> None:
+    """Kill what is left of the session of a process that has ended; its orphans are no longer its descendants."""
+    _kill_all(lambda: _members(leader))
+
+
+def _kill_all(find: Callable[[], list[int]]) -> None:
     for _ in range(100):
-        alive = _descendants(pid)
+        alive = find()
         if not alive:
             return
         _kill(alive)
+
+
+def _members(session: int) -> list[int]:
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
 
 
 def _kill(pids: list[int]) -> None:

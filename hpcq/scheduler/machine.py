@@ -164,6 +164,8 @@ class Scheduler:
 
     def _started(self, event: Started, now: float) -> None:
         pilot = self.pilots.get(event.pilot)
+        if pilot is None:
+            return
         for number in event.tasks:
             record = self.tasks.get(number)
             if record is None or record.pilot is not pilot or record.state is TaskState.RUNNING:

@@ -93,7 +93,12 @@ def reported(builder: Callable[[], int]) -> int:
 
 def _descriptor(path: Path | None, flags: int) -> int:
     """Opened before the site hides /tmp and /run."""
-    return -1 if path is None else os.open(path, flags, 0o644)
+    if path is None:
+        return -1
+    try:
+        return os.open(path, flags, 0o644)
+    except OSError as error:
+        raise SiteError(f"cannot use {path}: {error.strerror}") from error
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import json
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from simulated_site import plan
@@ -26,10 +26,26 @@ def remaining(identity: Path, deadline: float = GONE_DEADLINE) -> list[str]:
     """What is left of the site after at most `deadline` seconds (the kernel ends processes in its own time)."""
     known = json.loads(identity.read_text())
     ended = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return _until_none(
+        lambda: [*processes(known["namespaces"], ended), *mounts(known["mounts"]), *control_groups()], deadline
+    )
+
+
+def processes_naming(text: str, deadline: float = GONE_DEADLINE) -> list[str]:
+    """Our processes that have `text` in their environment, after at most `deadline` seconds."""
+    return _until_none(lambda: list(_naming(text.encode())), deadline)
+
+
+def _naming(text: bytes) -> Iterator[str]:
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if directory.name != str(os.getpid()) and text in (directory / "environ").read_bytes():
+                yield f"process {directory.name} ({(directory / 'comm').read_text().strip()})"
+
+
+def _until_none(look: Callable[[], list[str]], deadline: float) -> list[str]:
     limit = time.monotonic() + deadline
-    while found := [*processes(known["namespaces"], ended), *mounts(known["mounts"]), *control_groups()]:
-        if time.monotonic() > limit:
-            break
+    while (found := look()) and time.monotonic() < limit:
         select.select([], [], [], ASK_INTERVAL)
     return found
 

@@ -40,6 +40,7 @@ def configure(host: Host) -> None:
         switch = Path(f"/proc/sys/net/{family}/conf/all/forwarding")
         if switch.exists():  # a new namespace inherits the machine's setting
             switch.write_text("0")
+    _let_everybody_ping()
     with IPRoute() as netlink:
         _up(netlink, "lo")
         if host.name == "login":
@@ -47,6 +48,15 @@ def configure(host: Host) -> None:
             _address(netlink, OUTSIDE_LINKS[0], plan.LOGIN_OUTSIDE)
         else:
             _address(netlink, "eth0", host.address)
+
+
+def _let_everybody_ping() -> None:
+    """As distributions do; a namespace of one id has only that group."""
+    groups = Path("/proc/sys/net/ipv4/ping_group_range")
+    try:
+        groups.write_text("0 2147483647")
+    except OSError:
+        groups.write_text("0 0")
 
 
 def _bridge(netlink: IPRoute) -> None:

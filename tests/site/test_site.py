@@ -39,7 +39,7 @@ def test_the_login_node_forwards_nothing(site: Site, host: str) -> None:
 
 def test_compute_nodes_reach_the_login_node_and_each_other(site: Site) -> None:
     for host, other in (("cn1", "login"), ("cn1", "cn2"), ("cn2", "cn1"), ("login", "cn1")):
-        site.run(host, ["ping", "-c1", "-W5", other], check=True, user=False)
+        site.run(host, ["ping", "-c1", "-W5", other], check=True)
 
 
 def test_names_of_the_outside_resolve_on_the_login_node_only(site: Site) -> None:

@@ -78,8 +78,10 @@ class GatewayClient:
             return self._exchange(sock, request, ANSWER_DEADLINE)
 
     def _connect(self) -> socket.socket:
+        record = state.read_record(self.directory)
         try:
-            return control.connect(self.directory, CONNECT_DEADLINE)
+            sockets = Path(record.control).parent if record is not None else self.directory
+            return control.connect(sockets, CONNECT_DEADLINE)
         except OSError:
             raise GatewayError(self._why_absent()) from None
 
@@ -107,9 +109,7 @@ class GatewayClient:
             )
         if record is not None and not state.is_alive(record):
             return f"gateway {self.name!r} was killed; start it again with `hpcq vpn gateway start{named}`"
-        return (
-            f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"
-        )
+        return f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"
 
 
 def start_gateway(config: GatewayConfig) -> tuple[Record, bool]:

@@ -59,6 +59,12 @@ class Book:
         entry = self._entries.pop(username, None)
         return entry.state if entry else ""
 
+    def forget_disconnected(self, username: str) -> None:
+        """Drop a credential whose cookie has expired as well."""
+        entry = self._entries.get(username)
+        if entry is not None and entry.state == "disconnected":
+            del self._entries[username]
+
     def is_unused(self, username: str) -> bool:
         """Whether it still waits for its login."""
         entry = self._entries.get(username)
@@ -70,6 +76,4 @@ class Book:
 
     def pilots(self) -> list[Pilot]:
         """For a status report."""
-        return [
-            Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()
-        ]
+        return [Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()]

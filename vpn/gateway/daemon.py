@@ -40,7 +40,8 @@ class Daemon:
     def __init__(self, config: GatewayConfig, directory: Path) -> None:
         self.config = config
         self.directory = directory
-        self.server = Server(config, directory)
+        self.sockets = state.socket_directory(directory)
+        self.server = Server(config, directory, self.sockets)
         self.stopped = asyncio.Event()
         self.started_at = time.monotonic()
         self._connections: set[asyncio.Task[None]] = set()
@@ -48,10 +49,11 @@ class Daemon:
     async def run(self, announce: Callable[[Record], None]) -> None:
         """Bring up, announce, serve; raises GatewayError when a part of the gateway ended by itself."""
         async with AsyncExitStack() as stack:
+            stack.callback(state.remove_socket_directory, self.sockets)
             await self.server.start()
             stack.push_async_callback(self.server.close)
-            listener = stack.enter_context(control.listen(self.directory))
-            stack.callback((self.directory / control.SOCKET_NAME).unlink, missing_ok=True)
+            listener = stack.enter_context(control.listen(self.sockets))
+            stack.callback((self.sockets / control.SOCKET_NAME).unlink, missing_ok=True)
             accepting = asyncio.create_task(self._accept(listener))
             stack.callback(accepting.cancel)
             record = self._record()
@@ -82,7 +84,7 @@ class Daemon:
             addresses=self._addresses(),
             port=self.server.port,
             pin=self.server.pin,
-            control=str(self.directory / control.SOCKET_NAME),
+            control=str(self.sockets / control.SOCKET_NAME),
         )
 
     def _addresses(self) -> list[str]:
@@ -120,9 +122,7 @@ class Daemon:
             case control.Issue(label):
                 username, password = await self.server.issue(label)
                 addresses = tuple(self._addresses())
-                credential = Credential(
-                    addresses, self.server.port, self.server.pin, username, Secret(password)
-                )
+                credential = Credential(addresses, self.server.port, self.server.pin, username, Secret(password))
                 return control.Issued(credential.to_bytes())
             case control.Revoke(username):
                 await self.server.revoke(username)
@@ -166,9 +166,7 @@ def _lock(directory: Path, name: str) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise GatewayError(
-            f"gateway {name!r} is running or starting already; see `hpcq vpn gateway status`"
-        ) from None
+        raise GatewayError(f"gateway {name!r} is running or starting already; see `hpcq vpn gateway status`") from None
     except OSError as error:  # a file system without locks: the record alone must do
         log.warning("%s cannot be locked: %s", directory, error.strerror)
     return fd
@@ -183,6 +181,8 @@ def _refuse_running(record: Record | None) -> None:
         raise GatewayError(
             f"gateway {record.name!r} runs on {record.host}; stop it there, or start one with another --name"
         )
+    if record.host == socket.gethostname():
+        state.remove_socket_directory(Path(record.control).parent)
     log.warning("replacing the record of a gateway that is gone (pid %d on %s)", record.pid, record.host)
 
 

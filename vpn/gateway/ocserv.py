@@ -13,6 +13,7 @@ UPLINK = "198.19.0.0/24"
 UPLINK_DNS = "198.19.0.3"  # slirp4netns' name server: third address of its network
 UPLINK_GUEST = "198.19.0.100"
 EVENT_FD = 9
+COOKIE_LIFETIME = 300  # seconds after a connection's end within which its cookie can connect again
 
 READY = "initialized ocserv"
 
@@ -58,6 +59,7 @@ def configuration(room: str, port: int, dns: list[str]) -> str:
         "server-cert": f"{room}/cert.pem",
         "server-key": f"{room}/key.pem",
         "isolate-workers": "false",  # its seccomp filter forbids what one_id.c does not know of
+        "sec-mod-scale": 1,  # else one process a core of the login node
         "max-clients": 0,
         "max-same-clients": 1,
         "rate-limit-ms": 0,
@@ -69,7 +71,7 @@ def configuration(room: str, port: int, dns: list[str]) -> str:
         "try-mtu-discovery": "false",
         "tls-priorities": '"NORMAL:%SERVER_PRECEDENCE:-VERS-TLS-ALL:+VERS-TLS1.2:+VERS-TLS1.3:+VERS-DTLS1.2"',
         "auth-timeout": 30,
-        "cookie-timeout": 300,
+        "cookie-timeout": COOKIE_LIFETIME,
         "deny-roaming": "false",
         "rekey-time": 0,
         "log-level": 2,

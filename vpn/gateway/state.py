@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import socket
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import msgspec
 from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
 
+SOCKET_PREFIX = "hpcq-gateway-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -61,9 +65,7 @@ class GatewayConfig:
 def check_name(name: str) -> str:
     """A gateway's name: it becomes a directory's."""
     if _NAME.fullmatch(name) is None:
-        raise UsageError(
-            f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64"
-        )
+        raise UsageError(f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64")
     return name
 
 
@@ -86,6 +88,37 @@ def make_directory(name: str) -> Path:
     return directory
 
 
+def socket_directory(directory: Path, *, holds_sockets: Callable[[Path], bool] | None = None) -> Path:
+    """Where the gateway's sockets go: its state directory, or one under /tmp when that cannot hold any.
+
+    AFS homes, and some parallel file systems, have no Unix sockets.
+    """
+    if (holds_sockets or can_hold_sockets)(directory):
+        return directory
+    return Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX))
+
+
+def can_hold_sockets(directory: Path) -> bool:
+    """Whether a Unix socket can be made in a directory: by making one."""
+    name = f"probe.{os.getpid()}.sock"
+    folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.bind(f"/proc/self/fd/{folder}/{name}")
+        (directory / name).unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+    return True
+
+
+def remove_socket_directory(directory: Path) -> None:
+    """Remove a directory that ``socket_directory`` made; a state directory stays."""
+    if directory.name.startswith(SOCKET_PREFIX):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def read_record(directory: Path) -> Record | None:
     """The record; None when there is none or it is not one."""
     try:
@@ -106,9 +139,7 @@ def write_record(directory: Path, record: Record) -> None:
 def is_alive(record: Record) -> bool:
     """Whether the recorded daemon is a process of this host now; False for one of another host."""
     return (
-        record.host == socket.gethostname()
-        and record.boot == boot_id()
-        and start_time(record.pid) == record.start_time
+        record.host == socket.gethostname() and record.boot == boot_id() and start_time(record.pid) == record.start_time
     )
 
 
@@ -130,7 +161,7 @@ def start_time(pid: int) -> int:
 
 
 def wait_ended(pid: int, deadline: float) -> bool:
-    """Wait until a process, not necessarily a child, has ended; False when the deadline (seconds) passes first."""
+    """Wait until a process, perhaps no child, has ended; False when ``deadline`` seconds pass first."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:  # it has ended; or a kernel before 5.3, where its socket's end must do
@@ -153,9 +184,6 @@ def host_addresses() -> list[str]:
         found += [
             entry.address
             for entry in entries
-            if entry.family == socket.AF_INET
-            and up
-            and up.isup
-            and not entry.address.startswith(("127.", "169.254."))
+            if entry.family == socket.AF_INET and up and up.isup and not entry.address.startswith(("127.", "169.254."))
         ]
     return found

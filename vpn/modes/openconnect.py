@@ -40,8 +40,9 @@ from vpn.modes.dialogue import (
     script_command,
 )
 from vpn.namespace import Namespace, open_namespace
-from vpn.process import Client, Process, filled, first_of, read_chunks, read_lines
-from vpn.programs import find_program, find_shim, search_path
+from vpn.pipes import filled, read_chunks, read_lines
+from vpn.process import Client, Process, first_of
+from vpn.programs import environment, find_program, find_shim
 
 DEVICE = "tun0"
 CONNECT_DEADLINE = 10.0  # seconds for a server's address to accept a connection
@@ -65,6 +66,7 @@ class OpenconnectTunnel:
         self.kind = "TLS"
         self.seconds = 0.0
         self._readers: list[asyncio.Task[None]] = []
+        self._explaining: asyncio.Task[None] | None = None
 
     @property
     def client(self) -> Client:
@@ -91,7 +93,7 @@ class OpenconnectTunnel:
         self.up.step = ("gateway", f"connecting to {', '.join(self.credential.addresses)}")
         self.server = await first_reachable(self.credential)
         self.up.step = ("user namespaces", "making a namespace")
-        self.namespace: Namespace = await open_namespace(self.up.keeper)
+        self.namespace: Namespace = await open_namespace(self.up.keeper, new_session=self.up.new_session)
         self.up.stack.push_async_callback(self.namespace.close)
         self.namespace.client.lost.add_done_callback(lambda future: self.up.lose(future.result()))
         self.up.step = ("openconnect", f"logging in at {self.server}")
@@ -108,7 +110,7 @@ class OpenconnectTunnel:
         try:
             process = await self.up.keeper.spawn(
                 self._argv(program),
-                env={"PATH": search_path(), "LC_ALL": "C", "LD_PRELOAD": shim, "VPN_TUN_FD": str(_TUN_FD)},
+                env=environment(LD_PRELOAD=shim, VPN_TUN_FD=str(_TUN_FD)),
                 cwd="/",
                 stdin=password,
                 stdout=output_end,
@@ -124,7 +126,7 @@ class OpenconnectTunnel:
             ]
             self.up.stack.push_async_callback(self._stop_reading)
         self.up.stack.push_async_callback(process.end)
-        process.ended.add_done_callback(lambda _: asyncio.ensure_future(self._on_exit(process)))
+        self._explaining = asyncio.create_task(self._on_exit(process))
         return process
 
     def _argv(self, program: str) -> list[str]:
@@ -203,18 +205,18 @@ class OpenconnectTunnel:
         if not self.settings.done():
             self.settings.set_result(settings)
         elif self.configured is not None and settings.address != self.configured.address:
-            self.up.lose(
-                TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting")
-            )
+            self.up.lose(TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting"))
 
     async def _on_exit(self, process: Process) -> None:
+        await process.wait()
         await asyncio.wait(self._readers[:1], timeout=1)
         self.up.lose(explain_exit(process.ended.result(), list(self.lines), self.server))
 
     async def _stop_reading(self) -> None:
-        for task in self._readers:
+        tasks = [*self._readers, *([self._explaining] if self._explaining else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def bring_up(config: TunnelConfig, up: BringUp) -> OpenconnectTunnel:

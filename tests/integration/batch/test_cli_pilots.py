@@ -65,7 +65,7 @@ def test_a_dry_run_shows_the_script_and_the_command_and_does_nothing(hpcq, queue
     assert script.startswith("#!/bin/bash\n#SBATCH --job-name=hpcq-ana\n")
     connection = state_dir.connection_file("ana")
     assert script.endswith(
-        f"exec {sys.executable} -m hpcq.pilot --connection {connection} --cores 1 --memory 4096 --walltime 3600 "
+        f"exec {sys.executable} -P -m hpcq.pilot --connection {connection} --cores 1 --memory 4096 --walltime 3600 "
         "--require cvmfs:cms.cern.ch --batch slurm\n"
     )
     assert shlex.split(command)[:3] == ["sbatch", "--parsable", "--array=0-1"]

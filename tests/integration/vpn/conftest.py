@@ -44,10 +44,22 @@ class Site:
         self.directory = directory
         self.mark = uuid.uuid4().hex
         (directory / "home").mkdir()
-        self.holder = self._hold([
-            "unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child",
-            "--mount-proc", "sh", "-c", "ip link set lo up; echo ready; exec cat",
-        ])  # fmt: skip
+        self.holder = self._hold(
+            [
+                "unshare",
+                "--user",
+                "--map-root-user",
+                "--net",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "sh",
+                "-c",
+                "ip link set lo up; echo ready; exec cat",
+            ]
+        )
         self.pid = self._child(self.holder.pid)
         self.hosts = {"login": self.pid}
         self.children = [self.holder]
@@ -67,13 +79,12 @@ class Site:
         self._wire("node", LOGIN, NODE)
         self._wire("wan", "203.0.113.2", WAN)
         (directory / "resolv.conf").write_text(f"nameserver {WAN}\n")
-        self.check(
-            "login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf")
-        )
+        self.check("login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf"))
         self.services = self._hold(
             [*self.enter("wan"), sys.executable, str(Path(__file__).with_name("services.py")), WAN]
         )
         self.children.append(self.services)
+        self.hosts["services"] = self._child(self.services.pid)
         self.known = self.processes()
 
     @staticmethod
@@ -136,9 +147,14 @@ class Site:
     def run(self, host, *argv, **options):
         return subprocess.run(
             [*self.enter(host), *argv],
-            env=self.env(), cwd=self.directory, text=True, capture_output=True,
-            check=False, timeout=DEADLINE, **options,
-        )  # fmt: skip
+            env=self.env(),
+            cwd=self.directory,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=DEADLINE,
+            **options,
+        )
 
     def check(self, host, *argv, **options):
         done = self.run(host, *argv, **options)
@@ -188,11 +204,7 @@ class Site:
 
     def find_vpn(self, command):
         """The pid of the ``python -m vpn COMMAND`` itself, not of the nsenter before it."""
-        pids = [
-            pid
-            for pid, line in self.extra().items()
-            if "nsenter" not in line and f"-m vpn {command} " in line
-        ]
+        pids = [pid for pid, line in self.extra().items() if "nsenter" not in line and f"-m vpn {command} " in line]
         assert len(pids) == 1, self.extra()
         return pids[0]
 
@@ -207,9 +219,7 @@ class Site:
             try:
                 poll = select.poll()
                 poll.register(fd, select.POLLIN)
-                assert poll.poll(max(0, end - time.monotonic()) * 1000), (
-                    f"still there: {pid} {self.extra().get(pid)}"
-                )
+                assert poll.poll(max(0, end - time.monotonic()) * 1000), f"still there: {pid} {self.extra().get(pid)}"
             finally:
                 os.close(fd)
 
@@ -263,9 +273,7 @@ def credential(gateway):
     """Makes credential files a node can use."""
 
     def make(name="credential.json"):
-        done = gateway.vpn(
-            "login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name)
-        )
+        done = gateway.vpn("login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name))
         assert done.returncode == 0, done.stderr
         return str(gateway.directory / name)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,12 +39,20 @@ def test_killing_a_part_of_a_session_leaves_nothing(gateway, credential, part):
     before = set(gateway.extra())
     script = "sleep 1000 & setsid sleep 1000 & echo up; wait"
     process = gateway.start_vpn(
-        "node", "run", "--credential", file, "--", "sh", "-c", script,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        "node",
+        "run",
+        "--credential",
+        file,
+        "--",
+        "sh",
+        "-c",
+        script,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     with process:
         assert process.stdout.readline() == b"up\n"
-        known = gateway.known | {pid: "" for pid in before}
+        known = gateway.known | dict.fromkeys(before, "")
         mine = [pid for pid in gateway.extra() if pid not in known]
         gateway.known, gateway_known = known, gateway.known
         victim = SESSION_PARTS[part](gateway)
@@ -62,9 +71,7 @@ def test_killing_a_part_of_a_session_leaves_nothing(gateway, credential, part):
 
 def test_killing_the_caller_of_mode_none_leaves_nothing(site):
     script = "sleep 1000 & setsid sleep 1000 & echo up; wait"
-    process = site.start_vpn(
-        "node", "run", "--mode", "none", "--", "sh", "-c", script, stdout=subprocess.PIPE
-    )
+    process = site.start_vpn("node", "run", "--mode", "none", "--", "sh", "-c", script, stdout=subprocess.PIPE)
     with process:
         assert process.stdout.readline() == b"up\n"
         mine = list(site.extra())
@@ -90,9 +97,17 @@ def test_killing_a_part_of_a_gateway_leaves_nothing_and_it_starts_again(gateway,
 
 def test_the_gateway_ending_loses_the_tunnel(gateway, credential):
     process = gateway.start_vpn(
-        "node", "run", "--credential", credential(), "--", "sh", "-c", "echo up; exec sleep 1000",
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        "node",
+        "run",
+        "--credential",
+        credential(),
+        "--",
+        "sh",
+        "-c",
+        "echo up; exec sleep 1000",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     with process:
         assert process.stdout.readline() == b"up\n"
         assert gateway.vpn("login", "gateway", "stop").returncode == 0
@@ -116,3 +131,15 @@ def test_a_program_that_dies_at_start_is_not_waited_for(site):
     )
     assert "/no/such/directory" in site.check("node", sys.executable, "-c", script)
     site.wait_empty()
+
+
+def test_killing_ocservs_other_process_ends_the_gateway(gateway):
+    mine = list(gateway.extra())
+    (victim,) = [pid for pid in mine if comm(pid) == "ocserv-sm"]
+    os.kill(victim, signal.SIGKILL)
+    gateway.wait_gone(mine)
+    assert gateway.vpn("login", "gateway", "status").returncode == 5
+
+
+def comm(pid):
+    return Path(f"/proc/{pid}/comm").read_text().strip()

@@ -19,10 +19,7 @@ def run(site, credential, *argv, options=(), **more):
 
 
 def test_reaches_outside_by_dtls(gateway, credential):
-    assert (
-        gateway.vpn("node", "run", "--mode", "none", "--require", f"http://{WAN}/", "--", "true").returncode
-        == 5
-    )
+    assert gateway.vpn("node", "run", "--mode", "none", "--require", f"http://{WAN}/", "--", "true").returncode == 5
     options = ("-v", "--require", "http://web.example.org/", "--require", "dns:web.example.org")
     done = run(gateway, credential(), "cat", "/etc/resolv.conf", options=options)
     assert done.returncode == 0, done.stderr
@@ -101,8 +98,18 @@ def test_wrong_pin(gateway, credential):
 def test_password_is_nowhere_to_be_read(gateway, credential):
     file = credential()
     password = json.loads(Path(file).read_text())["password"].encode()
-    process = gateway.start_vpn("node", "run", "--credential", file, "--", "sh", "-c", "echo up; exec cat",
-                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    process = gateway.start_vpn(
+        "node",
+        "run",
+        "--credential",
+        file,
+        "--",
+        "sh",
+        "-c",
+        "echo up; exec cat",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     with process:
         assert process.stdout.readline() == b"up\n"
         for pid in gateway.extra():
@@ -140,9 +147,7 @@ def test_two_sessions_on_one_node(gateway, credential):
     done = {}
 
     def one(file):
-        done[file] = run(
-            gateway, file, "sh", "-c", "ip -4 -o addr show tun0", options=("--require", f"http://{WAN}/")
-        )
+        done[file] = run(gateway, file, "sh", "-c", "ip -4 -o addr show tun0", options=("--require", f"http://{WAN}/"))
 
     threads = [threading.Thread(target=one, args=(file,)) for file in files]
     for thread in threads:
@@ -157,6 +162,6 @@ def test_required_target_that_does_not_answer(gateway, credential):
     done = run(gateway, credential(), "echo", "ran", options=("--require", f"root://{WAN}:1"))
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.startswith("Error: xrootd: ")
-    assert run(
-        gateway, credential("b"), "true", options=("--require", "dns:no.example.com")
-    ).stderr.startswith("Error: dns: ")
+    assert run(gateway, credential("b"), "true", options=("--require", "dns:no.example.com")).stderr.startswith(
+        "Error: dns: "
+    )

@@ -1,4 +1,4 @@
-"""What the batch systems say about recorded jobs, for the commands that show or cancel them.
+"""What the batch systems say about recorded jobs, for whoever shows, follows or cancels them.
 
 A job whose end somebody has seen is not asked about again: its last state is in its record.
 """

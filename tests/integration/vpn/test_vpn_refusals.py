@@ -1,0 +1,190 @@
+"""What a site can refuse or lack: each gets one line that names the layer and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WAN = "203.0.113.1"
+
+
+def one_line(done, layer):
+    assert done.returncode == 5, (done.returncode, done.stderr)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"Error: {layer}: "), done.stderr
+    return done.stderr
+
+
+def test_no_user_namespaces_left(gateway, credential):
+    file = credential()
+    gateway.check("login", "sh", "-c", "echo 0 > /proc/sys/user/max_user_namespaces")
+    assert "user.max_user_namespaces is 0" in one_line(
+        gateway.vpn("node", "run", "--credential", file, "--", "true"), "user namespaces"
+    )
+    report = json.loads(gateway.vpn("node", "probe", "--json").stdout)
+    assert "user namespaces" in report["uses"]["gateway"]
+    assert "user namespaces" in gateway.vpn("node", "probe").stdout
+
+
+def test_user_namespaces_forbidden(gateway, credential):
+    # In a chroot no user namespace may be made: EPERM (user_namespaces(7)).
+    script = (
+        "import os, sys; os.chroot(sys.argv[1]); os.chdir('/'); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+    )
+    root = gateway.directory / "root"
+    root.mkdir()
+    gateway.check("login", "mount", "--rbind", "/", str(root))
+    done = gateway.run(
+        "node",
+        sys.executable,
+        "-c",
+        script,
+        str(root),
+        "-m",
+        "vpn",
+        "run",
+        "--credential",
+        credential(),
+        "--",
+        "true",
+    )
+    assert "EPERM" in one_line(done, "user namespaces")
+
+
+def test_no_tun(gateway, credential):
+    file = credential()
+    gateway.check("login", "mount", "-t", "tmpfs", "none", "/dev/net")
+    assert "modprobe tun" in one_line(gateway.vpn("node", "run", "--credential", file, "--", "true"), "tun")
+    done = gateway.vpn("login", "gateway", "start", "--name", "other")
+    assert done.returncode == 5
+    assert "modprobe tun" in done.stderr
+
+
+def test_program_missing(gateway, credential):
+    file = credential()
+    hide(gateway, "openconnect")
+    text = one_line(gateway.vpn("node", "run", "--credential", file, "--", "true"), "program")
+    assert "install openconnect (Debian" in text
+
+
+@pytest.mark.parametrize(
+    ("program", "package"), [("ocserv", "ocserv"), ("slirp4netns", "slirp4netns"), ("nft", "nftables")]
+)
+def test_program_missing_at_the_gateway(site, program, package):
+    hide(site, program)
+    done = site.vpn("login", "gateway", "start")
+    assert done.returncode == 5
+    assert f"install {package} (Debian" in done.stderr
+    site.wait_empty()
+
+
+def hide(site, program):
+    """Make a program one that cannot be executed."""
+    (site.directory / "nothing").write_text("")
+    path = os.path.realpath(shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin"))
+    site.check("login", "mount", "--bind", str(site.directory / "nothing"), path)
+
+
+def test_shim_missing(gateway, credential):
+    file = credential()
+    root = Path(__file__).resolve().parents[3]
+    gateway.check("login", "mount", "-t", "tmpfs", "none", f"{root}/vpn/preload")
+    assert "install gcc" in one_line(gateway.vpn("node", "run", "--credential", file, "--", "true"), "shim")
+
+
+def test_name_servers_that_do_not_answer(gateway, credential):
+    file = credential()
+    os.kill(gateway.hosts["services"], signal.SIGKILL)
+    done = gateway.vpn("node", "run", "--credential", file, "--require", "dns:web.example.org", "--", "true")
+    assert "do not answer" in one_line(done, "dns")
+
+
+def test_nobody_at_the_address(site):
+    pin = "pin-sha256:" + "A" * 43 + "="
+    done = site.vpn(
+        "node",
+        "run",
+        "--server",
+        "192.0.2.77:443",
+        "--servercert",
+        pin,
+        "--user",
+        "u",
+        "--",
+        "true",
+        input="p\n",
+    )
+    assert "192.0.2.77 port 443" in one_line(done, "gateway")
+
+
+def test_a_server_that_never_answers_runs_into_the_bring_up_time(site):
+    pin = "pin-sha256:" + "A" * 43 + "="
+    script = "import socket; s = socket.create_server(('192.0.2.1', 4433)); print('up', flush=True); input()"
+    with site.start("login", sys.executable, "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout.readline() == b"up\n"
+        done = site.vpn(
+            "node",
+            "run",
+            "--server",
+            "192.0.2.1:4433",
+            "--servercert",
+            pin,
+            "--user",
+            "u",
+            "--timeout",
+            "3",
+            "--",
+            "true",
+            input="p\n",
+        )
+        assert "took more than 3 s" in one_line(done, "openconnect")
+        server.stdin.close()
+    site.wait_empty()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "--mode", "nonsense", "true"],
+        ["run", "--server", "h:1", "true"],
+        ["run", "--credential", "/no/such", "true"],
+        ["run", "--require", "gopher://x", "true"],
+        ["gateway", "start", "--name", "../x"],
+        ["gateway", "start", "--listen", "::1"],
+    ],
+)
+def test_usage_errors_end_with_2(site, arguments):
+    done = site.vpn("node", *arguments)
+    assert done.returncode == 2, done.stderr
+
+
+def test_a_credential_others_can_read(site):
+    file = site.directory / "open"
+    file.write_text("{}")
+    file.chmod(0o644)
+    done = site.vpn("node", "run", "--credential", str(file), "true")
+    assert done.returncode == 2
+    assert "chmod 600" in done.stderr
+
+
+def test_a_program_that_cannot_be_executed(gateway, credential):
+    broken = gateway.directory / "bin"
+    broken.mkdir()
+    for name in ("openconnect", "ocserv"):
+        (broken / name).write_bytes(b"\x7fELF of another machine")
+        (broken / name).chmod(0o755)
+    file = credential()
+    path = ["env", f"PATH={broken}:{os.environ['PATH']}", sys.executable, "-m", "vpn"]
+    one_line(gateway.run("node", *path, "run", "--credential", file, "--", "true"), "openconnect")
+    done = gateway.run("login", *path, "gateway", "start", "--name", "other")
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1

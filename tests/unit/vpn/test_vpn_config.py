@@ -1,0 +1,140 @@
+"""Settings, credentials and secrets."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vpn.config import Credential, Secret, TunnelConfig, parse_server
+from vpn.errors import UsageError, VpnError
+from vpn.gateway.state import GatewayConfig, check_name
+
+PIN = "pin-sha256:" + "A" * 43 + "="
+
+
+def credential(**changes):
+    values = {
+        "addresses": ("192.0.2.1",),
+        "port": 443,
+        "pin": PIN,
+        "username": "u",
+        "password": Secret("hunter2"),
+    }
+    return Credential(**(values | changes))
+
+
+@pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r}".format, lambda it: f"{it}"])
+def test_a_secret_does_not_show_itself(show):
+    for thing in (Secret("hunter2"), credential(), TunnelConfig("openconnect", credential())):
+        assert "hunter2" not in show(thing)
+
+
+def test_a_secret_is_not_pickled():
+    for thing in (Secret("x"), credential()):
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(thing)
+
+
+def test_secrets_compare_and_copy():
+    assert Secret("a") == Secret("a") != Secret("b")
+    assert copy.deepcopy(credential()) == credential()
+    with pytest.raises(TypeError):
+        hash(Secret("a"))
+
+
+passwords = st.text(st.characters(codec="utf-8", exclude_characters="\n"))
+
+
+@given(passwords, st.integers(1, 65535), st.lists(st.ip_addresses().map(str), min_size=1, max_size=4))
+def test_a_credential_survives_the_wire(password, port, addresses):
+    sent = credential(password=Secret(password), port=port, addresses=tuple(addresses))
+    assert Credential.from_bytes(sent.to_bytes()) == sent
+
+
+@given(st.binary())
+def test_bytes_are_a_credential_or_refused(data):
+    with pytest.raises(VpnError):
+        Credential.from_bytes(data)
+
+
+def test_a_refused_credential_is_not_quoted():
+    with pytest.raises(UsageError) as caught:
+        Credential.from_bytes(b'{"password": "hunter2"}')
+    assert "hunter2" not in repr(caught.value)
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"addresses": ()},
+        {"addresses": ("-oProxy",)},
+        {"addresses": ("a b",)},
+        {"port": 0},
+        {"port": 70000},
+        {"pin": "sha256:x"},
+        {"username": ""},
+        {"username": "-u"},
+        {"username": "a\nb"},
+        {"password": Secret("a\nb")},
+    ],
+)
+def test_bad_credentials_are_refused(changes):
+    with pytest.raises(UsageError):
+        credential(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": "wish"},
+        {"credential": None},
+        {"bring_up_timeout": 0},
+        {"dtls_timeout": -1},
+        {"mtu": 100},
+        {"dns": ("ns.example",)},
+        {"reconnect_timeout": -1},
+    ],
+)
+def test_bad_settings_are_refused(changes):
+    with pytest.raises(UsageError):
+        TunnelConfig(**({"mode": "openconnect", "credential": credential()} | changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [
+        ("h:1", ("h", 1)),
+        ("h", ("h", 443)),
+        ("[2001:db8::1]:8443", ("2001:db8::1", 8443)),
+        ("[::1]", ("::1", 443)),
+    ],
+)
+def test_servers(text, server):
+    assert parse_server(text) == server
+
+
+@given(st.text())
+def test_any_text_is_a_server_or_refused(text):
+    try:
+        host, port = parse_server(text)
+    except UsageError:
+        return
+    assert host
+    assert 0 < port < 65536
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a" * 65, "a b", "a\n"])
+def test_bad_gateway_names(name):
+    with pytest.raises(UsageError):
+        check_name(name)
+
+
+@pytest.mark.parametrize("changes", [{"listen": "::1"}, {"listen": "host"}, {"port": 70000}, {"dns": ("x",)}])
+def test_bad_gateway_settings(changes):
+    with pytest.raises(UsageError):
+        GatewayConfig(**changes)
