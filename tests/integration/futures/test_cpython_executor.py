@@ -45,7 +45,7 @@ def from_cpython(name: str) -> Any:
 
 
 if from_cpython("BaseTestCase") is None:
-    missing("this interpreter comes without CPython's tests (Debian: apt-get install libpython3-testsuite)")
+    missing("this interpreter comes without CPython's tests (Debian 12: apt-get install libpython3.11-testsuite)")
 
 
 class OnPilots(from_cpython("ExecutorMixin"), unittest.TestCase):
