@@ -33,6 +33,7 @@ class Outcome(enum.StrEnum):
     EXCEPTION = "exception"
     EXIT_CODE = "exit_code"
     WALLTIME = "walltime"
+    RESOURCES = "resources"
     LOST = "lost"
     CRASH = "crash"
     CANCELLED = "cancelled"

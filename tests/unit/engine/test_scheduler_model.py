@@ -216,7 +216,7 @@ class SchedulerModel(RuleBasedStateMachine):
             self.handle()
         self.scheduler.check()
         assert set(self.finished) == set(self.tasks), "every task finishes"
-        assert not self.scheduler._demands
+        assert not self.scheduler.placement.line
         again = Scheduler()
         assert [again.handle(events, now) for events, now, _ in self.log] == [commands for *_, commands in self.log]
 
