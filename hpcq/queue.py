@@ -245,7 +245,7 @@ class Queue:
             )
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
-            dict(options.env) if options.env else None,
+            dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
         )  # fmt: skip
         needs = NewTask(number, options.cores, options.memory, options.network, options.priority, options.retries, kind)
         return Submission(needs, spec, body)
