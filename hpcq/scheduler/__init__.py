@@ -38,6 +38,7 @@ and if one of them goes, the other carries on. The one that comes too late is st
 pilot has answered; it is then in that pilot's account only.
 """
 
+from hpcq.scheduler.categories import MODES
 from hpcq.scheduler.events import (
     Allotment,
     AskBack,
@@ -69,6 +70,7 @@ from hpcq.scheduler.records import TRANSITIONS, IllegalTransitionError, TaskStat
 
 __all__ = [
     "LOOKAHEAD",
+    "MODES",
     "TRANSITIONS",
     "Allotment",
     "AskBack",

@@ -51,7 +51,8 @@ class Usage:
     @property
     def most(self) -> int:
         """The most seen."""
-        return max(self.seconds, default=0)
+        most: int = max(self.seconds, default=0)
+        return most
 
     def cheapest(self) -> int:
         """The first allotment at which a task costs least, the second try with the most seen included."""
@@ -159,7 +160,7 @@ class Category:
     def _allotment(self, usage: Usage, guess: int, limit: int) -> int:
         if not usage.seconds:
             return guess
-        amount = usage.most if self.settings.mode == "max" else usage.cheapest()
+        amount: int = usage.most if self.settings.mode == "max" else usage.cheapest()
         return min(amount, limit) if limit else amount
 
     def more(self, given: Needs, level: int, memory: float, disk: float) -> Needs | None:

@@ -137,7 +137,7 @@ def _unusable(scheduler: Scheduler, pilots: list[Pilot]) -> str:
 def _unmet(pilots: list[Pilot], record: Record, now: float) -> list[str]:
     """For each need, how many pilots fall short of it, and the best there is."""
     needs = record.demand.needs
-    sizes = {
+    sizes: dict[str, tuple[float, list[float], str]] = {
         "cores": (needs.cores, [p.cores for p in pilots], ""),
         "memory": (needs.memory, [p.memory for p in pilots], " MB"),
         "disk": (needs.disk, [p.disk for p in pilots], " MB"),

@@ -219,7 +219,7 @@ class Placement:
 
     def _spread(self, demands: dict[Demand, None], *, ahead: bool) -> dict[Demand, None]:
         """Let demands look for pilots, the first in the line first; returns those that have tasks left."""
-        stuck = {}
+        stuck: dict[Demand, None] = {}
         heap = [demand.place for demand in demands if demand.place is not None]
         heapify(heap)
         search = self._search_ahead if ahead else self._search_open
