@@ -128,9 +128,7 @@ def test_nobody_at_the_address(site):
 def test_a_server_that_never_answers_runs_into_the_bring_up_time(site):
     pin = "pin-sha256:" + "A" * 43 + "="
     script = "import socket; s = socket.create_server(('192.0.2.1', 4433)); print('up', flush=True); input()"
-    with site.start(
-        "login", sys.executable, "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as server:
+    with site.start("login", sys.executable, "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"up\n"
         done = site.vpn(
             "node",
@@ -176,3 +174,17 @@ def test_a_credential_others_can_read(site):
     done = site.vpn("node", "run", "--credential", str(file), "true")
     assert done.returncode == 2
     assert "chmod 600" in done.stderr
+
+
+def test_a_program_that_cannot_be_executed(gateway, credential):
+    broken = gateway.directory / "bin"
+    broken.mkdir()
+    for name in ("openconnect", "ocserv"):
+        (broken / name).write_bytes(b"\x7fELF of another machine")
+        (broken / name).chmod(0o755)
+    file = credential()
+    path = ["env", f"PATH={broken}:{os.environ['PATH']}", sys.executable, "-m", "vpn"]
+    one_line(gateway.run("node", *path, "run", "--credential", file, "--", "true"), "openconnect")
+    done = gateway.run("login", *path, "gateway", "start", "--name", "other")
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1
