@@ -69,7 +69,7 @@ class Usage:
 def rounded(amount: float) -> int:
     """Up to two significant figures, so that allotments do not change with every task."""
     whole = max(1, math.ceil(amount))
-    unit = 10 ** max(0, len(str(whole)) - 2)
+    unit: int = 10 ** max(0, len(str(whole)) - 2)
     return -(-whole // unit) * unit
 
 
@@ -148,7 +148,9 @@ class Category:
             self.memory_used.add(memory, seconds)
         if disk > 0:
             self.disk_used.add(disk, seconds)
-        return self.count >= self._relearn_at and self._relearn()
+        more = self.settings.mode == "max" and (memory > self.memory or disk > self.disk)
+        due = self.count >= (ENOUGH if more else self._relearn_at)
+        return due and self._relearn()
 
     def _relearn(self) -> bool:
         self._relearn_at = self.count * RELEARN
@@ -160,7 +162,7 @@ class Category:
     def _allotment(self, usage: Usage, guess: int, limit: int) -> int:
         if not usage.seconds:
             return guess
-        amount: int = usage.most if self.settings.mode == "max" else usage.cheapest()
+        amount = usage.most if self.settings.mode == "max" else usage.cheapest()
         return min(amount, limit) if limit else amount
 
     def more(self, given: Needs, level: int, memory: float, disk: float) -> Needs | None:
