@@ -12,8 +12,12 @@ from collections import deque
 from heapq import heappop, heappush
 from typing import Any
 
+import psutil
+
 from hpcq.errors import HpcqError
+from hpcq.queue import Queue
 from hpcq.scheduler import Assign, Ended, EndedTask, Event, Finish, NewTask, PilotReady, Scheduler, Started, Submitted
+from hpcq.task import PythonTask
 
 SIZES = ((100, 10_000), (10_000, 1_000_000))
 """Pilots and tasks of the two runs that are compared."""
@@ -145,3 +149,24 @@ def measure(
         microseconds = 1e6 * simulation.seconds / simulation.events
         runs.append({"pilots": pilots, "tasks": tasks, "events": simulation.events, "microseconds": microseconds})
     return {"runs": runs, "ratio": runs[-1]["microseconds"] / runs[0]["microseconds"]}
+
+
+def _nothing(number: int) -> int:
+    return number
+
+
+def measure_memory(count: int = 200_000) -> float:
+    """Bytes of this process for each Python task that is queued, all in all: the task, its pickled form, the records.
+
+    Raises:
+        HpcqError: the queue cannot listen.
+    """
+    with Queue(address="127.0.0.1") as queue:
+        for number in range(count // 10):  # what is allocated once and used again
+            queue.submit(PythonTask(_nothing, number))
+        queue.stats  # noqa: B018 - the manager has taken what was submitted before it answers
+        before = psutil.Process().memory_info().rss
+        for number in range(count):
+            queue.submit(PythonTask(_nothing, number))
+        queue.stats  # noqa: B018
+        return float(psutil.Process().memory_info().rss - before) / count

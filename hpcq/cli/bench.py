@@ -40,11 +40,11 @@ def tasks(pilots: int, cores: int, count: int, repeat: int, as_json: bool) -> No
 @json_option
 @verbose_option
 def scheduler(as_json: bool) -> None:
-    """Cost of the scheduler alone, simulated: 10,000 pilots and 1,000,000 tasks against 100 and 10,000.
+    """Cost of the scheduler alone, simulated: 10,000 pilots and 1,000,000 tasks against 100 and 10,000; memory.
 
     Takes a minute or two, and about 1 GB of memory.
     """
-    figures = benchmark_scheduler.measure()
+    figures = {"bytes_per_task": benchmark_scheduler.measure_memory(), **benchmark_scheduler.measure()}
     if as_json:
         print_json({"hostname": socket.gethostname(), **figures})
         return
@@ -54,6 +54,7 @@ def scheduler(as_json: bool) -> None:
             f"{run['events']:,} events"
         )
     click.echo(f"ratio  {figures['ratio']:.2f}")
+    click.echo(f"memory {figures['bytes_per_task']:.0f} bytes for each queued Python task, all in all")
 
 
 def lines(figures: dict[str, Any]) -> list[str]:

@@ -114,7 +114,7 @@ class SchedulerModel(RuleBasedStateMachine):
                 assert task.disk <= pilot.ready.disk
                 assert task.gpus <= pilot.ready.gpus
                 assert task.features <= pilot.ready.features
-                assert task.walltime <= pilot.ends_at - self.now
+                assert not task.walltime or task.walltime <= pilot.ends_at - self.now
                 assert task.cores <= pilot.ready.cores
                 assert task.memory <= pilot.ready.memory
                 assert pilot.ready.wan or task.network != "wan"
@@ -127,23 +127,24 @@ class SchedulerModel(RuleBasedStateMachine):
             assert isinstance(command, AskBack | Stop)
             assert set(command.tasks) <= set(self.tasks)
 
-    def choose_pilot(self, data):
-        return self.pilots[data.draw(st.sampled_from(sorted(self.pilots)))]
+    def choose_pilot(self, data, *, busy=False):
+        names = [name for name, pilot in self.pilots.items() if pilot.held or not busy]
+        return self.pilots[data.draw(st.sampled_from(sorted(names)))]
 
     # --- what may happen ---
 
     @rule(
         count=st.integers(1, 8),
-        cores=st.integers(1, 4),
-        memory=st.sampled_from([0, 10, 60]),
-        network=st.sampled_from(["any", "wan", "host"]),
+        cores=st.sampled_from([1, 1, 1, 2, 4]),
+        memory=st.sampled_from([0, 0, 10, 60]),
+        network=st.sampled_from(["any", "any", "any", "wan", "host"]),
         priority=st.integers(-1, 1),
         retries=st.integers(0, 2),
         kind=st.sampled_from(["a", "a", "b"]),
-        disk=st.sampled_from([0, 0, 5]),
-        gpus=st.sampled_from([0, 0, 1]),
-        features=FEATURES,
-        walltime=st.sampled_from([0.0, 0.0, 10.0]),
+        disk=st.sampled_from([0] * 5 + [5]),
+        gpus=st.sampled_from([0] * 5 + [1]),
+        features=st.sampled_from([frozenset()] * 5 + [frozenset({"x"})]),
+        walltime=st.sampled_from([0.0, 0.0, 0.0, 10.0]),
     )
     def submit(self, count, cores, memory, network, priority, retries, kind, disk, gpus, features, walltime):
         first = len(self.tasks) + 1
@@ -161,30 +162,29 @@ class SchedulerModel(RuleBasedStateMachine):
     def category(self, kind, mode, memory, max_memory):
         self.pending.append(CategorySet(kind, mode, memory, 0, max_memory, 0))
 
-    @rule(host=HOSTS, seconds=st.sampled_from([1.0, math.inf]))
-    def block(self, host, seconds):
-        self.pending.append(HostBlocked(host, seconds))
+    @rule(host=HOSTS, event=st.sampled_from([HostBlocked, HostUnblocked, HostUnblocked, StartFailed]))
+    def host_event(self, host, event):
         self.handle()
-        if seconds == math.inf:
+        if event is StartFailed and host in self.blocked:
+            return
+        if event is HostBlocked:
             self.blocked.add(host)
-        else:
+        elif event is HostUnblocked:
             self.blocked.discard(host)
+        self.pending.append(event(host))
 
-    @rule(host=HOSTS)
-    def unblock(self, host):
-        self.blocked.discard(host)
-        self.pending.append(HostUnblocked(host))
-
-    @rule(host=HOSTS)
-    def start_fails(self, host):
-        self.handle()
-        if host not in self.blocked:
-            self.pending.append(StartFailed(host))
+    @precondition(lambda self: any(pilot.held for pilot in self.pilots.values()))
+    @rule(seconds=st.sampled_from([0.3, 5.0]))
+    def all_start_and_time_passes(self, seconds):
+        for name, pilot in self.pilots.items():
+            self.pending.append(Started(name, [number for number in pilot.held if number not in pilot.begun]))
+            pilot.begun.update(pilot.held)
+        self.time_passes(seconds)
 
     @rule(
         cores=st.integers(1, 6),
         memory=st.sampled_from([0, 50, 100]),
-        wan=st.booleans(),
+        wan=st.sampled_from([True, True, False]),
         disk=st.sampled_from([0, 10]),
         gpus=st.sampled_from([0, 2]),
         features=FEATURES,
@@ -197,7 +197,7 @@ class SchedulerModel(RuleBasedStateMachine):
         self.pilots[ready.pilot] = Pilot(ready, self.now)
         self.pending.append(ready)
 
-    @precondition(lambda self: self.pilots)
+    @precondition(lambda self: len(self.pilots) > 2)
     @rule(data=st.data())
     def pilot_drains(self, data):
         pilot = self.choose_pilot(data)
@@ -205,7 +205,7 @@ class SchedulerModel(RuleBasedStateMachine):
         self.handle()
         pilot.draining = True
 
-    @precondition(lambda self: self.pilots)
+    @precondition(lambda self: len(self.pilots) > 1)
     @rule(data=st.data())
     def pilot_goes(self, data):
         pilot = self.choose_pilot(data)
@@ -215,7 +215,7 @@ class SchedulerModel(RuleBasedStateMachine):
     @precondition(lambda self: any(pilot.held for pilot in self.pilots.values()))
     @rule(data=st.data())
     def tasks_start(self, data):
-        pilot = self.choose_pilot(data)
+        pilot = self.choose_pilot(data, busy=True)
         waiting = [number for number in pilot.held if number not in pilot.begun]
         begun = waiting[: data.draw(st.integers(0, len(waiting)))]
         pilot.begun.update(begun)
@@ -229,8 +229,8 @@ class SchedulerModel(RuleBasedStateMachine):
         memory=st.sampled_from([0.0, 5.0, 40.0, 70.0]),
     )
     def tasks_end(self, data, outcome, seconds, memory):
-        pilot = self.choose_pilot(data)
-        ended = pilot.held[: data.draw(st.integers(0, len(pilot.held)))]
+        pilot = self.choose_pilot(data, busy=True)
+        ended = pilot.held[: data.draw(st.integers(1, len(pilot.held)))]
         pilot.held = pilot.held[len(ended) :]
         pilot.begun.difference_update(ended)
         self.pending.append(Ended(pilot.ready.pilot, [EndedTask(number, outcome, seconds, memory) for number in ended]))
