@@ -301,10 +301,10 @@ class Queue:
     def submit_pilots(self, count: int = 1, *, batch: str = "local", **options: Any) -> list[Any]:
         """Put ``count`` pilots through a batch system; returns its jobs.
 
-        Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` (MB or ``"32GB"``), ``walltime`` (s or
-        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``, ``template``,
-        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
-        ``manager_timeout``.
+        Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` and ``disk`` (MB or ``"32GB"``), ``gpus``,
+        ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``,
+        ``template``, ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``,
+        ``scratch``, ``manager_timeout``.
 
         Raises:
             UsageError: an unknown or bad option.
