@@ -1,7 +1,7 @@
 """hpcq: Python functions and shell commands on HPC nodes that have no way out.
 
-``import hpcq`` gives `Queue`, `Task`, `PythonTask`, `Outcome` and the errors. They are loaded when first used, because
-every runner on every node imports this package too.
+``import hpcq`` gives `Queue`, `Executor`, `Task`, `PythonTask`, `Outcome` and the errors. They are loaded when first
+used, because every runner on every node imports this package too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
         TemplateError,
         UsageError,
     )
+    from hpcq.futures import BrokenExecutorError, Executor
     from hpcq.inside import recycle
     from hpcq.queue import Queue
     from hpcq.roster import PilotView
     from hpcq.task import Outcome, PythonTask, Task
 
 _HOMES = {
+    "BrokenExecutorError": "hpcq.futures",
+    "Executor": "hpcq.futures",
     "recycle": "hpcq.inside",
     "Queue": "hpcq.queue",
     "PilotView": "hpcq.roster",
@@ -53,6 +56,8 @@ _HOMES = {
 __all__ = [
     "AuthenticationError",
     "BatchError",
+    "BrokenExecutorError",
+    "Executor",
     "HpcqError",
     "Outcome",
     "PilotFailedError",
