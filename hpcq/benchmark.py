@@ -37,6 +37,7 @@ def measure_tasks(pilots: int, cores: int, count: int, repeat: int) -> dict[str,
             "python": _python(queue, count, repeat),
             "round_trip": _round_trip(queue, max(200, min(2000, count))),
             "executor": _executor(queue, count, repeat),
+            "fork": _fork(queue, max(100, count // 20), repeat),
             "shell": _shell(queue, max(100, count // 20), repeat),
         }
 
@@ -76,6 +77,14 @@ def _round_trip(queue: Queue, count: int) -> dict[str, Any]:
         trips.append(1000 * (time.perf_counter() - began))
     cuts = statistics.quantiles(trips, n=100)
     return {"p50_ms": statistics.median(trips), "p99_ms": cuts[98], "count": count}
+
+
+def _fork(queue: Queue, count: int, repeat: int) -> dict[str, Any]:
+    def tasks() -> list[PythonTask]:
+        return [PythonTask(inc, number).set(isolation="fork") for number in range(count)]
+
+    _run_all(queue, tasks()[:10])  # their interpreters start
+    return _rates([_timed(lambda: _run_all(queue, tasks()), count) for _ in range(repeat)], count)
 
 
 def _shell(queue: Queue, count: int, repeat: int) -> dict[str, Any]:

@@ -456,8 +456,8 @@ class Queue:
         return self._manager.explain(number)
 
     def _unfinished(self, number: int) -> Task | None:
-        elsewhere = self._elsewhere.get(number)
-        return elsewhere[0] if elsewhere else self._mailbox.expected_task(number)
+        receiver = self._elsewhere.get(number)
+        return self._mailbox.expected_task(number) if receiver is None else receiver.expected().get(number)
 
     def _answer_tasks(self, limit: Any) -> dict[str, Any]:
         listed, total = self._manager.tasks(max(0, int(limit)))
@@ -478,10 +478,10 @@ class Queue:
     def submit_pilots(self, count: int = 1, *, batch: str = "local", **options: Any) -> list[Any]:
         """Put ``count`` pilots through a batch system; returns its jobs.
 
-        Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` (MB or ``"32GB"``), ``walltime`` (s or
-        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``, ``template``,
-        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
-        ``manager_timeout``.
+        Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` and ``disk`` (MB or ``"32GB"``), ``gpus``,
+        ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``,
+        ``template``, ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``,
+        ``scratch``, ``manager_timeout``.
 
         Raises:
             UsageError: an unknown or bad option.

@@ -18,6 +18,8 @@ def pilot_argv(
     batch: str,
     cores: int | None = None,
     memory_mb: int | None = None,
+    disk_mb: int | None = None,
+    gpus: int | None = None,
     walltime_s: int | None = None,
     vpn: str | None = None,
     gateway: str | None = None,
@@ -30,7 +32,7 @@ def pilot_argv(
 
     ``-P`` keeps the directory it starts in off its module path: a random.py there must not become ours.
 
-    ``memory_mb`` is in MB of 2**20 bytes, ``walltime_s`` and ``manager_timeout_s`` are in seconds. What is
+    ``memory_mb`` and ``disk_mb`` are in MB of 2**20 bytes, ``walltime_s`` and ``manager_timeout_s`` in seconds. What is
     None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job starts
     somewhere else.
     """
@@ -38,6 +40,8 @@ def pilot_argv(
     for option, value in (
         ("--cores", cores),
         ("--memory", memory_mb),
+        ("--disk", disk_mb),
+        ("--gpus", gpus),
         ("--walltime", walltime_s),
         ("--vpn", vpn),
         ("--gateway", gateway),

@@ -18,7 +18,7 @@ from vpn import MODES
 _SAME = ("partition", "account", "qos", "constraint", "job_name")
 _LISTS = ("options", "setup")
 _PILOT = ("environment", "vpn", "gateway", "require", "scratch", "manager_timeout")
-_KNOWN = ("cores", "memory", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
+_KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
 _TARGET = re.compile(r"(?:roots?|https?)://[^\s/]+\S*|cvmfs:[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -45,6 +45,7 @@ def pilot_request(
 
     walltime = seconds("walltime")
     memory_mb = parse_memory(given["memory"], name=shown("memory")) if "memory" in given else None
+    disk_mb = parse_memory(given["disk"], name=shown("disk")) if "disk" in given else None
     walltime_s = None if walltime is None else int(walltime)
     cores = given.get("cores", 1)
     scratch = Path(given["scratch"]) if "scratch" in given else None
@@ -54,6 +55,8 @@ def pilot_request(
         batch=batch,
         cores=cores,
         memory_mb=memory_mb,
+        disk_mb=disk_mb,
+        gpus=_count(given["gpus"], shown("gpus")) if "gpus" in given else None,
         walltime_s=walltime_s,
         vpn=given.get("vpn"),
         gateway=given.get("gateway"),
@@ -77,6 +80,12 @@ def pilot_request(
         environment=given.get("variables", {}),
         **texts,
     )
+
+
+def _count(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UsageError(f"{name} must be a whole number of at least 0, not {value!r}")
+    return value
 
 
 def _strings(value: Any, name: str) -> tuple[str, ...]:

@@ -26,8 +26,9 @@ def bench() -> None:
 def tasks(pilots: int, cores: int, count: int, repeat: int, as_json: bool) -> None:
     """Python tasks per second, round trip, and shell tasks per second, with local pilots and TLS on.
 
-    The function is inc(x); the command is `true`, its exit code and output captured. A round trip is one task
-    submitted and waited for, nothing else in the queue. The same calls are also made through hpcq.Executor.
+    The function is inc(x), in a warm interpreter or in a fork for each task; the command is `true`, its exit code and
+    output captured. A round trip is one task submitted and waited for, nothing else in the queue. The same calls are
+    also made through hpcq.Executor.
     """
     figures = benchmark.measure_tasks(pilots, cores, count, repeat)
     if as_json:
@@ -59,7 +60,8 @@ def scheduler(as_json: bool) -> None:
 
 def lines(figures: dict[str, Any]) -> list[str]:
     """The figures for people."""
-    python, trip, calls, shell = (figures[name] for name in ("python", "round_trip", "executor", "shell"))
+    names = ("python", "round_trip", "executor", "fork", "shell")
+    python, trip, calls, fork, shell = (figures[name] for name in names)
     return [
         f"Python tasks  {python['per_second']:>8,.0f} /s   median of {python['runs']} runs of {python['count']:,} "
         f"({python['slowest']:,.0f} to {python['fastest']:,.0f})",
@@ -67,5 +69,6 @@ def lines(figures: dict[str, Any]) -> list[str]:
         f"round trip    {trip['p50_ms']:>8.2f} ms   median of {trip['count']:,}; 99 % within {trip['p99_ms']:.2f} ms",
         f"Executor      {calls['per_second']:>8,.0f} /s   median of {calls['runs']} runs of {calls['count']:,} "
         f"({calls['slowest']:,.0f} to {calls['fastest']:,.0f})",
+        f"fork tasks    {fork['per_second']:>8,.0f} /s   median of {fork['runs']} runs of {fork['count']:,}",
         f"shell tasks   {shell['per_second']:>8,.0f} /s   median of {shell['runs']} runs of {shell['count']:,}",
     ]

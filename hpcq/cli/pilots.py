@@ -57,6 +57,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--batch", default="local", show_default=True, help=f"{', '.join(batch_system_names())}.")
 @click.option("--cores", type=int, default=1, show_default=True, help="Cores of each pilot.")
 @click.option("--memory", metavar="SIZE", help="Memory of each pilot: 32GB, or MB.")
+@click.option("--disk", metavar="SIZE", help="Disk for tasks of each pilot.  [default: what is free]")
+@click.option("--gpus", type=int, help="GPUs of each pilot, if not all of its job (as by --option=--gres=gpu:2).")
 @click.option("--walltime", metavar="TIME", help="Time limit: H:MM:SS, or seconds.")
 @click.option("--partition", help="Partition of the batch system.")
 @click.option("--account", help="Account to charge.")

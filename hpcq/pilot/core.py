@@ -20,11 +20,11 @@ it has not read waits again. May not live here: processes, sockets, clocks.
 from __future__ import annotations
 
 import math
-import signal
 from collections import deque
 from collections.abc import Iterable, Sequence, Set
 
 from hpcq.messages import TaskResult, TaskSpec
+from hpcq.pilot.deaths import START_FAILURES, how_it_died, start_failure
 from hpcq.pilot.lanes import (
     Broken,
     Command,
@@ -52,9 +52,6 @@ AHEAD_LIMIT = 64
 
 STUCK = 0.02
 """Seconds a task may keep those given behind it waiting before they are recalled."""
-
-START_FAILURES = 3
-"""Runners in a row that end before they are ready: then something is wrong with this host."""
 
 IDLE_LANES = 2
 """Lanes beyond the number of cores that may be idle before a new one ends another: their interpreters take memory."""
@@ -171,7 +168,7 @@ class Core:
             self._failures += 1
             self._requeue(list(lane.tasks))
             if self._failures >= START_FAILURES:
-                self._orders.append(Broken(_start_failure(status, output[1])))
+                self._orders.append(Broken(start_failure(status, output[1])))
                 return self._commands(now, dispatch=False)
         elif lane.tasks and lane.tasks[0].id not in unread:
             self._bury(lane, status, output, now, used)
@@ -402,21 +399,3 @@ class Core:
                 *used,
             )
         )
-
-
-def how_it_died(status: int) -> str:
-    """A runner's end in words."""
-    if status >= 0:
-        return f"its process ended itself with exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = "unknown"
-    hint = "; the kernel does this when memory runs out" if -status == signal.SIGKILL else ""
-    return f"its process was killed by signal {-status} ({name}){hint}"
-
-
-def _start_failure(status: int, errors: bytes) -> str:
-    lines = errors.decode(errors="replace").strip().splitlines()
-    last = f": {lines[-1]}" if lines else ""
-    return f"{START_FAILURES} runners in a row ended before they were ready ({how_it_died(status)}{last})"

@@ -47,7 +47,7 @@ class ForkRunner(Runner):
         if status == 0 and answer:
             outcome, payload, message = _decode(answer)
             return Outcome(outcome), payload, message
-        from hpcq.pilot.core import how_it_died  # noqa: PLC0415 - rarely needed
+        from hpcq.pilot.deaths import how_it_died  # noqa: PLC0415 - rarely needed
 
         return Outcome.CRASH, b"", how_it_died(os.waitstatus_to_exitcode(status))
 

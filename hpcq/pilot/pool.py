@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -144,7 +145,7 @@ class Pool:
             if kind is Give:
                 self._give(command)  # type: ignore[arg-type]
             elif kind is Report:
-                self._report(command)  # type: ignore[arg-type]
+                self._report(_dated(command))  # type: ignore[arg-type]
             elif kind is Start:
                 self._start(command)  # type: ignore[arg-type]
             elif kind is Pin:
@@ -367,3 +368,11 @@ class Pool:
             self._timer.cancel()
         while self._lives:
             await asyncio.wait(self._lives)
+
+
+def _dated(report: Report) -> Report:
+    """The report, where results that the core made up for dead runners say when their task began."""
+    for result in report.results:
+        if not result.started_at:
+            result.started_at = time.time() - result.seconds
+    return report

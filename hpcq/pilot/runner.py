@@ -47,6 +47,8 @@ from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
 
 flush_c_streams = ctypes.CDLL(None).fflush
+flush_c_streams.argtypes = [ctypes.c_void_p]
+flush_c_streams.restype = None
 
 
 class Ready(msgspec.Struct, array_like=True, tag=True):
@@ -171,7 +173,7 @@ class Runner:
             os._exit(outcome is not Outcome.SUCCESS)  # a fork that came back from the function: not us
         self._clean_up()
         seconds = time.perf_counter() - began
-        cpu = self._meter.read()
+        cpu = self._meter.read(seconds)
         output, left_out = self._output.take()
         errors, errors_left_out = self._errors.take()
         return m.TaskResult(

@@ -10,11 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import time
 from typing import NamedTuple
 
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 _NOTICEABLE_KB = 4096
 """Growth of the peak that is worth setting it back."""
+
+_QUICK = 0.0005
+"""Seconds in which a task can neither start a process nor use noticeable memory: its own CPU time is all there is."""
+
+_QUICK_AT_MOST = 100
+"""Quick tasks in a row of which that is believed: together they may leak."""
 
 
 class Used(NamedTuple):
@@ -33,21 +40,35 @@ class Meter:
 
     def __init__(self) -> None:
         self._base_kb = 0
-        self._cpu = 0.0
+        self._cpu = self._children = 0.0
+        self._quick = 0
         self.peak_mb = 0.0
         self.grew = False
-        self.read()
+        self.read(1.0)
 
-    def read(self) -> float:
-        """CPU seconds since the last time; `peak_mb` is the peak of memory since then, `grew` whether it is new."""
+    def read(self, seconds: float) -> float:
+        """CPU seconds since the last time; `peak_mb` is the peak of memory since then, `grew` whether it is new.
+
+        ``seconds`` is how long the task took.
+        """
+        before = self._cpu
+        if seconds < _QUICK and self._quick < _QUICK_AT_MOST:
+            self._quick += 1
+            self.grew = False
+        else:
+            self._quick = 0
+            self._read_memory_and_children()
+        self._cpu = time.process_time() + self._children
+        return self._cpu - before
+
+    def _read_memory_and_children(self) -> None:
         own = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._children = children.ru_utime + children.ru_stime
         self.peak_mb = own.ru_maxrss / 1024
         self.grew = own.ru_maxrss > self._base_kb + _NOTICEABLE_KB
         if self.grew:
             self._set_back()
-        before, self._cpu = self._cpu, own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-        return self._cpu - before
 
     def _set_back(self) -> None:
         with contextlib.suppress(OSError):  # then the peak remains an upper bound

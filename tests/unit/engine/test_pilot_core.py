@@ -5,7 +5,8 @@ import signal
 import pytest
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.core import AHEAD, START_FAILURES, START_TIMEOUT, STUCK, Core, how_it_died
+from hpcq.pilot.core import AHEAD, START_TIMEOUT, STUCK, Core
+from hpcq.pilot.deaths import START_FAILURES, how_it_died
 from hpcq.pilot.lanes import Broken, Give, Kill, Kind, Recall, Report, Start
 
 NOTHING = (b"", b"")
