@@ -18,6 +18,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from hpcq.errors import UsageError
+from hpcq.mailbox import Mailbox
 from hpcq.task import DEFAULTS, PythonTask, changed
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ class Stream(Generic[R]):
     def __init__(
         self, queue: Queue, function: Callable[[Any], R], arguments: Iterable[Any], options: Mapping[str, Any]
     ) -> None:
-        from hpcq.queue import Mailbox  # noqa: PLC0415 - queue imports us
-
         self._options = changed(DEFAULTS, options)
         self._queue = queue
         self._function = function

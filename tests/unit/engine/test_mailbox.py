@@ -5,8 +5,8 @@ import threading
 import pytest
 
 import hpcq
+from hpcq.mailbox import Mailbox
 from hpcq.manager import Finished
-from hpcq.queue import Mailbox
 from hpcq.task import Attempt, Outcome
 
 DONE = Attempt(Outcome.SUCCESS)
