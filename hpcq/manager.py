@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import math
 import os
 import socket
 import threading
@@ -55,9 +56,13 @@ from hpcq.scheduler import (
     Returned,
     Scheduler,
     Started,
+    StartFailed,
     Stop,
     Submitted,
+    TaskRow,
     Tick,
+    explain,
+    rows,
 )
 from hpcq.task import Attempt, Outcome
 from hpcq.versions import mismatch, versions
@@ -114,20 +119,20 @@ class Manager:
         deliver: Callable[[list[Finished]], None],
         on_failure: Callable[[BaseException], None],
         credentials: Credentials,
+        speculate: float | None = None,
     ) -> None:
         self.name = name
         self._deliver = deliver
         self._on_failure = on_failure
         self._credentials = credentials
         self._identity = conn.own_identity(name)
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(speculate)
         self._roster = Roster()
         self._functions = Functions()
         self._links: dict[str, transport.Link] = {}
         self._owners: dict[transport.Link, Entry | None] = {}
         self._specs: dict[int, m.TaskSpec] = {}
-        self._reports: dict[int, m.TaskResult] = {}
-        self._reporters: dict[int, Entry] = {}
+        self._reports: dict[tuple[int, str], tuple[m.TaskResult, Entry]] = {}  # a task may have a copy elsewhere
         self._events: list[Event] = []
         self._inbox: deque[Submission] = deque()
         self._awake = False
@@ -165,6 +170,14 @@ class Manager:
         if not self._awake:  # one wake-up for all that is submitted before the manager looks
             self._awake = True
             self._loop.call_soon_threadsafe(self._wake)
+
+    def tell(self, event: Event) -> None:
+        """Have the scheduler take an event of the user's: after what was submitted before, before what comes later."""
+        self.call(partial(self._take_now, event))
+
+    def _take_now(self, event: Event) -> None:
+        self._take(event)
+        self._step()
 
     def cancel(self, tasks: list[int]) -> None:
         """End these tasks."""
@@ -210,6 +223,7 @@ class Manager:
         asyncio.run_coroutine_threadsafe(self._stop(timeout, reason), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._scheduler.forget()
         self._loop.close()
 
     # --- the loop ---
@@ -316,7 +330,6 @@ class Manager:
             else:
                 self._relay(command)
         self._reports.clear()
-        self._reporters.clear()
         if finished:
             self._deliver(finished)
 
@@ -325,10 +338,9 @@ class Manager:
         spec = self._specs.pop(number)
         if spec.function:
             self._functions.release(spec.function)
-        report = self._reports.get(number) if command.reported else None
-        if report is None:
+        if not command.reported:
             return Finished(number, Attempt(command.outcome, command.message, attempts=command.attempts))
-        entry = self._reporters[number]
+        report, entry = self._reports[number, command.pilot]
         return Finished(
             number,
             Attempt(
@@ -355,6 +367,9 @@ class Manager:
         size = 0
         for number in command.tasks:
             spec = self._specs[number]
+            if number in command.allotted:
+                given = command.allotted[number]
+                spec = msgspec.structs.replace(spec, memory=given.memory, disk=given.disk)
             weight = len(spec.payload) + self._functions.size(spec.function)
             if size + weight > RUN_BYTES and part:
                 self._send_part(command.pilot, part)
@@ -446,12 +461,14 @@ class Manager:
                 link.abort("it said twice that it is ready")
                 return
             self._roster.ready(entry, message)
-            self._take(PilotReady(entry.name, entry.cores, entry.memory, "wan" in message.features))
+            self._take(_readiness(entry, message))
             self._tell_readiness()
         elif kind is m.StartFailed:
             log.warning(
                 "pilot %s on %s cannot serve (%s): %s", entry.name, entry.hostname, message.layer, message.message
             )
+            if entry.state is PilotState.STARTING:
+                self._take(StartFailed(entry.hostname))
             self._roster.failed(entry, message)
             self._tell_readiness(entry)
             self._take(PilotDraining(entry.name))
@@ -481,9 +498,8 @@ class Manager:
             entry.tasks_done += len(message.results)
             ended = []
             for result in message.results:
-                self._reports[result.id] = result
-                self._reporters[result.id] = entry
-                ended.append(EndedTask(result.id, result.outcome, result.seconds))
+                self._reports[result.id, entry.name] = result, entry
+                ended.append(EndedTask(result.id, result.outcome, result.seconds, result.memory, result.disk))
             self._take(Ended(entry.name, ended))
         if message.started:
             self._take(Started(entry.name, message.started))
@@ -536,7 +552,9 @@ class Manager:
     def _views(self) -> list[PilotView]:
         pilots = self._scheduler.pilots
         busy = {name: pilot.cores - pilot.free_cores for name, pilot in pilots.items()}
-        return [view(entry, busy.get(entry.name, 0)) for entry in self._roster.entries.values()]
+        why = self._scheduler.hosts.why
+        entries = self._roster.entries.values()
+        return [view(entry, busy.get(entry.name, 0), why(entry.hostname)) for entry in entries]
 
     def _answer_pilots(self, _body: Any) -> list[PilotView]:
         return self._views()
@@ -563,11 +581,38 @@ class Manager:
             "cores_busy": sum(p.cores - p.free_cores for p in self._scheduler.pilots.values()),
         }
 
+    def tasks(self, limit: int) -> tuple[list[TaskRow], int]:
+        """At most ``limit`` unfinished tasks and how many there are. In the manager's thread only."""
+        return rows(self._scheduler, limit, time.monotonic()), len(self._scheduler.tasks)
+
+    def explain(self, number: int) -> str:
+        """Why a task is where it is. In the manager's thread only."""
+        text = explain(self._scheduler, number, time.monotonic())
+        starting = sum(entry.state is PilotState.STARTING for entry in self._roster.entries.values())
+        return f"{text} ({starting} starting)" if starting and not self._scheduler.pilots else text
+
     @property
     def free_places(self) -> int:
-        """Free cores less the tasks waiting for them. In the manager's thread only."""
-        free = sum(pilot.free_cores for pilot in self._scheduler.pilots.values() if not pilot.draining)
-        return max(0, free - self._scheduler.ready_count - len(self._inbox))
+        """Free cores that no waiting task fits, less what is on its way in. In the manager's thread only."""
+        free = self._scheduler.free_cores
+        if len(self._inbox) >= free:
+            return 0
+        return max(0, free - sum(submission.needs.cores for submission in self._inbox))
+
+
+def _readiness(entry: Entry, message: m.Ready) -> PilotReady:
+    features = frozenset({*message.features, f"tunnel={message.tunnel_mode}", f"host={entry.hostname}"})
+    return PilotReady(
+        entry.name,
+        entry.cores,
+        entry.memory,
+        "wan" in features,
+        entry.disk,
+        entry.gpus,
+        features,
+        entry.hostname,
+        message.time_left or math.inf,
+    )
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

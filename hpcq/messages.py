@@ -146,13 +146,14 @@ class CredentialReturn(Message):
 
 
 class Ready(Message):
-    """The tunnel is up and every probe has answered: tasks may come."""
+    """The tunnel is up and every probe has answered: tasks may come. ``time_left`` until it drains, 0 for no end."""
 
     tunnel_mode: Name
     tunnel_kind: Name
     tunnel_seconds: float
     tunnel_address: Name
     features: list[Name]
+    time_left: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
 class StartFailed(Message):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import math
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
+import msgspec
+
 from hpcq import flow, lock, serialize, state_dir
 from hpcq.credentials import GatewayCredentials
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
@@ -28,21 +31,28 @@ from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
-from hpcq.scheduler import NewTask, TaskState
-from hpcq.task import Attempt, Outcome, PythonTask, Task
+from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, TaskRow, TaskState
+from hpcq.task import Attempt, Outcome, PythonTask, Task, whole_number
 
 PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
 """Bytes of a function and its arguments together: what certainly fits into one message."""
+
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Receiver(Protocol):
-    """Where finished tasks go. Called in the manager's thread: must neither block nor raise."""
+    """Where finished tasks go. All but `expect` may be called in the manager's thread: must neither block nor raise."""
 
-    def put(self, tasks: list[Task]) -> None:
-        """These are done."""
+    def expect(self, number: int, task: Task) -> None:
+        """A task that will be `put` some time."""
+
+    def expected(self) -> dict[int, Task]:
+        """The tasks that are still to come."""
+
+    def put(self, finished: list[Finished]) -> None:
+        """Tasks that are done."""
 
     def fail(self, error: BaseException) -> None:
         """Nothing more will come."""
@@ -77,6 +87,10 @@ class Mailbox:
     def expects(self, number: int) -> bool:
         """Whether that task is still to come."""
         return number in self._expected
+
+    def expected_task(self, number: int) -> Task | None:
+        """That task, if it is still to come."""
+        return self._expected.get(number)
 
     def expects_any(self) -> bool:
         """Whether any task is still to come."""
@@ -168,6 +182,8 @@ class Queue:
         address: the address to listen on; all of this host's when not given.
         port: the port; any free one when 0.
         keep_pilots: leave batch jobs alone at the end; their pilots wait for a program with the same queue name.
+        speculate: give a task that has run this many times longer than others of its category (or function) did a copy
+            on another pilot, where there is room; the first result counts. Never by default: a task may run twice.
 
     Raises:
         UsageError: the name cannot be used, or another running program serves that queue.
@@ -175,8 +191,16 @@ class Queue:
     """
 
     def __init__(
-        self, name: str | None = None, *, address: str | None = None, port: int = 0, keep_pilots: bool = False
+        self,
+        name: str | None = None,
+        *,
+        address: str | None = None,
+        port: int = 0,
+        keep_pilots: bool = False,
+        speculate: float | None = None,
     ) -> None:
+        if speculate is not None and not (isinstance(speculate, int | float) and 1 < speculate < math.inf):
+            raise UsageError(f"speculate must be a number of times more than 1, or None, not {speculate!r}")
         self._temporary = name is None
         self.name = name or f"queue-{os.getpid()}-{secrets.token_hex(3)}"
         self.keep_pilots = keep_pilots
@@ -184,14 +208,16 @@ class Queue:
         self._functions = serialize.FunctionCache()
         self._numbering = threading.Lock()
         self._next_id = 1
-        self._elsewhere: dict[int, tuple[Task, Receiver]] = {}  # open tasks that do not go to the mailbox
+        self._elsewhere: dict[int, Receiver] = {}  # for the tasks that do not go to the mailbox
         self._failure: BaseException | None = None
         self._closed = False
         self._owner = os.getpid()
         self._lock = lock.QueueLock(state_dir.ensure_queue_dir(self.name) / "manager.lock")
         self._lock.take(self.name)
         try:
-            self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials())
+            self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(), speculate)
+            self._manager.answer_to("tasks", self._answer_tasks)
+            self._manager.answer_to("explain", self._answer_explain)
             self.connection = self._manager.start(address, port)
             try:
                 self._jobs = JobWatch(self.name, self._manager)
@@ -242,18 +268,19 @@ class Queue:
         try:
             submission = self._submission(task, number)
         except SerializationError as error:
-            self._register(number, task, receiver)
+            self._expect(number, task, receiver)
             self._deliver([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
             return number
-        self._register(number, task, receiver)
+        self._expect(number, task, receiver)
         self._manager.submit(submission)
         return number
 
-    def _register(self, number: int, task: Task, receiver: Receiver | None) -> None:
+    def _expect(self, number: int, task: Task, receiver: Receiver | None) -> None:
         if receiver is None:
             self._mailbox.expect(number, task)
             return
-        self._elsewhere[number] = (task, receiver)
+        receiver.expect(number, task)
+        self._elsewhere[number] = receiver
         if self._failure is not None:  # it came between: the receiver was not told
             receiver.fail(self._failure)
 
@@ -268,7 +295,7 @@ class Queue:
                 b"",
                 b"",
                 task.command.encode(errors="surrogateescape"),
-                options.category or "shell",
+                options.category or "",
             )
         if len(body) + len(payload) > PAYLOAD_LIMIT:
             raise SerializationError(
@@ -279,8 +306,36 @@ class Queue:
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
         )  # fmt: skip
-        needs = NewTask(number, options.cores, options.memory, options.network, options.priority, options.retries, kind)
+        needs = NewTask(
+            number, options.cores, options.memory, options.network, options.priority, options.retries, kind,
+            options.disk, options.gpus, options.features, options.walltime or 0.0,
+        )  # fmt: skip
         return Submission(needs, spec, body)
+
+    def category(
+        self, name: str, mode: str = "fixed", *, memory: int = 0, disk: int = 0, max_memory: int = 0, max_disk: int = 0
+    ) -> None:
+        """Say how tasks of a category get memory and disk that they do not ask for themselves. Call it before submit.
+
+        Args:
+            name: the category.
+            mode: ``"fixed"``: as given here; ``"max"``: the most that its tasks were seen to use; ``"max_throughput"``:
+                what finishes most tasks for the memory there is. With the latter two, a task that ends as
+                ``resources`` runs again with more, at last on a whole pilot.
+            memory: MB for each task, or the first guess until enough tasks have ended (0: no limit).
+            disk: the same for disk.
+            max_memory: MB that no task gets more of (0: all that a pilot has).
+            max_disk: the same for disk.
+
+        Raises:
+            UsageError: an unknown mode or a bad value.
+        """
+        if not isinstance(name, str) or not name:
+            raise UsageError(f"a category's name must be a string, not {name!r}")
+        if mode not in MODES:
+            raise UsageError(f"mode must be one of {', '.join(map(repr, MODES))}, not {mode!r}")
+        sizes = [("memory", memory), ("disk", disk), ("max_memory", max_memory), ("max_disk", max_disk)]
+        self._manager.tell(CategorySet(name, mode, *(whole_number(option, value, 0) for option, value in sizes)))
 
     def cancel(self, *, id: int | None = None, tag: str | None = None, category: str | None = None) -> int:
         """End tasks by id, tag or category, queued or running; each still comes out of `wait`, as ``cancelled``.
@@ -288,10 +343,11 @@ class Queue:
         Tasks of an `Executor` or a `map` on this queue are among them. Returns how many were asked to end. With no
         argument, all.
         """
-        elsewhere = [(number, task) for number, (task, _) in list(self._elsewhere.items())]
+        boxes = [self._mailbox, *set(self._elsewhere.copy().values())]
         return self.cancel_ids(
             number
-            for number, task in [*self._mailbox.expected().items(), *elsewhere]
+            for box in boxes
+            for number, task in box.expected().items()
             if (id is None or number == id)
             and (tag is None or task.options.tag == tag)
             and (category is None or task.options.category == category)
@@ -299,7 +355,7 @@ class Queue:
 
     def cancel_ids(self, ids: Iterable[int]) -> int:
         """End these tasks, those that are done already left out; returns how many were asked to end."""
-        chosen = [number for number in ids if self._mailbox.expects(number) or number in self._elsewhere]
+        chosen = [number for number in ids if number in self._elsewhere or self._mailbox.expects(number)]
         if chosen and not self._closed:
             self._manager.cancel(chosen)
         return len(chosen)
@@ -348,23 +404,16 @@ class Queue:
         if not self._elsewhere:
             self._mailbox.put(finished)
             return
-        ours: list[Finished] = []
-        others: dict[Receiver, list[Task]] = {}
+        boxes: dict[Receiver, list[Finished]] = {}
         for one in finished:
-            if one.id not in self._elsewhere:
-                ours.append(one)
-                continue
-            task, receiver = self._elsewhere.pop(one.id)
-            task._finish(one.attempt)
-            others.setdefault(receiver, []).append(task)
-        self._mailbox.put(ours)
-        for receiver, tasks in others.items():
-            receiver.put(tasks)
+            boxes.setdefault(self._elsewhere.pop(one.id, self._mailbox), []).append(one)
+        for box, theirs in boxes.items():
+            box.put(theirs)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
         self._mailbox.fail(error)
-        for receiver in {receiver for _, receiver in list(self._elsewhere.values())}:
+        for receiver in set(self._elsewhere.copy().values()):
             receiver.fail(error)
 
     def wait(self, timeout: float | None = None) -> Task | None:
@@ -392,8 +441,28 @@ class Queue:
         return self._mailbox.empty
 
     def hungry(self) -> int:
-        """How many more one-core tasks would keep the pilots that are ready busy."""
+        """How many more one-core tasks would keep the pilots busy: their cores that no waiting task can use."""
         return self._manager.call(lambda: self._manager.free_places)
+
+    def explain(self, id: int) -> str:
+        """Why a task is not running: what no pilot meets, how many wait before it; or where it runs and since when."""
+        return self._manager.call(lambda: self._answer_explain(id))
+
+    def _answer_explain(self, number: Any) -> str:
+        if not isinstance(number, int) or not 0 < number < self._next_id:
+            raise UsageError(f"no task {number!r} was submitted to queue {self.name!r}")
+        if self._unfinished(number) is None:
+            return f"task {number} has ended"
+        return self._manager.explain(number)
+
+    def _unfinished(self, number: int) -> Task | None:
+        receiver = self._elsewhere.get(number)
+        return self._mailbox.expected_task(number) if receiver is None else receiver.expected().get(number)
+
+    def _answer_tasks(self, limit: Any) -> dict[str, Any]:
+        listed, total = self._manager.tasks(max(0, int(limit)))
+        found = [(row, self._unfinished(row.id)) for row in listed]
+        return {"tasks": [_told(row, task) for row, task in found if task is not None], "total": total}
 
     def running(self, ids: Collection[int]) -> set[int]:
         """Those of these tasks that have begun, as far as their pilots have told."""
@@ -434,6 +503,25 @@ class Queue:
         except TimeoutError:
             ready.cancel()
         return [pilot for pilot in self.pilots() if pilot.state == "ready"]
+
+    def block_host(self, host: str, seconds: float | None = None) -> None:
+        """Place nothing more on a host, for so many seconds or for good; what runs there may finish.
+
+        Hosts where tasks crash or pilots fail to start several times in a row, while others do fine, are blocked for
+        a quarter of an hour without being asked; `pilots` and `explain` say so.
+
+        Raises:
+            UsageError: not a host's name, or a time that is not positive.
+        """
+        _check_host(host)
+        if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
+            raise UsageError(f"seconds must be a positive number or None, not {seconds!r}")
+        self._manager.tell(HostBlocked(host, math.inf if seconds is None else float(seconds)))
+
+    def unblock_host(self, host: str) -> None:
+        """Use a host again."""
+        _check_host(host)
+        self._manager.tell(HostUnblocked(host))
 
     def pilots(self) -> list[PilotView]:
         """Every pilot that has connected so far, ended ones included."""
@@ -488,3 +576,15 @@ class Queue:
 
     def __repr__(self) -> str:
         return f"<hpcq.Queue {self.name!r} port {self.connection.port} {'closed' if self._closed else 'open'}>"
+
+
+def _check_host(host: object) -> None:
+    if not isinstance(host, str) or not host:
+        raise UsageError(f"a host's name must be a string, not {host!r}")
+
+
+def _told(row: TaskRow, task: Task) -> dict[str, Any]:
+    """One unfinished task as ``hpcq tasks`` gets it."""
+    options = task.options
+    own = {"tag": options.tag, "category": options.category, "summary": task.summary}
+    return {**msgspec.structs.asdict(row), **own}

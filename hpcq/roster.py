@@ -46,6 +46,8 @@ class Entry(msgspec.Struct):
     vpn: str
     gateway: str
     connected_at: float
+    disk: int = 0
+    gpus: int = 0
     state: PilotState = PilotState.STARTING
     tunnel_mode: str = ""
     tunnel_kind: str = ""
@@ -63,7 +65,10 @@ class Entry(msgspec.Struct):
 
 
 class PilotView(msgspec.Struct, frozen=True):
-    """What `Queue.pilots` and ``hpcq pilots`` show of one pilot; also readable as a mapping."""
+    """What `Queue.pilots` and ``hpcq pilots`` show of one pilot; also readable as a mapping.
+
+    ``blocked`` says why nothing new is placed on its host; empty when nothing forbids it.
+    """
 
     name: str
     batch: str
@@ -80,6 +85,9 @@ class PilotView(msgspec.Struct, frozen=True):
     failed_layer: str
     message: str
     connected_at: float
+    disk: int = 0
+    gpus: int = 0
+    blocked: str = ""
 
     def __getitem__(self, key: str) -> Any:
         if key in self.__struct_fields__:
@@ -91,10 +99,10 @@ class PilotView(msgspec.Struct, frozen=True):
         return self.__struct_fields__
 
 
-def view(entry: Entry, cores_busy: int) -> PilotView:
+def view(entry: Entry, cores_busy: int, blocked: str = "") -> PilotView:
     """One entry as users see it."""
-    own = {name: getattr(entry, name) for name in PilotView.__struct_fields__ if name not in ("state", "cores_busy")}
-    return PilotView(state=entry.state.value, cores_busy=cores_busy, **own)
+    own = {name: getattr(entry, name) for name in PilotView.__struct_fields__ if hasattr(entry, name)}
+    return PilotView(cores_busy=cores_busy, blocked=blocked, **{**own, "state": entry.state.value})
 
 
 class Roster:
@@ -108,6 +116,7 @@ class Roster:
         entry = Entry(
             hello.pilot, hello.batch, hello.job_id, hello.incarnation, hello.hostname, hello.pid,
             hello.cores, hello.memory, hello.vpn, hello.gateway, wall,
+            hello.disk, hello.gpus,
         )  # fmt: skip
         self.entries.pop(hello.pilot, None)
         self.entries[hello.pilot] = entry

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import msgspec
@@ -55,12 +55,18 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     isolation: str = "warm"
     disk: int = 0
     gpus: int = 0
+    features: frozenset[str] = frozenset()
 
 
 DEFAULTS = Options()
 
 
-def _whole(name: str, value: object, least: int) -> int:
+def whole_number(name: str, value: object, least: int) -> int:
+    """``value`` if it is a whole number of at least ``least``.
+
+    Raises:
+        UsageError: it is not; names the option.
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise UsageError(f"{name} must be a whole number, not {value!r}")
     number = value.__index__()
@@ -126,18 +132,29 @@ def _is_text(value: str, errors: str = "strict") -> bool:
     return True
 
 
+def _features(name: str, value: object) -> frozenset[str]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UsageError(f"{name} must be a set of strings, not {value!r}")
+    features = frozenset(value)
+    for feature in features:
+        if not isinstance(feature, str) or not feature:
+            raise UsageError(f"{name} must be a set of strings, and one of them is {feature!r}")
+    return features
+
+
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
-    "cores": lambda name, value: _whole(name, value, 1),
-    "memory": lambda name, value: _whole(name, value, 0),
-    "disk": lambda name, value: _whole(name, value, 0),
-    "gpus": lambda name, value: _whole(name, value, 0),
+    "cores": lambda name, value: whole_number(name, value, 1),
+    "memory": lambda name, value: whole_number(name, value, 0),
+    "disk": lambda name, value: whole_number(name, value, 0),
+    "gpus": lambda name, value: whole_number(name, value, 0),
     "walltime": _walltime,
     "priority": _number,
     "tag": _label,
     "category": _label,
-    "retries": lambda name, value: _whole(name, value, 0),
+    "retries": lambda name, value: whole_number(name, value, 0),
     "env": _environment,
     "network": _one_of(NETWORKS),
+    "features": _features,
     "isolation": _one_of(ISOLATIONS),
 }
 
@@ -217,6 +234,7 @@ class Task:
     env: Mapping[str, str] | None = _option("env")
     network: str = _option("network")
     isolation: str = _option("isolation")
+    features: frozenset[str] = _option("features")
 
     def __init__(self, command: str, **options: Any) -> None:
         if not isinstance(command, str):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hpcq import benchmark
+from hpcq import benchmark, benchmark_scheduler
 from hpcq.cli.common import json_option, print_json, verbose_option
 
 
@@ -35,6 +35,27 @@ def tasks(pilots: int, cores: int, count: int, repeat: int, as_json: bool) -> No
         print_json({"hostname": socket.gethostname(), "pilots": pilots, "cores": cores, **figures})
         return
     click.echo("\n".join(lines(figures)))
+
+
+@bench.command("scheduler")
+@json_option
+@verbose_option
+def scheduler(as_json: bool) -> None:
+    """Cost of the scheduler alone, simulated: 10,000 pilots and 1,000,000 tasks against 100 and 10,000; memory.
+
+    Takes a minute or two, and about 1 GB of memory.
+    """
+    figures = {"bytes_per_task": benchmark_scheduler.measure_memory(), **benchmark_scheduler.measure()}
+    if as_json:
+        print_json({"hostname": socket.gethostname(), **figures})
+        return
+    for run in figures["runs"]:
+        click.echo(
+            f"{run['pilots']:>6,} pilots {run['tasks']:>9,} tasks  {run['microseconds']:>6.1f} us for each of "
+            f"{run['events']:,} events"
+        )
+    click.echo(f"ratio  {figures['ratio']:.2f}")
+    click.echo(f"memory {figures['bytes_per_task']:.0f} bytes for each queued Python task, all in all")
 
 
 def lines(figures: dict[str, Any]) -> list[str]:

@@ -29,6 +29,8 @@ COMMANDS = {
     "cancel-pilots": ("hpcq.cli.pilots:cancel_pilots", "Cancel pilots and wait until they are gone."),
     "pack-environment": ("hpcq.cli.environment:pack_environment", "Pack a Python environment for the pilots."),
     "status": ("hpcq.cli.status:status", "Show what a queue is doing."),
+    "tasks": ("hpcq.cli.tasks:tasks", "List a queue's tasks that wait or run."),
+    "explain": ("hpcq.cli.tasks:explain", "Say why a task is not running, or where it runs."),
     "bench": ("hpcq.cli.bench:bench", "Measure the queue on this machine."),
     "vpn": ("vpn.cli:cli", "Tunnels by themselves: run a command in one, or run their gateway."),
 }

@@ -36,6 +36,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from hpcq import messages as m
 from hpcq.errors import AuthenticationError, HpcqError
 from hpcq.pilot import options as opts
@@ -125,7 +127,7 @@ class Pilot:
         self._pool = Pool(self._core, self._scratch, await self._spawners(stack, session), self._report, self._broken)
         stack.push_async_callback(self._pool.close)
         self._ready = self._readiness(session)
-        self._link.send(self._ready)
+        self._link.send(self._ready_now())
         log.info("ready: %d cores, tunnel %s %s", self._options.cores, session.info.mode, session.info.kind)
         return await self._keep_manager()
 
@@ -144,7 +146,7 @@ class Pilot:
                 await self._link.connect(self._options.manager_timeout)
             except HpcqError as error:
                 return End(str(error), status=0 if not isinstance(error, AuthenticationError) else error.exit_status)
-            self._link.send(self._ready)
+            self._link.send(self._ready_now())
 
     # --- start ---
 
@@ -193,6 +195,14 @@ class Pilot:
     def _readiness(self, session: Session) -> m.Ready:
         info = session.info
         return m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address or "", ["wan"])
+
+    def _ready_now(self) -> m.Ready:
+        """Our readiness, with the time that is left for tasks: they should end before we drain."""
+        assert self._ready is not None
+        if not self._options.walltime:
+            return self._ready
+        left = self._ends_at - self._options.drain_timeout - WALLTIME_MARGIN - self._loop.time()
+        return msgspec.structs.replace(self._ready, time_left=max(left, 1e-3))
 
     # --- what may end us ---
 

@@ -1,8 +1,17 @@
 """Which task runs where: a pure state machine.
 
 `Scheduler.handle` takes events and the time and returns commands; it does no I/O, reads no clock, keeps no payload.
-The same events give the same commands, so a recorded run replays. `events` lists what goes in and comes out,
-`records` holds one task's and one pilot's state with the table of legal transitions, `machine` is the scheduler.
+The same events give the same commands, so a recorded run replays. One concern to a module:
+
+- `events`: what goes in and comes out;
+- `records`: one task's state with the table of legal transitions, and the queue of tasks with equal `needs`;
+- `pilots`: one pilot's account of what it has and holds;
+- `placement`: which waiting task goes to which pilot;
+- `categories`: what is learned of tasks of one kind, and what memory and disk they are allotted for it;
+- `speculation`: when a task that takes too long gets a copy elsewhere;
+- `hosts`: where nothing is placed any more, since things fail there;
+- `explain`: why a task is where it is, in words;
+- `machine`: the scheduler itself, which applies events to all of them.
 
 **A task's states** (`records.TRANSITIONS` is the table the code obeys)::
 
@@ -11,53 +20,70 @@ The same events give the same commands, so a recorded run replays. `events` list
       |<--give back-----+  |                |  +--pilot gone, retries spent--> DONE (lost)
       |<--pilot gone-------+                |
       |<--pilot gone, a retry spent---------+
+      |<--end as resources, more to be had--+
     any of READY, ASSIGNED, RUNNING --cancel--> DONE (READY) or ENDING --end, give back, pilot gone--> DONE (cancelled)
 
 A task counts as begun only once its pilot said so; the pilot says so before it begins. Hence a task that was merely
 waiting on a dying pilot costs no retry, and one that kills every pilot it meets runs ``retries + 1`` times and no more.
 
-**Placement.** Tasks with the same needs form one `Demand`, with its own queue by priority, then age. For each demand
-the pilots that could start such a task at once (*idle*) and those that may hold one more in advance (*roomy*) are kept
-as sets, updated when a pilot changes. So an event costs O(demands), not O(tasks) or O(pilots). Free places are filled
-first, pilots in turn; then short tasks are sent ahead, about `LOOKAHEAD` seconds of expected work for each pilot, so
-that no round trip lies between two tasks. What was sent ahead and is stuck behind a longer task than expected is asked
-back when another pilot has nothing to do. A pilot works off what it holds in order, and the scheduler accounts for it
-in the same order: resources are never promised twice.
+**Placement.** Free places are filled first, pilots in turn; then short tasks are sent ahead, about `LOOKAHEAD` seconds
+of expected work for each core of a pilot, so that no round trip lies between two tasks. What was sent ahead and is
+stuck behind a longer task than expected is asked back when another pilot has nothing to do. A pilot works off what it
+holds in order, and the scheduler accounts for it in the same order: resources are never promised twice. A step costs
+what has changed, not what there is: see `placement`.
+
+**Copies.** With ``speculate``, a RUNNING task that is an outlier of its category gets a second pilot (`Record.second`)
+where there is room that nothing waits for. It stays one task in one state: the first result from either pilot ends it,
+and if one of them goes, the other carries on. The one that comes too late is stopped and keeps its resources until its
+pilot has answered; it is then in that pilot's account only.
 """
 
+from hpcq.scheduler.categories import MODES
 from hpcq.scheduler.events import (
+    Allotment,
     AskBack,
     Assign,
     Cancelled,
+    CategorySet,
     Command,
     Ended,
     EndedTask,
     Event,
     Finish,
+    HostBlocked,
+    HostUnblocked,
     NewTask,
     PilotDraining,
     PilotGone,
     PilotReady,
     Returned,
     Started,
+    StartFailed,
     Stop,
     Submitted,
     Tick,
 )
-from hpcq.scheduler.machine import LOOKAHEAD, Scheduler
+from hpcq.scheduler.explain import TaskRow, explain, rows
+from hpcq.scheduler.machine import Scheduler
+from hpcq.scheduler.pilots import LOOKAHEAD
 from hpcq.scheduler.records import TRANSITIONS, IllegalTransitionError, TaskState
 
 __all__ = [
     "LOOKAHEAD",
+    "MODES",
     "TRANSITIONS",
+    "Allotment",
     "AskBack",
     "Assign",
     "Cancelled",
+    "CategorySet",
     "Command",
     "Ended",
     "EndedTask",
     "Event",
     "Finish",
+    "HostBlocked",
+    "HostUnblocked",
     "IllegalTransitionError",
     "NewTask",
     "PilotDraining",
@@ -65,9 +91,13 @@ __all__ = [
     "PilotReady",
     "Returned",
     "Scheduler",
+    "StartFailed",
     "Started",
     "Stop",
     "Submitted",
+    "TaskRow",
     "TaskState",
     "Tick",
+    "explain",
+    "rows",
 ]

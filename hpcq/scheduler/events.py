@@ -1,10 +1,17 @@
-"""What the scheduler is told and what it orders. Plain values, compared by ``==``."""
+"""What the scheduler is told and what it orders. Plain values, compared by ``==``.
+
+Units: seconds, megabytes (MB). A need or a size of 0 means none asked for, none known.
+"""
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
 from hpcq.task import Outcome
+
+NO_FEATURES: frozenset[str] = frozenset()
 
 
 class _Value(msgspec.Struct, gc=False):
@@ -12,7 +19,7 @@ class _Value(msgspec.Struct, gc=False):
 
 
 class NewTask(_Value):
-    """A task's needs. ``kind`` groups tasks of similar length (its category or function); memory in MB."""
+    """A task's needs. ``kind`` groups tasks alike in length and use (its category or function)."""
 
     id: int
     cores: int = 1
@@ -21,6 +28,10 @@ class NewTask(_Value):
     priority: float = 0
     retries: int = 3
     kind: str = ""
+    disk: int = 0
+    gpus: int = 0
+    features: frozenset[str] = NO_FEATURES
+    walltime: float = 0.0
 
 
 class Submitted(_Value):
@@ -35,13 +46,29 @@ class Cancelled(_Value):
     tasks: list[int]
 
 
+class CategorySet(_Value):
+    """How tasks of this kind are given memory and disk where they do not say themselves; see `categories`."""
+
+    kind: str
+    mode: str = "fixed"
+    memory: int = 0
+    disk: int = 0
+    max_memory: int = 0
+    max_disk: int = 0
+
+
 class PilotReady(_Value):
-    """A pilot may be given tasks; ``wan`` when its tunnel is up (or it needs none)."""
+    """A pilot may be given tasks; ``wan`` when its tunnel is up (or it needs none), ``time_left`` until it drains."""
 
     pilot: str
     cores: int
     memory: int = 0
     wan: bool = True
+    disk: int = 0
+    gpus: int = 0
+    features: frozenset[str] = NO_FEATURES
+    host: str = ""
+    time_left: float = math.inf
 
 
 class PilotDraining(_Value):
@@ -57,6 +84,25 @@ class PilotGone(_Value):
     reason: str = ""
 
 
+class StartFailed(_Value):
+    """A pilot on this host could not serve."""
+
+    host: str
+
+
+class HostBlocked(_Value):
+    """The user wants nothing more placed on this host, for ``seconds`` (for good by default)."""
+
+    host: str
+    seconds: float = math.inf
+
+
+class HostUnblocked(_Value):
+    """The user wants this host used again."""
+
+    host: str
+
+
 class Started(_Value):
     """These have begun on the pilot."""
 
@@ -65,11 +111,13 @@ class Started(_Value):
 
 
 class EndedTask(_Value):
-    """How one attempt ended and how long it ran (seconds)."""
+    """How one attempt ended, how long it ran, and the most memory and disk it was seen to use."""
 
     id: int
     outcome: str
     seconds: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
 
 
 class Ended(_Value):
@@ -90,14 +138,36 @@ class Tick(_Value):
     """Time has passed."""
 
 
-Event = Submitted | Cancelled | PilotReady | PilotDraining | PilotGone | Started | Ended | Returned | Tick
+Event = (
+    Submitted
+    | Cancelled
+    | CategorySet
+    | PilotReady
+    | PilotDraining
+    | PilotGone
+    | StartFailed
+    | HostBlocked
+    | HostUnblocked
+    | Started
+    | Ended
+    | Returned
+    | Tick
+)
+
+
+class Allotment(_Value):
+    """What a task gets by its category instead of what it said."""
+
+    memory: int
+    disk: int
 
 
 class Assign(_Value):
-    """Send these to the pilot, in this order."""
+    """Send these to the pilot, in this order; ``allotted`` names those that get other limits than they said."""
 
     pilot: str
     tasks: list[int]
+    allotted: dict[int, Allotment] = {}
 
 
 class AskBack(_Value):
@@ -115,13 +185,14 @@ class Stop(_Value):
 
 
 class Finish(_Value):
-    """The task is done. ``reported`` tells whether the pilot's own report of the attempt holds."""
+    """The task is done. ``reported`` tells whether the report of the attempt by ``pilot`` holds."""
 
     task: int
     outcome: Outcome
     attempts: int
     reported: bool
     message: str = ""
+    pilot: str = ""
 
 
 Command = Assign | AskBack | Stop | Finish

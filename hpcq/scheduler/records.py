@@ -1,4 +1,4 @@
-"""One task's and one pilot's state, the queue of tasks with equal needs, and the table of legal transitions."""
+"""One task's state with the table of legal transitions, what tasks need, and the queue of tasks with equal needs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum, auto
+from typing import Any
+
+import msgspec
 
 from hpcq.errors import HpcqError
-from hpcq.scheduler.events import NewTask
+from hpcq.scheduler.categories import Category
+from hpcq.scheduler.needs import Needs
 
 
 class TaskState(Enum):
@@ -53,38 +57,26 @@ class IllegalTransitionError(HpcqError):
     """A bug: a task was to go where the table does not allow. Names the task, trigger and states."""
 
 
-class Estimate:
-    """Expected seconds of tasks of one kind: a moving average, None before the first has ended."""
+class Record(msgspec.Struct, gc=False, eq=False):
+    """One task that is not done. Not seen by the garbage collector, for there may be a million.
 
-    __slots__ = ("seconds",)
-    WEIGHT = 0.2
+    ``second`` is the pilot that runs a copy of it; ``claimed`` what it takes where it was placed.
+    """
 
-    def __init__(self) -> None:
-        self.seconds: float | None = None
+    id: int
+    priority: float
+    retries: int
+    demand: Demand
+    category: Category
+    since: float
+    state: TaskState = TaskState.READY
+    attempts: int = 0
+    pilot: Any = None
+    second: Any = None
+    claimed: Any = None
+    load: float = 0.0
 
-    def learn(self, seconds: float) -> None:
-        """Take one measured run into account."""
-        known = self.seconds
-        self.seconds = seconds if known is None else known + self.WEIGHT * (seconds - known)
-
-
-class Record:
-    """One task that is not done."""
-
-    __slots__ = ("attempts", "demand", "estimate", "expected", "id", "pilot", "priority", "retries", "state")
-
-    def __init__(self, task: NewTask, demand: Demand, estimate: Estimate) -> None:
-        self.id = task.id
-        self.priority = task.priority
-        self.retries = task.retries
-        self.demand = demand
-        self.estimate = estimate
-        self.state = TaskState.READY
-        self.attempts = 0
-        self.pilot: Pilot | None = None
-        self.expected = 0.0
-
-    def move(self, trigger: str, after: TaskState) -> None:
+    def move(self, trigger: str, after: TaskState, now: float) -> None:
         """Change state, as the table allows.
 
         Raises:
@@ -95,6 +87,7 @@ class Record:
                 f"task {self.id}: {trigger!r} cannot lead from {self.state.name} to {after.name}"
             )
         self.state = after
+        self.since = now
 
 
 class Ready:
@@ -129,6 +122,9 @@ class Ready:
         """Note that a queued record left READY some other way; it is dropped when it comes up."""
         del record
         self._count -= 1
+        if not self._count:
+            self._lines.clear()
+            self._order.clear()
 
     def head(self) -> Record:
         """The next to be placed.
@@ -155,96 +151,44 @@ class Ready:
         return record
 
     def __iter__(self) -> Iterator[Record]:
-        for line in self._lines.values():
-            yield from (record for record in line if record.state is TaskState.READY)
+        for priority in sorted(self._lines, reverse=True):
+            yield from (record for record in self._lines[priority] if record.state is TaskState.READY)
 
 
 class Demand:
-    """All tasks with the same needs, and the pilots that could take one."""
+    """All tasks with the same needs; placed under ``place`` in the line while any of them waits.
 
-    __slots__ = ("alive", "cores", "idle", "memory", "network", "ready", "roomy")
+    ``seen`` and ``seen_ahead`` tell how far it has looked through the pilots with room (see `placement`). With a
+    ``category``, what a task did not say of memory and disk follows what the category has learned. ``level`` counts
+    the times its tasks were given more after they ended as ``resources``.
+    """
 
-    def __init__(self, cores: int, memory: int, network: str) -> None:
-        self.cores = cores
-        self.memory = memory
-        self.network = network
+    __slots__ = ("alive", "category", "key", "level", "needs", "place", "ready", "said", "seen", "seen_ahead")
+
+    def __init__(self, needs: Needs, key: object = None, category: Category | None = None, level: int = 0) -> None:
+        self.said = self.needs = needs
+        self.key = key
+        self.category = category
+        self.level = level
         self.ready = Ready()
         self.alive = 0
-        self.idle: dict[Pilot, None] = {}
-        self.roomy: dict[Pilot, None] = {}
+        self.place: Place | None = None
+        self.seen = self.seen_ahead = 0
+
+    @property
+    def allots(self) -> bool:
+        """Whether its tasks get other limits than they said."""
+        return self.level > 0 or self.category is not None
+
+    def refit(self) -> None:
+        """Take over what the category allots now."""
+        said, category = self.said, self.category
+        assert category is not None
+        memory, disk = said.memory or category.memory, said.disk or category.disk
+        if (memory, disk) != (self.needs.memory, self.needs.disk):
+            self.needs = msgspec.structs.replace(said, memory=memory, disk=disk)
+            self.seen = self.seen_ahead = 0
 
 
-class Pilot:
-    """One pilot that is ready or draining. ``claimed`` tasks hold resources; ``backlog`` waits there, in order."""
-
-    __slots__ = (
-        "asked_back",
-        "backlog",
-        "backlog_seconds",
-        "claimed",
-        "cores",
-        "draining",
-        "free_cores",
-        "free_memory",
-        "memory",
-        "name",
-        "progress",
-        "wan",
-    )
-
-    def __init__(self, name: str, cores: int, memory: int, wan: bool, now: float) -> None:
-        self.name = name
-        self.cores = self.free_cores = cores
-        self.memory = self.free_memory = memory
-        self.wan = wan
-        self.draining = False
-        self.claimed: dict[int, Record] = {}
-        self.backlog: dict[int, Record] = {}
-        self.backlog_seconds = 0.0
-        self.asked_back = False
-        self.progress = now
-
-    def could_ever(self, demand: Demand) -> bool:
-        """Whether the whole pilot, empty, would do."""
-        return self.cores >= demand.cores and self.memory >= demand.memory and (self.wan or demand.network != "wan")
-
-    def can_now(self, demand: Demand) -> bool:
-        """Whether what is free would do."""
-        return self.free_cores >= demand.cores and self.free_memory >= demand.memory
-
-    def claim(self, record: Record) -> None:
-        """Give it its resources."""
-        self.claimed[record.id] = record
-        self.free_cores -= record.demand.cores
-        self.free_memory -= record.demand.memory
-
-    def hold(self, record: Record) -> None:
-        """Keep it for later."""
-        self.backlog[record.id] = record
-        self.backlog_seconds += record.expected
-
-    def promote(self) -> None:
-        """Give resources to what waits, in order, as far as they go: just what the pilot itself does."""
-        while self.backlog:
-            record = next(iter(self.backlog.values()))
-            if not self.can_now(record.demand):
-                return
-            self._unhold(record)
-            self.claim(record)
-
-    def _unhold(self, record: Record) -> None:
-        del self.backlog[record.id]
-        self.backlog_seconds = self.backlog_seconds - record.expected if self.backlog else 0.0
-
-    def release(self, record: Record) -> None:
-        """It is no longer here."""
-        if record.id in self.claimed:
-            del self.claimed[record.id]
-            self.free_cores += record.demand.cores
-            self.free_memory += record.demand.memory
-        else:
-            self._unhold(record)
-
-    def held(self) -> list[Record]:
-        """Everything it has, in the order it would be done."""
-        return [*self.claimed.values(), *self.backlog.values()]
+Place = tuple[float, int, Demand]
+"""Where a demand stands in the line: by its first task's priority (negative), then id."""

@@ -23,7 +23,10 @@ from hpcq.scheduler import (
     TaskState,
     Tick,
 )
-from hpcq.scheduler.records import Demand, Estimate, Record
+from hpcq.scheduler.categories import Category
+from hpcq.scheduler.needs import Needs
+from hpcq.scheduler.placement import UNUSED_KEPT
+from hpcq.scheduler.records import Demand, Record
 from hpcq.task import Outcome
 
 
@@ -51,6 +54,10 @@ def start(scheduler, *numbers, pilot="p", now=0.0):
     return scheduler.handle([Started(pilot, list(numbers))], now)
 
 
+def done(number, outcome=Outcome.SUCCESS, attempts=1, pilot="p"):
+    return Finish(number, outcome, attempts, True, pilot=pilot)
+
+
 def assigned(commands):
     return {command.pilot: command.tasks for command in commands if isinstance(command, Assign)}
 
@@ -66,14 +73,14 @@ def finished(commands):
 @pytest.mark.parametrize("before", TaskState)
 @pytest.mark.parametrize("after", TaskState)
 def test_only_transitions_of_the_table_are_possible(trigger, before, after):
-    record = Record(NewTask(1), Demand(1, 0, "any"), Estimate())
+    record = Record(1, 0, 3, Demand(Needs(1)), Category(), 0.0)
     record.state = before
     if after in TRANSITIONS[trigger].get(before, ()):
-        record.move(trigger, after)
+        record.move(trigger, after, 1.0)
         assert record.state is after
     else:
         with pytest.raises(IllegalTransitionError, match=f"task 1: '{trigger}'.*{before.name} to {after.name}"):
-            record.move(trigger, after)
+            record.move(trigger, after, 1.0)
         assert record.state is before
 
 
@@ -87,7 +94,7 @@ def test_nothing_leads_out_of_done():
 def test_a_task_waits_for_a_pilot_and_goes_to_it(scheduler):
     assert submit(scheduler, NewTask(1)) == []
     assert ready(scheduler) == [Assign("p", [1])]
-    assert end(scheduler, 1) == [Finish(1, Outcome.SUCCESS, 1, True)]
+    assert end(scheduler, 1) == [done(1)]
 
 
 def test_no_pilot_gets_more_cores_or_memory_claimed_than_it_has(scheduler):
@@ -164,7 +171,7 @@ def test_a_task_that_had_not_begun_costs_no_retry(scheduler):
         ready(scheduler, f"p{attempt}")
         assert scheduler.handle([PilotGone(f"p{attempt}")], 0.0) == []
     ready(scheduler)
-    assert end(scheduler, 1) == [Finish(1, Outcome.SUCCESS, 1, True)]
+    assert end(scheduler, 1) == [done(1)]
 
 
 def test_a_task_announced_and_given_back_costs_no_retry(scheduler):
@@ -183,14 +190,14 @@ def test_a_task_the_pilot_reports_lost_runs_again_up_to_its_retries(scheduler):
     start(scheduler, 1)
     assert assigned(end(scheduler, 1, outcome="lost")) == {"p": [1]}
     start(scheduler, 1)
-    assert end(scheduler, 1, outcome="lost") == [Finish(1, Outcome.LOST, 2, True)]
+    assert end(scheduler, 1, outcome="lost") == [done(1, Outcome.LOST, attempts=2)]
 
 
 @pytest.mark.parametrize("outcome", ["exception", "exit_code", "walltime", "crash", "unserializable"])
 def test_other_outcomes_are_not_retried(scheduler, outcome):
     submit(scheduler, NewTask(1))
     ready(scheduler)
-    assert end(scheduler, 1, outcome=outcome) == [Finish(1, Outcome(outcome), 1, True)]
+    assert end(scheduler, 1, outcome=outcome) == [done(1, Outcome(outcome))]
 
 
 def test_what_a_dead_pilot_held_comes_before_what_was_submitted_later(scheduler):
@@ -310,7 +317,7 @@ def test_a_pilot_cannot_speak_for_a_task_of_another(scheduler, event):
     submit(scheduler, NewTask(1))
     ready(scheduler, "b")
     assert scheduler.handle([event], 0.0) == []
-    assert end(scheduler, 1, pilot="a") == [Finish(1, Outcome.SUCCESS, 1, True)]
+    assert end(scheduler, 1, pilot="a") == [done(1, pilot="a")]
 
 
 def test_nothing_is_kept_of_finished_tasks(scheduler):
@@ -319,5 +326,5 @@ def test_nothing_is_kept_of_finished_tasks(scheduler):
         submit(scheduler, NewTask(number, cores=1 + number % 3, memory=number % 5))
         end(scheduler, number)
     assert not scheduler.tasks
-    assert not scheduler._demands
+    assert len(scheduler.placement.demands) == len(scheduler.placement._unused) <= UNUSED_KEPT
     assert scheduler.finished == {"success": 99}

@@ -4,17 +4,23 @@ The model is a set of pilots that act only on the commands they were sent, in an
 and answer as they like; several events may reach the scheduler in one step.
 """
 
+import math
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hpcq.scheduler import (
+    MODES,
     AskBack,
     Assign,
     Cancelled,
+    CategorySet,
     Ended,
     EndedTask,
     Finish,
+    HostBlocked,
+    HostUnblocked,
     NewTask,
     PilotDraining,
     PilotGone,
@@ -22,29 +28,39 @@ from hpcq.scheduler import (
     Returned,
     Scheduler,
     Started,
+    StartFailed,
     Stop,
     Submitted,
     Tick,
+    explain,
 )
+from hpcq.scheduler.categories import ENOUGH
 from hpcq.task import Outcome
 
-OUTCOMES = st.sampled_from(["success", "success", "success", "exception", "crash", "walltime", "lost"])
+OUTCOMES = st.sampled_from(["success", "success", "success", "exception", "crash", "walltime", "lost", "resources"])
+FEATURES = st.sampled_from([frozenset(), frozenset({"x"}), frozenset({"x", "y"})])
+HOSTS = st.sampled_from(["h1", "h2", "h3"])
+RAISES = 3
+"""Attempts that a task of a learning category may have beyond its retries."""
 
 
 class Pilot:
     """What a pilot knows: the tasks it was sent and which of them it has begun."""
 
-    def __init__(self, ready):
+    def __init__(self, ready, now):
         self.ready = ready
+        self.ends_at = now + ready.time_left
         self.held = []
         self.begun = set()
         self.draining = False
 
 
 class SchedulerModel(RuleBasedStateMachine):
+    speculate: float | None = None
+
     def __init__(self):
         super().__init__()
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(self.speculate)
         self.now = 0.0
         self.pending = []
         self.log = []
@@ -54,6 +70,18 @@ class SchedulerModel(RuleBasedStateMachine):
         self.cancelled = set()
         self.begun_count = {}
         self.finished = {}
+        self.blocked = set()
+        self.copies = 0
+        self.learn_how_long_tasks_take()
+
+    def learn_how_long_tasks_take(self):
+        self.pilot_ready(1, 0, True, 0, 0, frozenset(), "h1", math.inf)
+        self.submit(ENOUGH, 1, 0, "any", 0, 0, "a", 0, 0, frozenset(), 0.0)
+        self.handle()
+        pilot = self.pilots["p1"]
+        while pilot.held:
+            self.pending.append(Ended("p1", [EndedTask(pilot.held.pop(0), "success", 0.1, 5, 5)]))
+            self.handle()
 
     # --- the shell ---
 
@@ -69,9 +97,9 @@ class SchedulerModel(RuleBasedStateMachine):
             assert command.task not in self.finished, "finished twice"
             task = self.tasks[command.task]
             self.finished[command.task] = command
-            assert command.attempts <= task.retries + 1
+            assert command.attempts <= task.retries + 1 + RAISES
             if command.outcome is Outcome.LOST:
-                assert command.attempts == task.retries + 1
+                assert command.attempts >= task.retries + 1
             assert (command.outcome is Outcome.CANCELLED) <= (command.task in self.cancelled)
             return
         pilot = self.pilots.get(command.pilot)
@@ -79,45 +107,97 @@ class SchedulerModel(RuleBasedStateMachine):
             assert not isinstance(command, Assign), "tasks sent to a pilot that is gone"
         elif isinstance(command, Assign):
             assert not pilot.draining
+            assert pilot.ready.host not in self.blocked
             for number in command.tasks:
                 task = self.tasks[number]
+                assert number not in self.finished
+                assert task.disk <= pilot.ready.disk
+                assert task.gpus <= pilot.ready.gpus
+                assert task.features <= pilot.ready.features
+                assert not task.walltime or task.walltime <= pilot.ends_at - self.now
                 assert task.cores <= pilot.ready.cores
                 assert task.memory <= pilot.ready.memory
                 assert pilot.ready.wan or task.network != "wan"
-                assert not any(number in other.held for other in self.pilots.values()), "on two pilots at once"
+                elsewhere = sum(number in other.held for other in self.pilots.values())
+                assert number not in pilot.held
+                assert elsewhere <= (self.speculate is not None), "on too many pilots at once"
+                self.copies += elsewhere
                 pilot.held.append(number)
         else:
             assert isinstance(command, AskBack | Stop)
             assert set(command.tasks) <= set(self.tasks)
 
-    def choose_pilot(self, data):
-        return self.pilots[data.draw(st.sampled_from(sorted(self.pilots)))]
+    def choose_pilot(self, data, *, busy=False):
+        names = [name for name, pilot in self.pilots.items() if pilot.held or not busy]
+        return self.pilots[data.draw(st.sampled_from(sorted(names)))]
 
     # --- what may happen ---
 
     @rule(
         count=st.integers(1, 8),
-        cores=st.integers(1, 4),
-        memory=st.sampled_from([0, 10, 60]),
-        network=st.sampled_from(["any", "wan", "host"]),
+        cores=st.sampled_from([1, 1, 1, 2, 4]),
+        memory=st.sampled_from([0, 0, 10, 60]),
+        network=st.sampled_from(["any", "any", "any", "wan", "host"]),
         priority=st.integers(-1, 1),
         retries=st.integers(0, 2),
-        kind=st.sampled_from(["a", "b"]),
+        kind=st.sampled_from(["a", "a", "b"]),
+        disk=st.sampled_from([0] * 5 + [5]),
+        gpus=st.sampled_from([0] * 5 + [1]),
+        features=st.sampled_from([frozenset()] * 5 + [frozenset({"x"})]),
+        walltime=st.sampled_from([0.0, 0.0, 0.0, 10.0]),
     )
-    def submit(self, count, cores, memory, network, priority, retries, kind):
+    def submit(self, count, cores, memory, network, priority, retries, kind, disk, gpus, features, walltime):
         first = len(self.tasks) + 1
-        new = [NewTask(n, cores, memory, network, priority, retries, kind) for n in range(first, first + count)]
+        options = (cores, memory, network, priority, retries, kind, disk, gpus, features, walltime)
+        new = [NewTask(n, *options) for n in range(first, first + count)]
         self.tasks.update((task.id, task) for task in new)
         self.pending.append(Submitted(new))
 
-    @rule(cores=st.integers(1, 6), memory=st.sampled_from([0, 50, 100]), wan=st.booleans())
-    def pilot_ready(self, cores, memory, wan):
+    @rule(
+        kind=st.sampled_from(["a", "b"]),
+        mode=st.sampled_from(MODES),
+        memory=st.sampled_from([0, 20]),
+        max_memory=st.sampled_from([0, 60]),
+    )
+    def category(self, kind, mode, memory, max_memory):
+        self.pending.append(CategorySet(kind, mode, memory, 0, max_memory, 0))
+
+    @rule(host=HOSTS, event=st.sampled_from([HostBlocked, HostUnblocked, HostUnblocked, StartFailed]))
+    def host_event(self, host, event):
+        self.handle()
+        if event is StartFailed and host in self.blocked:
+            return
+        if event is HostBlocked:
+            self.blocked.add(host)
+        elif event is HostUnblocked:
+            self.blocked.discard(host)
+        self.pending.append(event(host))
+
+    @precondition(lambda self: any(pilot.held for pilot in self.pilots.values()))
+    @rule(seconds=st.sampled_from([0.3, 5.0]))
+    def all_start_and_time_passes(self, seconds):
+        for name, pilot in self.pilots.items():
+            self.pending.append(Started(name, [number for number in pilot.held if number not in pilot.begun]))
+            pilot.begun.update(pilot.held)
+        self.time_passes(seconds)
+
+    @rule(
+        cores=st.integers(1, 6),
+        memory=st.sampled_from([0, 50, 100]),
+        wan=st.sampled_from([True, True, False]),
+        disk=st.sampled_from([0, 10]),
+        gpus=st.sampled_from([0, 2]),
+        features=FEATURES,
+        host=HOSTS,
+        time_left=st.sampled_from([math.inf, math.inf, 12.0]),
+    )
+    def pilot_ready(self, cores, memory, wan, disk, gpus, features, host, time_left):
         self.pilots_made += 1
-        ready = PilotReady(f"p{self.pilots_made}", cores, memory, wan)
-        self.pilots[ready.pilot] = Pilot(ready)
+        ready = PilotReady(f"p{self.pilots_made}", cores, memory, wan, disk, gpus, features, host, time_left)
+        self.pilots[ready.pilot] = Pilot(ready, self.now)
         self.pending.append(ready)
 
-    @precondition(lambda self: self.pilots)
+    @precondition(lambda self: len(self.pilots) > 2)
     @rule(data=st.data())
     def pilot_drains(self, data):
         pilot = self.choose_pilot(data)
@@ -125,7 +205,7 @@ class SchedulerModel(RuleBasedStateMachine):
         self.handle()
         pilot.draining = True
 
-    @precondition(lambda self: self.pilots)
+    @precondition(lambda self: len(self.pilots) > 1)
     @rule(data=st.data())
     def pilot_goes(self, data):
         pilot = self.choose_pilot(data)
@@ -135,20 +215,25 @@ class SchedulerModel(RuleBasedStateMachine):
     @precondition(lambda self: any(pilot.held for pilot in self.pilots.values()))
     @rule(data=st.data())
     def tasks_start(self, data):
-        pilot = self.choose_pilot(data)
+        pilot = self.choose_pilot(data, busy=True)
         waiting = [number for number in pilot.held if number not in pilot.begun]
         begun = waiting[: data.draw(st.integers(0, len(waiting)))]
         pilot.begun.update(begun)
         self.pending.append(Started(pilot.ready.pilot, begun))
 
     @precondition(lambda self: any(pilot.held for pilot in self.pilots.values()))
-    @rule(data=st.data(), outcome=OUTCOMES, seconds=st.sampled_from([0.0, 0.001, 0.1, 30.0]))
-    def tasks_end(self, data, outcome, seconds):
-        pilot = self.choose_pilot(data)
-        ended = pilot.held[: data.draw(st.integers(0, len(pilot.held)))]
+    @rule(
+        data=st.data(),
+        outcome=OUTCOMES,
+        seconds=st.sampled_from([0.0, 0.001, 0.1, 30.0]),
+        memory=st.sampled_from([0.0, 5.0, 40.0, 70.0]),
+    )
+    def tasks_end(self, data, outcome, seconds, memory):
+        pilot = self.choose_pilot(data, busy=True)
+        ended = pilot.held[: data.draw(st.integers(1, len(pilot.held)))]
         pilot.held = pilot.held[len(ended) :]
         pilot.begun.difference_update(ended)
-        self.pending.append(Ended(pilot.ready.pilot, [EndedTask(number, outcome, seconds) for number in ended]))
+        self.pending.append(Ended(pilot.ready.pilot, [EndedTask(number, outcome, seconds, memory) for number in ended]))
 
     @precondition(lambda self: self.pilots)
     @rule(data=st.data(), announced_too=st.booleans())
@@ -184,6 +269,7 @@ class SchedulerModel(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.0, 0.05, 0.2, 5.0]))
     def time_passes(self, seconds):
+        self.handle()
         self.now += seconds
         self.pending.append(Tick())
         self.handle()
@@ -200,13 +286,16 @@ class SchedulerModel(RuleBasedStateMachine):
             self.scheduler.check()
             assert set(self.tasks) - set(self.finished) == set(self.scheduler.tasks)
             assert self.scheduler.finished.total() == len(self.finished)
+            for number in set(self.tasks) - set(self.finished):
+                assert explain(self.scheduler, number, self.now)
 
     def teardown(self):
         self.handle()
         for name in list(self.pilots):
             self.pending.append(PilotGone(name))
             del self.pilots[name]
-        self.pilots["last"] = Pilot(PilotReady("last", 8, 1000))
+        features = frozenset({"x", "y"})
+        self.pilots["last"] = Pilot(PilotReady("last", 8, 1000, True, 1000, 8, features, "last"), self.now)
         self.pending.append(self.pilots["last"].ready)
         self.handle()
         last = self.pilots["last"]
@@ -216,10 +305,18 @@ class SchedulerModel(RuleBasedStateMachine):
             self.handle()
         self.scheduler.check()
         assert set(self.finished) == set(self.tasks), "every task finishes"
-        assert not self.scheduler._demands
-        again = Scheduler()
+        assert not self.scheduler.placement.line
+        again = Scheduler(self.speculate)
         assert [again.handle(events, now) for events, now, _ in self.log] == [commands for *_, commands in self.log]
 
 
 SchedulerModel.TestCase.settings = settings(max_examples=75, stateful_step_count=40, deadline=None)
 TestSchedulerModel = SchedulerModel.TestCase
+
+
+class CopyingSchedulerModel(SchedulerModel):
+    speculate = 2.0
+
+
+CopyingSchedulerModel.TestCase.settings = SchedulerModel.TestCase.settings
+TestCopyingSchedulerModel = CopyingSchedulerModel.TestCase
