@@ -55,6 +55,7 @@ class Meter:
         if seconds < _QUICK and self._quick < _QUICK_AT_MOST:
             self._quick += 1
             self.grew = False
+            self.peak_mb = self._base_kb / 1024
         else:
             self._quick = 0
             self._read_memory_and_children()

@@ -89,7 +89,7 @@ def test_commands_do_not_see_what_functions_did_to_their_environment(queue, pilo
 
 def test_a_warm_interpreter_that_keeps_too_much_memory_is_replaced(queue, pilot):
     def keep(megabytes):
-        builtins.hpcq_kept = bytearray(os.urandom(1) * (megabytes << 20))
+        builtins.hpcq_kept = os.urandom(1) * (megabytes << 20)
         return os.getpid()
 
     a_little = [run(queue, call("warm", keep, 10, memory=200)) for _ in range(2)]
