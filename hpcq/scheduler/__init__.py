@@ -8,6 +8,7 @@ The same events give the same commands, so a recorded run replays. One concern t
 - `pilots`: one pilot's account of what it has and holds;
 - `placement`: which waiting task goes to which pilot;
 - `categories`: what is learned of tasks of one kind, and what memory and disk they are allotted for it;
+- `relief`: what idle pilots can take over of that which is stuck on others;
 - `speculation`: when a task that takes too long gets a copy elsewhere;
 - `hosts`: where nothing is placed any more, since things fail there;
 - `explain`: why a task is where it is, in words;

@@ -33,10 +33,10 @@ from hpcq.scheduler.events import (
     Tick,
 )
 from hpcq.scheduler.hosts import PAUSE, Hosts
-from hpcq.scheduler.needs import Needs
 from hpcq.scheduler.pilots import Pilot
 from hpcq.scheduler.placement import Placement
 from hpcq.scheduler.records import IllegalTransitionError, Record, TaskState
+from hpcq.scheduler.relief import Relief
 from hpcq.scheduler.speculation import Speculation, room_for_copy
 from hpcq.task import Outcome
 
@@ -442,34 +442,3 @@ class Scheduler:
             assert record.second is None or (record.second is not record.pilot and number in record.second.claimed)
         ready = [record.id for *_, demand in self.placement.line for record in demand.ready]
         assert sorted(ready) == sorted(r.id for r in self.tasks.values() if r.state is TaskState.READY)
-
-
-class Relief:
-    """What idle pilots can take over from others that are stuck."""
-
-    def __init__(self, takers: list[Pilot], now: float) -> None:
-        self._room = {taker: taker.free_cores for taker in takers}
-        self._hopeless: set[int] = set()
-        self._now = now
-
-    def movable(self, pilot: Pilot) -> list[Record]:
-        """What waits on this pilot and could begin elsewhere, the last first."""
-        wanted = []
-        for record in reversed(pilot.backlog.values()):
-            if not self._room:
-                break
-            if record.state is TaskState.ASSIGNED and self._claim(record.claimed):
-                wanted.append(record)
-        return wanted
-
-    def _claim(self, needs: Needs) -> bool:
-        if id(needs) in self._hopeless:
-            return False
-        for taker, cores in self._room.items():
-            if cores >= needs.cores and taker.can_now(needs, self._now):
-                self._room[taker] -= needs.cores
-                if cores == needs.cores:
-                    del self._room[taker]
-                return True
-        self._hopeless.add(id(needs))
-        return False
