@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TemplateError,
         UsageError,
     )
+    from hpcq.files.sources import URL, Buffer, File, Temp
     from hpcq.queue import Queue
     from hpcq.roster import PilotView
     from hpcq.task import Outcome, PythonTask, Task
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "Queue": "hpcq.queue",
     "PilotView": "hpcq.roster",
+    "Buffer": "hpcq.files.sources",
+    "File": "hpcq.files.sources",
+    "Temp": "hpcq.files.sources",
+    "URL": "hpcq.files.sources",
     "Outcome": "hpcq.task",
     "PythonTask": "hpcq.task",
     "Task": "hpcq.task",
@@ -47,8 +52,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "URL",
     "AuthenticationError",
     "BatchError",
+    "Buffer",
+    "File",
     "HpcqError",
     "Outcome",
     "PilotView",
@@ -61,6 +69,7 @@ __all__ = [
     "SerializationError",
     "Task",
     "TaskFailedError",
+    "Temp",
     "TemplateError",
     "UsageError",
 ]

@@ -36,6 +36,7 @@ from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.errors import HpcqError
+from hpcq.files.service import FileService
 from hpcq.functions import Functions
 from hpcq.roster import Entry, PilotState, PilotView, Roster, view
 from hpcq.scheduler import (
@@ -58,7 +59,7 @@ from hpcq.scheduler import (
     Submitted,
     Tick,
 )
-from hpcq.task import Attempt
+from hpcq.task import Attempt, Outcome
 from hpcq.versions import mismatch, versions
 
 log = logging.getLogger("hpcq.manager")
@@ -80,6 +81,7 @@ class Submission(NamedTuple):
     needs: NewTask
     spec: m.TaskSpec
     body: bytes
+    files: Any = None
 
 
 class Finished(NamedTuple):
@@ -130,6 +132,7 @@ class Manager:
         self._server: asyncio.Server | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._topics: dict[str, Callable[[Any], Any]] = {"pilots": self._answer_pilots, "status": self._answer_status}
+        self.files = FileService(self._files_ready, self._ended_without_pilot, self.spawn, self._ended)
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"hpcq-{name}", daemon=True)
@@ -160,7 +163,7 @@ class Manager:
 
     def cancel(self, tasks: list[int]) -> None:
         """End these tasks."""
-        self._loop.call_soon_threadsafe(self._take, Cancelled(tasks))
+        self._loop.call_soon_threadsafe(self._cancel, tasks)
 
     def call(self, function: Callable[[], T]) -> T:
         """The value of ``function`` called in the manager's thread, where the state may be read."""
@@ -188,6 +191,11 @@ class Manager:
         self._loop.close()
 
     # --- the loop ---
+
+    def _cancel(self, tasks: list[int]) -> None:
+        self._accept_submissions()  # a cancel concerns what was submitted before it
+        self.files.cancel(tasks)
+        self._take(Cancelled(tasks))
 
     async def _listen(self, address: str | None, port: int) -> conn.ConnectionInfo:
         make = partial(transport.manager_side, self._on_messages, self._on_closed)
@@ -219,6 +227,7 @@ class Manager:
             await self._emptied
         for link in list(self._owners):
             link.abort(reason)
+        await self.files.close()
         if self._background:
             await asyncio.wait(self._background, timeout=timeout)
 
@@ -265,12 +274,24 @@ class Manager:
             return
         inbox, needs = self._inbox, []
         for _ in range(len(inbox)):  # what comes in meanwhile has its own wake-up
-            task, spec, body = inbox.popleft()
+            submission = inbox.popleft()
+            if submission.files is not None:
+                self.files.admit(submission)
+                continue
+            task, spec, body, _ = submission
             needs.append(task)
             self._specs[spec.id] = spec
             if spec.function:
                 self._functions.acquire(spec.function, body)
         self._events.insert(0, Submitted(needs))  # before a cancel of the same tasks
+
+    def _files_ready(self, submission: Submission) -> None:
+        self._inbox.append(submission)
+        self._schedule_step()
+
+    def _ended_without_pilot(self, number: int, outcome: Outcome, message: str) -> None:
+        self._scheduler.finished[outcome.value] += 1
+        self._deliver([Finished(number, Attempt(outcome, message))])
 
     # --- commands ---
 
@@ -279,7 +300,9 @@ class Manager:
         for command in commands:
             kind = type(command)
             if kind is Finish:
-                finished.append(self._finished(command))  # type: ignore[arg-type]
+                done = self._finished(command)  # type: ignore[arg-type]
+                if done is not None:
+                    finished.append(done)
             elif kind is Assign:
                 self._send_tasks(command)  # type: ignore[arg-type]
             else:
@@ -289,12 +312,15 @@ class Manager:
         if finished:
             self._deliver(finished)
 
-    def _finished(self, command: Finish) -> Finished:
+    def _finished(self, command: Finish) -> Finished | None:
         number = command.task
         spec = self._specs.pop(number)
         if spec.function:
             self._functions.release(spec.function)
         report = self._reports.get(number) if command.reported else None
+        if spec.files is not None and self.files.absorbs(number, report):
+            self._scheduler.finished[command.outcome.value] -= 1
+            return None
         if report is None:
             return Finished(number, Attempt(command.outcome, command.message, attempts=command.attempts))
         entry = self._reporters[number]
@@ -341,7 +367,7 @@ class Manager:
             else:
                 self._from_pilot(link, entry, message)
 
-    def _greet(self, link: transport.Link, hello: m.PilotHello | m.ClientHello) -> None:
+    def _greet(self, link: transport.Link, hello: m.PilotHello | m.ClientHello | m.DataHello) -> None:
         reason = self._objection(hello)
         if reason:
             log.warning("refused %s: %s", link.peer, reason)
@@ -349,6 +375,9 @@ class Manager:
             link.close(reason)
             return
         link.send(m.Welcome(m.PROTOCOL_VERSION, self.name, SILENCE_LIMIT))
+        if isinstance(hello, m.DataHello):
+            self.files.accept(link, hello.pilot)
+            return
         if isinstance(hello, m.ClientHello):
             link.connection.expect(m.FromClient)
             self._owners[link] = None
@@ -361,11 +390,13 @@ class Manager:
         self.on_pilot(hello.batch, hello.job_id)
         self._links[hello.pilot] = link
 
-    def _objection(self, hello: m.PilotHello | m.ClientHello) -> str:
+    def _objection(self, hello: m.PilotHello | m.ClientHello | m.DataHello) -> str:
         if self._closing:
             return f"queue {self.name} is closing"
         if hello.protocol != m.PROTOCOL_VERSION:
             return f"protocol {hello.protocol} is not {m.PROTOCOL_VERSION}; use the same version of hpcq on both sides"
+        if isinstance(hello, m.DataHello) and hello.pilot not in self._links:
+            return f"no pilot {hello.pilot} is connected"
         return mismatch(versions(), hello.versions) if isinstance(hello, m.PilotHello) else ""
 
     def _on_closed(self, link: transport.Link, reason: str) -> None:
@@ -380,6 +411,7 @@ class Manager:
         self._roster.closed(entry, reason)
         del self._links[entry.name]
         self._functions.pilot_gone(entry.name)
+        self.files.pilot_gone(entry.name)
         for username in entry.credentials:
             self._revoke(entry, username)
         self._take(PilotGone(entry.name, entry.message or reason))
@@ -388,6 +420,8 @@ class Manager:
         kind = type(message)
         if kind is m.Update:
             self._updated(entry, message)
+        elif kind is m.Holding:
+            self.files.holding(entry.name, message.digests)
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:
@@ -396,6 +430,7 @@ class Manager:
             self._revoke(entry, message.username)
         elif kind is m.Ready:
             self._roster.ready(entry, message)
+            self.files.pilot_ready(entry.name, message)
             self._take(PilotReady(entry.name, entry.cores, entry.memory, "wan" in message.features))
         elif kind is m.StartFailed:
             log.warning(
@@ -410,14 +445,18 @@ class Manager:
     def _updated(self, entry: Entry, message: m.Update) -> None:
         if message.results:
             entry.tasks_done += len(message.results)
-            ended = []
-            for result in message.results:
-                self._reports[result.id] = result
-                self._reporters[result.id] = entry
-                ended.append(EndedTask(result.id, result.outcome, result.seconds))
-            self._take(Ended(entry.name, ended))
+            self._ended(entry, self.files.settle(entry, message.results))
         if message.started:
             self._take(Started(entry.name, message.started))
+
+    def _ended(self, entry: Entry, results: list[m.TaskResult]) -> None:
+        ended = []
+        for result in results:
+            self._reports[result.id] = result
+            self._reporters[result.id] = entry
+            ended.append(EndedTask(result.id, result.outcome, result.seconds))
+        if ended:
+            self._take(Ended(entry.name, ended))
 
     # --- credentials ---
 
@@ -484,7 +523,7 @@ class Manager:
             "hostname": socket.gethostname(),
             "pid": os.getpid(),
             "tasks": {
-                "waiting": self._scheduler.ready_count,
+                "waiting": self._scheduler.ready_count + self.files.held_count,
                 "sent": held.count("assigned"),
                 "running": held.count("running") + held.count("ending"),
                 "done": dict(self._scheduler.finished),

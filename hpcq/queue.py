@@ -25,7 +25,7 @@ from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
 from hpcq.roster import PilotView
 from hpcq.scheduler import NewTask
-from hpcq.task import Attempt, Outcome, PythonTask, Task
+from hpcq.task import Attempt, Options, Outcome, PythonTask, Task
 
 
 class Mailbox:
@@ -153,7 +153,7 @@ class Queue:
 
         Raises:
             QueueClosedError: the queue was closed.
-            UsageError: not a task, or one that was submitted before.
+            UsageError: not a task, or one that was submitted before; an input made by a task that was not.
         """
         if self._closed:
             raise QueueClosedError(f"queue {self.name!r} is closed")
@@ -171,6 +171,10 @@ class Queue:
         except SerializationError as error:
             self._deliver([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
             return number
+        except UsageError:  # its files cannot be as they are: as if it had never been submitted
+            task.id = task.submitted_at = None
+            del self._open[number]
+            raise
         self._manager.submit(submission)
         return number
 
@@ -186,8 +190,14 @@ class Queue:
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None,
         )  # fmt: skip
+        files = self._files(task, options) if options.inputs or options.outputs else None
         needs = NewTask(number, options.cores, options.memory, options.network, options.priority, options.retries, kind)
-        return Submission(needs, spec, body)
+        return Submission(needs, spec, body, files)
+
+    def _files(self, task: Task, options: Options) -> Any:
+        from hpcq.files.plan import make_plan  # noqa: PLC0415 - only tasks with files need it
+
+        return make_plan(task, options)
 
     def cancel(self, *, id: int | None = None, tag: str | None = None, category: str | None = None) -> int:
         """End tasks by id, tag or category, queued or running; each still comes out of `wait`, as ``cancelled``.

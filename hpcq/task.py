@@ -37,6 +37,7 @@ class Outcome(enum.StrEnum):
     CRASH = "crash"
     CANCELLED = "cancelled"
     UNSERIALIZABLE = "unserializable"
+    FILES = "files"
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
@@ -52,6 +53,8 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     env: Mapping[str, str] | None = None
     network: str = "any"
     isolation: str = "warm"
+    inputs: Mapping[str, Any] | None = None
+    outputs: Mapping[str, Any] | None = None
 
 
 DEFAULTS = Options()
@@ -109,6 +112,12 @@ def _environment(name: str, value: object) -> dict[str, str] | None:
     return dict(value)
 
 
+def _files(name: str, value: object) -> Any:
+    from hpcq.files import sources  # noqa: PLC0415 - runners and tasks without files do without
+
+    return (sources.check_inputs if name == "inputs" else sources.check_outputs)(name, value)
+
+
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "cores": lambda name, value: _whole(name, value, 1),
     "memory": lambda name, value: _whole(name, value, 0),
@@ -120,6 +129,8 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "env": _environment,
     "network": _one_of(NETWORKS),
     "isolation": _one_of(ISOLATIONS),
+    "inputs": _files,
+    "outputs": _files,
 }
 
 
@@ -193,6 +204,8 @@ class Task:
     env: Mapping[str, str] | None = _option("env")
     network: str = _option("network")
     isolation: str = _option("isolation")
+    inputs: Mapping[str, Any] | None = _option("inputs")
+    outputs: Mapping[str, Any] | None = _option("outputs")
 
     def __init__(self, command: str, **options: Any) -> None:
         if not isinstance(command, str):
@@ -221,6 +234,21 @@ class Task:
             raise UsageError(f"task {self.id} was already submitted; its options can no longer be changed")
         self._options = changed(self._options, options)
         return self
+
+    def file(self, name: str) -> Any:
+        """The output ``name`` of this task, to be an input of another one.
+
+        Raises:
+            UsageError: no such output is declared.
+        """
+        from hpcq.files import sources  # noqa: PLC0415 - as above
+
+        declared = self._options.outputs or {}
+        if name not in declared:
+            raise UsageError(
+                f"{self.label} declares no output {name!r}; it has {', '.join(map(repr, declared)) or 'none'}"
+            )
+        return sources.TaskFile(self, name)
 
     @property
     def options(self) -> Options:

@@ -32,6 +32,7 @@ class Options(NamedTuple):
     manager_timeout: float
     drain_timeout: float
     batch: str
+    cache_size: int | None = None
 
 
 class Job(NamedTuple):
@@ -52,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gateway", default="", metavar="NAME", help="gateway of the user's on the manager's host")
     parser.add_argument("--require", action="append", default=[], metavar="TARGET", help="must answer first")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="node-local directory (default: $TMPDIR or /tmp)")
+    parser.add_argument(
+        "--cache-size",
+        type=int,
+        metavar="MB",
+        help="of the node's cache of files (default: 10240, or half the free space)",
+    )
     parser.add_argument("--manager-timeout", type=float, default=MANAGER_TIMEOUT, metavar="S")
     parser.add_argument("--drain-timeout", type=float, default=DRAIN_TIMEOUT, metavar="S")
     parser.add_argument("--batch", default="", metavar="NAME", help="the batch system that started us")
@@ -64,11 +71,12 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     known = parser.parse_args(argv)
     cores = known.cores or len(os.sched_getaffinity(0))
     memory = known.memory or psutil.virtual_memory().total // 2**20
-    if cores < 1 or memory < 0 or known.walltime < 0:
-        parser.error("--cores, --memory and --walltime must be positive")
+    if cores < 1 or memory < 0 or known.walltime < 0 or (known.cache_size or 0) < 0:
+        parser.error("--cores, --memory, --walltime and --cache-size must be positive")
     return Options(
         known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),
         known.scratch, known.manager_timeout, known.drain_timeout, known.batch,
+        known.cache_size,
     )  # fmt: skip
 
 

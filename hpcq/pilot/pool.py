@@ -108,6 +108,7 @@ class Pool:
         self._lives: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self.sandboxes: dict[int, str] = {}
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -250,7 +251,7 @@ class Pool:
         if key and key not in runner.known:
             runner.known.add(key)
             self._send(runner, m.Define(key, self._functions[key]))
-        self._send(runner, m.Execute(command.task))
+        self._send(runner, m.Execute(command.task, self.sandboxes.get(command.task.id, "")))
 
     def _send(self, runner: Runner, message: msgspec.Struct) -> None:
         runner.unsent.append(datagrams.pack(message))

@@ -6,7 +6,7 @@ pilot has not got a result for, and what comes first among it, is what we were d
 
 Standard output and error are files the pilot opened for us; what a task, its threads, its C code or its subprocesses
 write there is read back when it ends and the files are emptied. Each shell command gets a directory of its own, removed
-afterwards; a function shares ours, which is emptied. No child of a task outlives it: we are the reaper of all that we
+afterwards; a function shares ours, which is emptied. A task with files finds a sandbox made for it, and leaves it. No child of a task outlives it: we are the reaper of all that we
 started, and kill what is left.
 
 This module is imported in every runner, so it imports little. May not live here: limits, retries, the manager.
@@ -93,22 +93,22 @@ class Runner:
         while (message := datagrams.receive(self._tasks)) is not None:
             kind = type(message)
             if kind is m.Execute:
-                self._results.sendall(frame(self._execute(message.task)))
+                self._results.sendall(frame(self._execute(message.task, message.directory)))
             elif kind is m.Define:
                 self._functions[message.key] = message.body
             else:
                 self._functions.pop(message.key, None)
 
-    def _execute(self, task: m.TaskSpec) -> m.TaskResult:
+    def _execute(self, task: m.TaskSpec, directory: str) -> m.TaskResult:
         started_at = time.time()
         began = time.perf_counter()
         exit_code: int | None = None
         payload = b""
         with _environment(task.env):
             if task.function:
-                outcome, payload, message = self._call(task)
+                outcome, payload, message = self._call(task, directory)
             else:
-                outcome, exit_code, message = self._shell(task)
+                outcome, exit_code, message = self._shell(task, directory)
         self._clean_up()
         seconds = time.perf_counter() - began
         output, left_out = self._output.take()
@@ -120,13 +120,15 @@ class Runner:
 
     # --- functions ---
 
-    def _call(self, task: m.TaskSpec) -> tuple[Outcome, bytes, str]:
+    def _call(self, task: m.TaskSpec, directory: str) -> tuple[Outcome, bytes, str]:
         try:
             function = self._function(task.function)
             args, kwargs = serialize.load_arguments(task.payload)
         except BaseException as error:
             return Outcome.UNSERIALIZABLE, b"", _cannot_rebuild(error)
         try:
+            if directory:
+                os.chdir(directory)
             value = function(*args, **kwargs)
         except BaseException as error:
             return Outcome.EXCEPTION, serialize.dump_exception(error, skip=1), serialize.one_line(error)
@@ -143,10 +145,11 @@ class Runner:
 
     # --- commands ---
 
-    def _shell(self, task: m.TaskSpec) -> tuple[Outcome, int | None, str]:
-        directory = f"{self._home}/task-{task.id}"
+    def _shell(self, task: m.TaskSpec, given: str) -> tuple[Outcome, int | None, str]:
+        directory = given or f"{self._home}/task-{task.id}"
         try:
-            os.mkdir(directory, 0o700)  # noqa: PTH102 - a hot path of strings
+            if not given:
+                os.mkdir(directory, 0o700)  # noqa: PTH102 - a hot path of strings
             os.chdir(directory)
             child = os.posix_spawn(
                 "/bin/sh",
@@ -159,7 +162,8 @@ class Runner:
             return Outcome.EXIT_CODE, 126, f"the command could not be started in {directory}: {error.strerror}"
         finally:
             os.chdir(self._home)
-            shutil.rmtree(directory, ignore_errors=True)
+            if not given:
+                shutil.rmtree(directory, ignore_errors=True)
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return Outcome.SUCCESS, 0, ""

@@ -1,0 +1,104 @@
+"""What the manager sees of files: one object that joins `desk`, `counter` and the pilots' addresses.
+
+Tasks without files pass it by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from hpcq import messages as m
+from hpcq.files import wire
+from hpcq.files.counter import Counter
+from hpcq.files.desk import Desk
+from hpcq.files.pack import CHUNK
+from hpcq.task import Outcome
+
+if TYPE_CHECKING:
+    from hpcq.roster import Entry
+    from hpcq.transport import Link
+
+
+class FileService:
+    """Made with the manager, set up when the first task with files (or a pilot) comes; used in its thread only."""
+
+    def __init__(
+        self,
+        release: Callable[[Any], None],
+        finish: Callable[[int, Outcome, str], None],
+        spawn: Callable[..., None],
+        ended: Callable[[Entry, list[m.TaskResult]], None],
+    ) -> None:
+        self._spawn = spawn
+        self._ended = ended
+        self._desk = Desk(release, finish, spawn)
+        self._counter = Counter(self._desk, self._peer)
+        self._peers: dict[str, wire.Peer] = {}
+
+    @property
+    def held_count(self) -> int:
+        """Tasks waiting for their files."""
+        return self._desk.held_count
+
+    def admit(self, submission: Any) -> None:
+        """A task with files."""
+        self._desk.admit(submission)
+
+    def cancel(self, tasks: Iterable[int]) -> None:
+        """End those of these that wait for their files."""
+        self._desk.cancel(tasks)
+
+    def absorbs(self, number: int, report: m.TaskResult | None) -> bool:
+        """A task with files has ended; whether that is no concern of the user's (it, or its producer, runs again)."""
+        if self._desk.absorbs(number, report):
+            if report is None or not report.lost_input:
+                self._desk.done(number)
+            return True
+        self._desk.done(number)
+        return False
+
+    def settle(self, entry: Entry, results: list[m.TaskResult]) -> list[m.TaskResult]:
+        """The results that need nothing done to files; the others follow through ``ended``."""
+        if not any(self._desk.concerns(result) for result in results):
+            return results
+        self._spawn(self._settle, entry, [result for result in results if self._desk.concerns(result)])
+        return [result for result in results if not self._desk.concerns(result)]
+
+    async def _settle(self, entry: Entry, results: list[m.TaskResult]) -> None:
+        for result in results:
+            self._ended(entry, [await self._desk.settle(entry.name, result)])
+
+    # --- pilots ---
+
+    def pilot_ready(self, pilot: str, ready: m.Ready) -> None:
+        """Where it gives contents to others, if it does."""
+        if ready.data_port:
+            self._peers[pilot] = wire.Peer(pilot, ready.data_addresses, ready.data_port)
+            self._desk.holders.pilot_serves(pilot)
+
+    def holding(self, pilot: str, digests: list[bytes]) -> None:
+        """It has these now."""
+        for digest in digests:
+            self._desk.holders.gained(pilot, digest)
+        self._counter.changed()
+
+    def pilot_gone(self, pilot: str) -> None:
+        """It has nothing any more."""
+        self._peers.pop(pilot, None)
+        self._counter.hang_up(pilot)
+        self._desk.pilot_gone(pilot)
+        self._counter.changed()
+
+    def _peer(self, pilot: str) -> wire.Peer:
+        return self._peers[pilot]
+
+    def accept(self, link: Link, pilot: str) -> None:
+        """A data connection of this pilot."""
+        reader, writer = link.detach(CHUNK)
+        self._counter.accept(wire.Channel(reader, writer, self._desk.workers, link.peer), pilot)
+
+    async def close(self) -> None:
+        """Hang up, leave nothing unfinished behind."""
+        await self._counter.close()
+        self._desk.close()
