@@ -70,6 +70,11 @@ class Mailbox:
                 self._changed.wait(left)
             return self._remove(number)
 
+    def peek(self, find: Callable[[], int | None]) -> int | None:
+        """What ``find`` names now."""
+        with self._changed:
+            return find()
+
     def _remove(self, number: int) -> Task:
         task = self._tasks.pop(number)
         if task.options.tag is not None:
@@ -246,7 +251,7 @@ class Queue:
     def _wait(
         self, find: Callable[[], int | None], timeout: float | None, relevant: Callable[[Task], bool] | None = None
     ) -> Task | None:
-        if find() is None and not self._anything_left(relevant):
+        if self._mailbox.peek(find) is None and not self._anything_left(relevant):
             timeout = 0  # nothing can come: look once more, since it may have come just now
         return self._mailbox.take(find, timeout)
 

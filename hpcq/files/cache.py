@@ -4,7 +4,7 @@
 
     <scratch base>/hpcq-cache-<uid>/          0700
         boot                                   id of the boot this cache was filled in
-        objects/<digest>                       0444; complete, verified; atime = last use, mtime = a seal (both set by us)
+        objects/<digest>                       0444; complete, verified; atime: last use, mtime: a seal
         locks/<digest>                         flock: whoever holds it is fetching the content
         parts/<random>                         flock: contents on their way; unlocked ones are a dead pilot's
 
@@ -17,7 +17,8 @@ The size is kept under the limit before each fetch: the objects used longest ago
 a pilot holds (an output kept for later tasks) stays.
 
 A task never gets the object itself, unless the user asked for a link: it gets a clone (where the file system can), or
-a copy. An object that was written to through a link does not have its mode and seal any more; it is dropped and fetched again. Failure cases: a full disk or an unusable directory is an OSError that names it.
+a copy. An object that was written to through a link does not have its mode and seal any more; it is dropped and
+fetched again. Failure cases: a full disk or an unusable directory is an OSError that names it.
 """
 
 from __future__ import annotations

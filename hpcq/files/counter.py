@@ -42,7 +42,7 @@ class Counter:
         """Serve this connection until it ends."""
         life = asyncio.get_running_loop().create_task(self._serve(channel, pilot))
         self._lives[life] = pilot
-        life.add_done_callback(lambda life: self._lives.pop(life))
+        life.add_done_callback(self._lives.pop)
 
     async def _serve(self, channel: wire.Channel, pilot: str) -> None:
         try:

@@ -7,6 +7,7 @@ pilot again before it touches anything, since neither trusts what comes over the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 from hpcq.errors import UsageError
@@ -32,7 +33,7 @@ def checked(name: object) -> str:
     return str(PurePosixPath(name))
 
 
-def _problem(name: str) -> str:
+def _problem(name: str) -> str:  # noqa: PLR0911 - one line for each rule
     parts = name.split("/")
     try:
         size = len(name.encode())
@@ -60,7 +61,7 @@ def disjoint(names: Iterable[str]) -> None:
         UsageError: two that collide, by name.
     """
     ordered = sorted(PurePosixPath(name).parts for name in names)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if second[: len(first)] == first:
             raise UsageError(f"the names {'/'.join(first)!r} and {'/'.join(second)!r} cannot both be used")
 

@@ -128,7 +128,7 @@ def _local(what: str, path: object) -> str:
         raise UsageError(f"{what} must be a path, not {path!r}") from None
     if not isinstance(text, str) or not text or "\0" in text:
         raise UsageError(f"{what} must be a path of text without NUL, not {text!r}")
-    return os.path.abspath(text)  # noqa: PTH100 - resolve() would follow links that may change
+    return os.path.abspath(text)
 
 
 def _source(name: str, value: Any) -> Source:

@@ -47,7 +47,7 @@ class Fetch(m.Message):
 
     digest: bytes
     task: int
-    avoid: list[str] = []
+    avoid: list[str]
 
 
 class Store(m.Message):
@@ -254,7 +254,7 @@ def describe(error: OSError) -> str:
     return shown(error.strerror or error)
 
 
-async def connect(
+async def connect(  # noqa: PLR0917 - all six differ in type
     addresses: list[str], port: int, tls: ssl.SSLContext, server_name: str, pilot: str, workers: ThreadPoolExecutor
 ) -> Channel:
     """Open one and present ourselves.

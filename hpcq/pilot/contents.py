@@ -60,7 +60,7 @@ class Contents:
         self._server: asyncio.Server | None = None
         self._giving = asyncio.Semaphore(GIVING)
 
-    async def thread(self, function: Callable[..., T], *args: Any) -> T:
+    async def thread(self, function: Callable[..., T], *args: object) -> T:
         """A blocking call."""
         return await asyncio.get_running_loop().run_in_executor(self.workers, function, *args)
 
@@ -163,7 +163,7 @@ class Contents:
         try:
             tls = conn.pilot_tls(info)
             channel = await wire.connect(peer.addresses, peer.port, tls, conn.PILOT_NAME, self._pilot, self.workers)
-            await channel.send(wire.Fetch(digest, 0))
+            await channel.send(wire.Fetch(digest, 0, []))
             answer = await channel.receive(wire.FetchAnswer, ANSWER_TIMEOUT)
             if isinstance(answer, wire.Coming):
                 return (await channel.receive_stream(descriptor, size)).digest == digest
@@ -208,7 +208,8 @@ class Contents:
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await self._store(request, chunks())
+                await self._store(request, chunks())
+                return
             except wire.DataError as error:
                 log.warning("an output could not be sent (attempt %d): %s", attempt, error)
                 if attempt == ATTEMPTS:

@@ -6,8 +6,8 @@ pilot has not got a result for, and what comes first among it, is what we were d
 
 Standard output and error are files the pilot opened for us; what a task, its threads, its C code or its subprocesses
 write there is read back when it ends and the files are emptied. Each shell command gets a directory of its own, removed
-afterwards; a function shares ours, which is emptied. A task with files finds a sandbox made for it, and leaves it. No child of a task outlives it: we are the reaper of all that we
-started, and kill what is left.
+afterwards; a function shares ours, which is emptied. A task with files finds a sandbox made for it, and leaves it. No
+child of a task outlives it: we are the reaper of all that we started, and kill what is left.
 
 This module is imported in every runner, so it imports little. May not live here: limits, retries, the manager.
 """

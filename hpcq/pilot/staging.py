@@ -20,7 +20,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class Job:
 class Staging:
     """All of them. ``run`` gives staged tasks to the core, ``report`` tells the manager."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what a pilot has
         self,
         scratch: Path,
         contents: Contents,
@@ -124,10 +124,18 @@ class Staging:
         self.idle.clear()
         self._start(job, self._stage(job))
 
-    def _start(self, job: Job, work: Any) -> None:
-        job.activity = self._loop.create_task(work)
+    def _start(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
+        job.activity = self._loop.create_task(self._guarded(job, work))
         self._activities.add(job.activity)
         job.activity.add_done_callback(self._activities.discard)
+
+    async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
+        """A fault of ours ends the task too: nobody waits for ever."""
+        try:
+            await work
+        except Exception as error:
+            log.exception("files of task %d", job.task.id)
+            self._end(job, Outcome.FILES, f"its files failed on {_host()}: {type(error).__name__}: {error}")
 
     def withdraw(self, tasks: list[int], cancel: bool = False) -> list[int]:
         """Give back those being staged, and (``cancel``) end those being collected; returns the others."""
@@ -286,7 +294,7 @@ class Staging:
         """Run the fetching program inside the tunnel; it writes to ``descriptor`` and says what is wrong on stderr."""
         complaint = os.memfd_create("hpcq-url")
         try:
-            with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - /dev/null does not block
+            with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230 - /dev/null does not block
                 process = await self._spawn(
                     [sys.executable, "-P", "-m", "hpcq.files.urls", spec.origin, str(descriptor)],
                     cwd=self._scratch, stdin=nothing.fileno(), stdout=complaint, stderr=complaint,
