@@ -52,6 +52,10 @@ class QueueClosedError(HpcqError):
     """The queue was closed; nothing can be submitted or waited for."""
 
 
+class PilotFailedError(HpcqError):
+    """A pilot cannot serve; names it, its host, the layer that failed and what to do."""
+
+
 class SerializationError(HpcqError, TypeError):
     """A function, argument or result that cannot be pickled; names the part."""
 

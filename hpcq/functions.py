@@ -27,6 +27,10 @@ class Functions:
     def __len__(self) -> int:
         return len(self._bodies)
 
+    def size(self, key: bytes) -> int:
+        """Bytes of a body; 0 for none."""
+        return len(self._bodies.get(key, b""))
+
     def acquire(self, key: bytes, body: bytes) -> None:
         """One more task needs this body."""
         if key in self._users:
@@ -63,7 +67,8 @@ class Functions:
 
     def to_forget(self, pilot: str) -> list[bytes]:
         """The bodies this pilot has and nobody needs; each is named once."""
-        return self._to_forget.pop(pilot, [])
+        known = self._known.get(pilot, set())  # one that was dropped and has just been sent again is needed
+        return [key for key in self._to_forget.pop(pilot, []) if key not in known]
 
     def pilot_gone(self, pilot: str) -> None:
         """It has nothing any more."""

@@ -20,6 +20,7 @@ May not live here: batch commands (see `jobs`), pickling (see `serialize`), wait
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import socket
@@ -35,7 +36,7 @@ import msgspec
 from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
-from hpcq.errors import HpcqError
+from hpcq.errors import HpcqError, PilotFailedError, QueueClosedError
 from hpcq.files.service import FileService
 from hpcq.functions import Functions
 from hpcq.roster import Entry, PilotState, PilotView, Roster, view
@@ -65,11 +66,16 @@ from hpcq.versions import mismatch, versions
 log = logging.getLogger("hpcq.manager")
 T = TypeVar("T")
 
+OUTCOMES = frozenset(Outcome)
+
 SILENCE_LIMIT = 60.0
 """Seconds without a byte after which the other side counts as gone."""
 
 HOUSEKEEPING = 0.1
 """Seconds between looks at what only time changes: silence, tasks stuck on one pilot while another is idle."""
+
+RUN_BYTES = 32 * 1024 * 1024
+"""Tasks are sent in messages of about this size at most: none blocks the link for long, or is over the frame limit."""
 
 LEAVE_TIMEOUT = 10.0
 """Seconds pilots have to hang up once they were told to leave."""
@@ -131,6 +137,7 @@ class Manager:
         self._closing = False
         self._server: asyncio.Server | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._awaited: list[tuple[int, concurrent.futures.Future[None]]] = []
         self._topics: dict[str, Callable[[Any], Any]] = {"pilots": self._answer_pilots, "status": self._answer_status}
         self.files = FileService(self._files_ready, self._ended_without_pilot, self.spawn, self._ended)
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
@@ -156,6 +163,7 @@ class Manager:
 
     def submit(self, submission: Submission) -> None:
         """Take one task; its results come through ``deliver``."""
+        self._check_open()
         self._inbox.append(submission)
         if not self._awake:  # one wake-up for all that is submitted before the manager looks
             self._awake = True
@@ -163,15 +171,22 @@ class Manager:
 
     def cancel(self, tasks: list[int]) -> None:
         """End these tasks."""
+        self._check_open()
         self._loop.call_soon_threadsafe(self._cancel, tasks)
 
     def call(self, function: Callable[[], T]) -> T:
         """The value of ``function`` called in the manager's thread, where the state may be read."""
 
+        self._check_open()
+
         async def run() -> T:
             return function()
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def _check_open(self) -> None:
+        if not self._thread.is_alive():
+            raise QueueClosedError(f"queue {self.name!r} is closed")
 
     def answer_to(self, topic: str, function: Callable[[Any], Any]) -> None:
         """Let clients ask for ``topic``; called in the manager's thread with the JSON body, returns JSON."""
@@ -181,8 +196,18 @@ class Manager:
         """Every pilot that has connected, ended ones included."""
         return self.call(self._views)
 
+    def when_ready(self, count: int) -> concurrent.futures.Future[None]:
+        """Done when ``count`` pilots are ready; a `PilotFailedError` when one cannot serve meanwhile."""
+        waiting: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self.call(lambda: self._awaited.append((count, waiting)))
+        self.call(self._tell_readiness)
+        return waiting
+
     def stop(self, timeout: float = LEAVE_TIMEOUT, reason: str = "the program has closed its queue") -> None:
-        """Send the pilots away, wait at most ``timeout`` seconds for them to hang up, end the thread."""
+        """Send the pilots away, wait at most ``timeout`` seconds for them to hang up, end the thread.
+
+        With 0 seconds they are told nothing and may wait for another manager.
+        """
         if not self._thread.is_alive():
             return
         asyncio.run_coroutine_threadsafe(self._stop(timeout, reason), self._loop).result()
@@ -216,10 +241,14 @@ class Manager:
 
     async def _stop(self, timeout: float, reason: str) -> None:
         self._closing = True
+        for _, waiting in self._awaited:
+            if not waiting.done():
+                waiting.set_exception(QueueClosedError(f"queue {self.name!r} is closed"))
         if self._server is not None:
             self._server.close()
-        for link in list(self._owners):
-            link.send(m.Leave(reason, drain=False))
+        if timeout:
+            for link in list(self._owners):
+                link.send(m.Leave(reason, drain=False))
         deadline = self._loop.time() + timeout
         while self._owners and self._loop.time() < deadline:
             self._emptied = self._loop.create_future()
@@ -228,6 +257,8 @@ class Manager:
         for link in list(self._owners):
             link.abort(reason)
         await self.files.close()
+        if self._server is not None:
+            await transport.close_server(self._server)
         if self._background:
             await asyncio.wait(self._background, timeout=timeout)
 
@@ -343,16 +374,29 @@ class Manager:
         )
 
     def _send_tasks(self, command: Assign) -> None:
-        specs = [self._specs[number] for number in command.tasks]
+        part: list[m.TaskSpec] = []
+        size = 0
+        for number in command.tasks:
+            spec = self._specs[number]
+            weight = len(spec.payload) + self._functions.size(spec.function)
+            if size + weight > RUN_BYTES and part:
+                self._send_part(command.pilot, part)
+                part, size = [], 0
+            part.append(spec)
+            size += weight
+        self._send_part(command.pilot, part)
+
+    def _send_part(self, pilot: str, specs: list[m.TaskSpec]) -> None:
         keys = {spec.function for spec in specs}
         keys.discard(b"")
-        bodies = self._functions.missing(command.pilot, keys)
-        self._links[command.pilot].send(m.Run(bodies, specs, self._functions.to_forget(command.pilot)))
+        bodies = self._functions.missing(pilot, keys)
+        self._links[pilot].send(m.Run(bodies, specs, self._functions.to_forget(pilot)))
 
     def _relay(self, command: Command) -> None:
         assert isinstance(command, AskBack | Stop)
-        message = m.Retract(command.tasks) if isinstance(command, AskBack) else m.Cancel(command.tasks)
-        self._links[command.pilot].send(message)
+        link = self._links.get(command.pilot)
+        if link is not None:  # else it went away in this very step
+            link.send(m.Retract(command.tasks) if isinstance(command, AskBack) else m.Cancel(command.tasks))
 
     # --- links ---
 
@@ -419,7 +463,7 @@ class Manager:
     def _from_pilot(self, link: transport.Link, entry: Entry, message: Any) -> None:
         kind = type(message)
         if kind is m.Update:
-            self._updated(entry, message)
+            self._updated(link, entry, message)
         elif kind is m.Holding:
             self.files.holding(entry.name, message.digests)
         elif kind is m.Returned:
@@ -429,20 +473,42 @@ class Manager:
         elif kind is m.CredentialReturn:
             self._revoke(entry, message.username)
         elif kind is m.Ready:
+            if entry.state is not PilotState.STARTING:
+                link.abort("it said twice that it is ready")
+                return
             self._roster.ready(entry, message)
             self.files.pilot_ready(entry.name, message)
             self._take(PilotReady(entry.name, entry.cores, entry.memory, "wan" in message.features))
+            self._tell_readiness()
         elif kind is m.StartFailed:
             log.warning(
                 "pilot %s on %s cannot serve (%s): %s", entry.name, entry.hostname, message.layer, message.message
             )
             self._roster.failed(entry, message)
+            self._tell_readiness(entry)
             self._take(PilotDraining(entry.name))
         elif kind is m.Draining or kind is m.Goodbye:
             self._roster.draining(entry, message.reason)
             self._take(PilotDraining(entry.name))
 
-    def _updated(self, entry: Entry, message: m.Update) -> None:
+    def _tell_readiness(self, failed: Entry | None = None) -> None:
+        ready = sum(entry.state is PilotState.READY for entry in self._roster.entries.values())
+        for count, waiting in self._awaited:
+            if waiting.done():  # its waiter has given up
+                continue
+            if ready >= count:
+                waiting.set_result(None)
+            elif failed is not None:
+                where = f"pilot {failed.name} on {failed.hostname}"
+                waiting.set_exception(
+                    PilotFailedError(f"{where} cannot serve ({failed.failed_layer}): {failed.message}")
+                )
+        self._awaited = [one for one in self._awaited if not one[1].done()]
+
+    def _updated(self, link: transport.Link, entry: Entry, message: m.Update) -> None:
+        if not all(result.outcome in OUTCOMES for result in message.results):
+            link.abort("it reported an outcome that does not exist")
+            return
         if message.results:
             entry.tasks_done += len(message.results)
             self._ended(entry, self.files.settle(entry, message.results))

@@ -123,6 +123,7 @@ class Versions(msgspec.Struct, array_like=True, gc=False):
 
     python: Name
     cloudpickle: Name
+    msgspec: Name
     hpcq: Name
 
 

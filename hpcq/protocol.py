@@ -24,66 +24,96 @@ from hpcq.errors import ProtocolError
 
 OPENING_LIMIT = 64 * 1024
 FRAME_LIMIT = 1 << 30
+LARGE_FRAME = 256 * 1024
 _LENGTH = struct.Struct(">I")
 _encoder = msgspec.msgpack.Encoder()
 
 Received = TypeVar("Received")
 
 
-def frame(message: msgspec.Struct) -> bytes:
+def frame(message: msgspec.Struct) -> bytearray:
     """One message as bytes for the wire.
 
     Raises:
         ProtocolError: the message is larger than a frame may be (1 GiB).
     """
-    body = _encoder.encode(message)
-    if len(body) > FRAME_LIMIT:
+    whole = bytearray(_LENGTH.size)
+    _encoder.encode_into(message, whole, _LENGTH.size)
+    length = len(whole) - _LENGTH.size
+    if length > FRAME_LIMIT:
         raise ProtocolError(
-            f"a {type(message).__name__} message of {len(body)} bytes is over the limit of {FRAME_LIMIT}; "
+            f"a {type(message).__name__} message of {length} bytes is over the limit of {FRAME_LIMIT}; "
             "pass large data through files"
         )
-    return _LENGTH.pack(len(body)) + body
+    _LENGTH.pack_into(whole, 0, length)
+    return whole
 
 
 class FrameReader:
-    """Cuts a byte stream into frames; holds at most one unfinished frame."""
+    """Cuts a byte stream into frames; holds at most one unfinished frame.
+
+    A large frame is gathered in a buffer of its own size, so that each of its bytes is copied once.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._buffer = bytearray()
-        self._pushed: list[bytes] = []
+        self._large = bytearray()
+        self._filled = 0
 
-    def push_back(self, frames: list[bytes]) -> None:
-        """Give these again, first, at the next `feed`."""
-        self._pushed = frames
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """All frames completed by ``data``.
+    def feed(self, data: bytes, most: int | None = None) -> list[bytes | bytearray]:
+        """All frames completed by ``data``; of these at most ``most``, the others at the next call.
 
         Raises:
             ProtocolError: a frame announces more than the limit.
         """
-        buffer = self._buffer
-        buffer += data
-        frames, self._pushed = self._pushed, []
-        position, end = 0, len(buffer)
-        while end - position >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer, position)
-            if length > self.limit:
-                raise ProtocolError(f"a frame of {length} bytes is over the limit of {self.limit}")
-            stop = position + _LENGTH.size + length
-            if stop > end:
-                break
-            frames.append(bytes(buffer[position + _LENGTH.size : stop]))
-            position = stop
+        frames: list[bytes | bytearray] = []
+        if self._large:
+            data = self._fill(data, frames)
+            if self._large:
+                return frames
+        self._buffer += data
+        position = self._cut(frames, most)
         if position:
-            del buffer[:position]
+            del self._buffer[:position]
         return frames
+
+    def _fill(self, data: bytes, frames: list[bytes | bytearray]) -> bytes:
+        """Add to the large frame at hand; returns what comes after it."""
+        wanted = len(self._large) - self._filled
+        part = data if len(data) <= wanted else memoryview(data)[:wanted]
+        self._large[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)
+        if self._filled == len(self._large):
+            frames.append(self._large)
+            self._large = bytearray()
+        return data[len(part) :]
+
+    def _cut(self, frames: list[bytes | bytearray], most: int | None) -> int:
+        """Take whole frames from the buffer, and the beginning of a large one; returns how much was taken."""
+        position, end = 0, len(self._buffer)
+        with memoryview(self._buffer) as view:
+            while end - position >= _LENGTH.size and len(frames) != most:
+                (length,) = _LENGTH.unpack_from(view, position)
+                if length > self.limit:
+                    raise ProtocolError(f"a frame of {length} bytes is over the limit of {self.limit}")
+                begin = position + _LENGTH.size
+                if begin + length <= end:
+                    frames.append(bytes(view[begin : begin + length]))
+                    position = begin + length
+                elif length >= LARGE_FRAME:
+                    self._large = bytearray(length)
+                    self._filled = end - begin
+                    self._large[: self._filled] = view[begin:end]
+                    return end
+                else:
+                    return position
+        return position
 
     @property
     def empty(self) -> bool:
         """Whether no unfinished frame is held."""
-        return not self._buffer and not self._pushed
+        return not self._buffer and not self._large
 
 
 class State(Enum):
@@ -131,10 +161,23 @@ class Connection(Generic[Received]):
         return [cast(Received, decode(body)) for body in self._frames.feed(data)]
 
     def _receive_first(self, data: bytes) -> list[Received]:
-        frames = self._frames.feed(data)
+        frames = self._frames.feed(data, most=1)
         if not frames:
             return []
         self.state = State.OPEN
         self._frames.limit = FRAME_LIMIT
-        self._frames.push_back(frames[1:])
-        return [cast(Received, self._first.decode(frames[0]))]
+        try:
+            return [cast(Received, self._first.decode(frames[0]))]
+        except msgspec.MsgspecError:
+            _check_version(frames[0])
+            raise
+
+
+def _check_version(body: bytes | bytearray) -> None:
+    """First words of every protocol begin with a name and a number, so that versions can name each other."""
+    words = msgspec.msgpack.decode(body)
+    if isinstance(words, list) and len(words) > 1 and isinstance(words[1], int) and words[1] != m.PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"the other side speaks protocol {words[1]}, this one {m.PROTOCOL_VERSION}; "
+            "use the same version of hpcq on both sides"
+        )

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -23,28 +24,66 @@ from hpcq.errors import QueueClosedError, SerializationError, UsageError
 from hpcq.jobs import JobWatch
 from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
+from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
 from hpcq.scheduler import NewTask
 from hpcq.task import Attempt, Options, Outcome, PythonTask, Task
 
+PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
+"""Bytes of a function and its arguments together: what certainly fits into one message."""
+
 
 class Mailbox:
-    """Finished tasks on their way to the user; any number of threads may wait, each for what it wants."""
+    """Tasks on their way to the user; any number of threads may wait, each for what it wants.
+
+    A task is expected from `expect` on and here from `put` on, never neither: whoever asks sees it in one of the two.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self._expected: dict[int, Task] = {}
+        self._expected_tags: Counter[str] = Counter()
         self._tasks: dict[int, Task] = {}
         self._by_tag: dict[str, dict[int, None]] = {}
         self._failure: BaseException | None = None
 
-    def put(self, tasks: Iterable[Task]) -> None:
-        """Add finished tasks."""
+    def expect(self, number: int, task: Task) -> None:
+        """A task that will be `put` some time."""
         with self._changed:
-            for task in tasks:
-                assert task.id is not None
-                self._tasks[task.id] = task
-                if task.options.tag is not None:
-                    self._by_tag.setdefault(task.options.tag, {})[task.id] = None
+            self._expected[number] = task
+            if task.options.tag is not None:
+                self._expected_tags[task.options.tag] += 1
+
+    def expected(self) -> dict[int, Task]:
+        """The tasks that are still to come."""
+        with self._changed:
+            return self._expected.copy()
+
+    def expects(self, number: int) -> bool:
+        """Whether that task is still to come."""
+        return number in self._expected
+
+    def expects_any(self) -> bool:
+        """Whether any task is still to come."""
+        return bool(self._expected)
+
+    def expects_tagged(self, tag: str) -> bool:
+        """Whether a task with ``tag`` is still to come."""
+        return tag in self._expected_tags
+
+    def put(self, finished: Iterable[Finished]) -> None:
+        """Tasks that are done."""
+        with self._changed:
+            for number, attempt in finished:
+                task = self._expected.pop(number)
+                task._finish(attempt)
+                self._tasks[number] = task
+                tag = task.options.tag
+                if tag is not None:
+                    self._by_tag.setdefault(tag, {})[number] = None
+                    self._expected_tags[tag] -= 1
+                    if not self._expected_tags[tag]:
+                        del self._expected_tags[tag]
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -53,27 +92,26 @@ class Mailbox:
             self._failure = error
             self._changed.notify_all()
 
-    def take(self, find: Callable[[], int | None], timeout: float | None) -> Task | None:
+    def take(self, find: Callable[[], int | None], left: Callable[[], bool], timeout: float | None) -> Task | None:
         """The first task that ``find`` names, or None after ``timeout`` seconds (None: no limit).
 
+        None as well as soon as none is ``left`` to come, be it that another thread takes the last.
+
         Raises:
-            QueueClosedError: nothing more will come.
+            QueueClosedError: what is to come will not come any more.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             while (number := find()) is None:
+                if not left():
+                    return None
                 if self._failure is not None:
                     raise QueueClosedError(f"the queue has ended: {self._failure}") from self._failure
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
                     return None
-                self._changed.wait(left)
+                self._changed.wait(remaining)
             return self._remove(number)
-
-    def peek(self, find: Callable[[], int | None]) -> int | None:
-        """What ``find`` names now."""
-        with self._changed:
-            return find()
 
     def _remove(self, number: int) -> Task:
         task = self._tasks.pop(number)
@@ -96,8 +134,11 @@ class Mailbox:
         """``number`` if that task is here."""
         return number if number in self._tasks else None
 
-    def __len__(self) -> int:
-        return len(self._tasks)
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is here and nothing will come."""
+        with self._changed:
+            return not self._tasks and not self._expected
 
 
 class Queue:
@@ -128,14 +169,18 @@ class Queue:
         self._functions = serialize.FunctionCache()
         self._numbering = threading.Lock()
         self._next_id = 1
-        self._open: dict[int, Task] = {}
         self._closed = False
+        self._owner = os.getpid()
         self._lock = lock.QueueLock(state_dir.ensure_queue_dir(self.name) / "manager.lock")
         self._lock.take(self.name)
         try:
-            self._manager = Manager(self.name, self._deliver, self._mailbox.fail, GatewayCredentials())
+            self._manager = Manager(self.name, self._mailbox.put, self._mailbox.fail, GatewayCredentials())
             self.connection = self._manager.start(address, port)
-            self._jobs = JobWatch(self.name, self._manager)
+            try:
+                self._jobs = JobWatch(self.name, self._manager)
+            except BaseException:
+                self._manager.stop(0)
+                raise
         except BaseException:
             self._lock.release()
             raise
@@ -170,16 +215,16 @@ class Queue:
             task.id = number = self._next_id
             self._next_id += 1
         task.submitted_at = time.time()
-        self._open[number] = task
         try:
             submission = self._submission(task, number)
         except SerializationError as error:
-            self._deliver([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
+            self._mailbox.expect(number, task)
+            self._mailbox.put([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
             return number
         except UsageError:  # its files cannot be as they are: as if it had never been submitted
             task.id = task.submitted_at = None
-            del self._open[number]
             raise
+        self._mailbox.expect(number, task)
         self._manager.submit(submission)
         return number
 
@@ -190,7 +235,17 @@ class Queue:
             payload = serialize.dump_arguments(task.args, task.kwargs)
             kind = options.category or key.hex()
         else:
-            key, body, payload, kind = b"", b"", task.command.encode(), options.category or "shell"
+            key, body, payload, kind = (
+                b"",
+                b"",
+                task.command.encode(errors="surrogateescape"),
+                options.category or "shell",
+            )
+        if len(body) + len(payload) > PAYLOAD_LIMIT:
+            raise SerializationError(
+                f"the function and its arguments are {len(body) + len(payload)} bytes pickled, over the limit of about "
+                "1 GiB; pass large data through files"
+            )
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None,
@@ -211,7 +266,7 @@ class Queue:
         """
         chosen = [
             number
-            for number, task in list(self._open.items())
+            for number, task in self._mailbox.expected().items()
             if (id is None or number == id)
             and (tag is None or task.options.tag == tag)
             and (category is None or task.options.category == category)
@@ -222,14 +277,6 @@ class Queue:
 
     # --- waiting ---
 
-    def _deliver(self, finished: list[Finished]) -> None:
-        tasks = []
-        for number, attempt in finished:
-            task = self._open.pop(number)
-            task._finish(attempt)
-            tasks.append(task)
-        self._mailbox.put(tasks)
-
     def wait(self, timeout: float | None = None) -> Task | None:
         """The next task that is done, in order of finishing; None when none was within ``timeout`` seconds.
 
@@ -238,31 +285,21 @@ class Queue:
         Raises:
             QueueClosedError: the queue was closed with tasks unfinished, or its manager failed.
         """
-        return self._wait(self._mailbox.first, timeout)
+        return self._mailbox.take(self._mailbox.first, self._mailbox.expects_any, timeout)
 
     def wait_for_tag(self, tag: str, timeout: float | None = None) -> Task | None:
         """As `wait`, for tasks with this tag only; None at once when no task with it is left."""
-        return self._wait(lambda: self._mailbox.first_tagged(tag), timeout, lambda task: task.options.tag == tag)
+        box = self._mailbox
+        return box.take(lambda: box.first_tagged(tag), lambda: box.expects_tagged(tag), timeout)
 
     def wait_for_id(self, id: int, timeout: float | None = None) -> Task | None:
         """As `wait`, for one task; None at once when it was already waited for or never submitted."""
-        return self._wait(lambda: self._mailbox.has(id), timeout, lambda task: task.id == id)
-
-    def _wait(
-        self, find: Callable[[], int | None], timeout: float | None, relevant: Callable[[Task], bool] | None = None
-    ) -> Task | None:
-        if self._mailbox.peek(find) is None and not self._anything_left(relevant):
-            timeout = 0  # nothing can come: look once more, since it may have come just now
-        return self._mailbox.take(find, timeout)
-
-    def _anything_left(self, relevant: Callable[[Task], bool] | None) -> bool:
-        if relevant is None:
-            return bool(self._open)
-        return any(map(relevant, list(self._open.values())))
+        box = self._mailbox
+        return box.take(lambda: box.has(id), lambda: box.expects(id), timeout)
 
     def empty(self) -> bool:
         """Whether every submitted task has been returned by a `wait`."""
-        return not self._open and not len(self._mailbox)
+        return self._mailbox.empty
 
     def hungry(self) -> int:
         """How many more one-core tasks would keep the pilots that are ready busy."""
@@ -274,8 +311,9 @@ class Queue:
         """Put ``count`` pilots through a batch system; returns its jobs.
 
         Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` (MB or ``"32GB"``), ``walltime`` (s or
-        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``template``, ``vpn``,
-        ``gateway``, ``require``, ``scratch``, ``manager_timeout``.
+        ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``, ``template``,
+        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
+        ``manager_timeout``.
 
         Raises:
             UsageError: an unknown or bad option.
@@ -283,6 +321,20 @@ class Queue:
             BatchError: the batch system refused or did not answer.
         """
         return self._jobs.submit(count, batch=batch, **options)
+
+    def wait_for_pilots(self, count: int = 1, timeout: float | None = None) -> list[PilotView]:
+        """Wait until ``count`` pilots are ready; returns those that are, fewer after ``timeout`` seconds.
+
+        Raises:
+            PilotFailedError: a pilot says that it cannot serve, and why.
+            QueueClosedError: the queue was closed.
+        """
+        ready = self._manager.when_ready(count)
+        try:
+            ready.result(timeout)
+        except TimeoutError:
+            ready.cancel()
+        return [pilot for pilot in self.pilots() if pilot.state == "ready"]
 
     def pilots(self) -> list[PilotView]:
         """Every pilot that has connected so far, ended ones included."""
@@ -297,7 +349,7 @@ class Queue:
 
     def close(self) -> None:
         """Send the pilots away, cancel the batch jobs (unless ``keep_pilots``), stop listening. May be called twice."""
-        if self._closed:
+        if self._closed or os.getpid() != self._owner:  # a fork of the program has no manager and owns nothing
             return
         self._closed = True
         atexit.unregister(self.close)

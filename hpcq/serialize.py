@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 import traceback
 import types
 import weakref
@@ -27,13 +28,14 @@ PROTOCOL = 5
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 _FIXED = (
     *_PLAIN,
-    types.ModuleType,
     types.BuiltinFunctionType,
     types.CodeType,
     types.EllipsisType,
     range,
     frozenset,
 )
+
+_MISSING = range(0)
 
 
 def _is_plain(value: object) -> bool:
@@ -76,7 +78,10 @@ def _blame(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -
 
 def one_line(error: BaseException) -> str:
     """An exception as ``Type: text`` on one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception as failure:
+        text = f"(its text cannot be had: {type(failure).__name__})"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -239,8 +244,9 @@ def _parts(function: types.FunctionType) -> list[object] | None:
 def _direct_parts(function: types.FunctionType) -> Iterator[object]:
     yield function.__code__
     yield from function.__defaults__ or ()
-    if function.__kwdefaults__:
-        yield from function.__kwdefaults__.values()
+    for name, default in (function.__kwdefaults__ or {}).items():
+        yield name
+        yield default
     if function.__dict__:
         yield function.__dict__  # a dict: never fixed
     try:
@@ -249,13 +255,25 @@ def _direct_parts(function: types.FunctionType) -> Iterator[object]:
         yield []
     namespace = function.__globals__
     for name in _referenced(function.__code__):
-        if name in namespace:
-            yield namespace[name]
+        yield namespace.get(name, _MISSING)  # each in its place: a value may move from one name to another
 
 
 def _is_fixed(value: object) -> bool:
     if type(value) is tuple:
         return all(map(_is_fixed, value))
     if isinstance(value, type):
-        return value.__module__ not in ("__main__", "__mp_main__")
+        return _is_found(value, value.__module__, value.__qualname__)
+    if isinstance(value, types.ModuleType):
+        return _is_found(value, value.__name__, "")
     return type(value) in _FIXED
+
+
+def _is_found(value: object, module: str, name: str) -> bool:
+    """Whether a pilot imports this class or module by name; else its content travels, and may change."""
+    by_value = cloudpickle.list_registry_pickle_by_value()
+    if module in ("__main__", "__mp_main__") or any(f"{module}.".startswith(f"{known}.") for known in by_value):
+        return False
+    found: object = sys.modules.get(module)
+    for part in filter(None, name.split(".")):
+        found = getattr(found, part, None)
+    return found is value

@@ -70,9 +70,13 @@ def _whole(name: str, value: object, least: int) -> int:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or not math.isfinite(float(value)):
+    try:
+        number = float(value) if hasattr(value, "__float__") and not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):  # as an array, or an integer of 400 digits
+        number = math.nan
+    if not math.isfinite(number):
         raise UsageError(f"{name} must be a finite number, not {value!r}")
-    return float(value)
+    return number
 
 
 def _walltime(name: str, value: object) -> float | None:
@@ -109,6 +113,8 @@ def _environment(name: str, value: object) -> dict[str, str] | None:
             raise UsageError(f"{name} has a variable name that cannot be used: {key!r}")
         if not isinstance(text, str) or "\0" in text:
             raise UsageError(f"{name}[{key!r}] must be a string without NUL, not {text!r}")
+        if not _is_text(key + text):
+            raise UsageError(f"{name}[{key!r}] must be text that UTF-8 can express, not {text!r}")
     return dict(value)
 
 
@@ -116,6 +122,14 @@ def _files(name: str, value: object) -> Any:
     from hpcq.files import sources  # noqa: PLC0415 - runners and tasks without files do without
 
     return (sources.check_inputs if name == "inputs" else sources.check_outputs)(name, value)
+
+
+def _is_text(value: str, errors: str = "strict") -> bool:
+    try:
+        value.encode(errors=errors)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
@@ -214,6 +228,8 @@ class Task:
             raise UsageError("a Task's command is empty")
         if "\0" in command:
             raise UsageError("a Task's command holds a NUL byte")
+        if not _is_text(command, "surrogateescape"):
+            raise UsageError(f"a Task's command holds a character that cannot be passed on: {command!r}")
         self._begin(command, options)
 
     def _begin(self, command: str, options: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,10 @@ CONNECT_TIMEOUT = 10.0
 """Seconds to try one address of a manager."""
 
 
+CHUNK = 256 * 1024
+"""Bytes given to TLS at a time."""
+
+
 class Link(asyncio.Protocol):
     """One connection. ``heard_at`` and ``spoke_at`` are loop times of the last bytes each way."""
 
@@ -43,7 +48,10 @@ class Link(asyncio.Protocol):
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._outgoing: list[bytes] = []
+        self._outgoing: list[bytearray] = []
+        self._unsent: deque[memoryview] = deque()
+        self._paused = False
+        self._closing = False
         self._first_word: asyncio.TimerHandle | None = None
         self._reason = ""
         self.peer = ""
@@ -74,7 +82,11 @@ class Link(asyncio.Protocol):
                 data = b""  # what came together with the first word
         except ProtocolError as error:
             log.warning("%s sent bytes that are not ours: %s", self.peer, error)
-            self.abort(str(error))
+            if self._first_word is not None:  # it has our key: perhaps another version, which understands this much
+                self.send(m.Refused(str(error)[:1000]))
+                self.close(str(error))
+            else:
+                self.abort(str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owner, once."""
@@ -103,7 +115,28 @@ class Link(asyncio.Protocol):
         outgoing, self._outgoing = self._outgoing, []
         if outgoing and self._transport is not None:
             self.spoke_at = self._loop.time()
-            self._transport.write(b"".join(outgoing) if len(outgoing) > 1 else outgoing[0])
+            self._unsent.append(memoryview(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing)))
+            self._pump()
+
+    def _pump(self) -> None:
+        """Give the transport no more than it can send soon: TLS copies all it is given."""
+        while self._unsent and not self._paused and self._transport is not None:
+            head = self._unsent.popleft()
+            if len(head) > CHUNK:
+                self._unsent.appendleft(head[CHUNK:])
+            self._transport.write(head[:CHUNK])
+        if self._closing and not self._unsent and self._transport is not None:
+            self._transport.close()
+
+    def pause_writing(self) -> None:
+        """The other side takes no more for now."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It takes more."""
+        self._paused = False
+        self.spoke_at = self._loop.time()
+        self._pump()
 
     def detach(self, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Give the connection up to somebody who reads it as a stream; of use after a first word only."""
@@ -118,10 +151,10 @@ class Link(asyncio.Protocol):
 
     def close(self, reason: str) -> None:
         """Close after what was sent has left."""
-        self.flush()
         self._reason = self._reason or reason
-        if self._transport is not None:
-            self._transport.close()
+        self._closing = True
+        self.flush()
+        self._pump()
 
     def abort(self, reason: str) -> None:
         """Close at once."""
@@ -145,6 +178,17 @@ def listener(address: str | None, port: int) -> socket.socket:
         return socket.create_server(("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
     family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(where[:2], family=family, backlog=1024)
+
+
+async def close_server(server: asyncio.Server) -> None:
+    """Stop listening, and hang up on everybody, also those still in their handshake, who have no `Link` yet."""
+    server.close()
+    loop = asyncio.get_running_loop()
+    # Server.abort_clients is of Python 3.13; before, the loop alone knows the transports below TLS.
+    for transport in list(getattr(loop, "_transports", {}).values()):
+        transport.abort()
+    for _ in range(3):  # the transport is told in one turn of the loop, what is above it in the next
+        await asyncio.sleep(0)
 
 
 async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:

@@ -176,13 +176,19 @@ def show_unreachable(site: Site) -> None:
     copy = ["xrdcp", "--nopbar", "--force", site.xrootd_url + FILE, "/dev/null"]
     if (answer := site.run("login", copy, env=HURRIED)).returncode:
         raise DemoError(f"even the login node cannot read the file: {answer.stderr.strip()}")
+    address = site.description["outside_address"]["wan"]
+    for url in (site.xrootd_url, site.xrootd_url.replace(plan.XROOTD_NAME, address)):
+        fail_to_copy(site, [*copy[:-2], url + FILE, "/dev/null"])
+    print("as expected: no way out")
+
+
+def fail_to_copy(site: Site, copy: list[str]) -> None:
     host, command = ("login", ["srun", "--immediate=30", *copy]) if site.slurm else ("cn1", copy)
     print(f"[{host}]$ {shlex.join(command)}")
     answer = site.run(host, command, env=HURRIED)
     print("\n".join(f"    {line}" for line in (answer.stderr or answer.stdout).strip().splitlines()))
     if answer.returncode == 0:
         raise DemoError("the compute node could read the file without a tunnel: it has a way out")
-    print("as expected: no way out")
 
 
 # --- where there is no site ----------------------------------------------------------------------------------------

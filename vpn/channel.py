@@ -28,7 +28,10 @@ M = TypeVar("M")
 
 
 class Packet(NamedTuple, Generic[M]):
-    """A received message, its descriptors (now the receiver's), and the sender's process id (0: not sent)."""
+    """A received message, its descriptors (now the receiver's), and the sender's process id (0: not sent).
+
+    At the limit of open files the kernel drops descriptors: there can be fewer than were sent.
+    """
 
     message: M
     fds: list[int]
@@ -80,10 +83,8 @@ class Channel(Generic[M]):
             _close_all(fds)
             return None
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise msgspec.DecodeError(
-                    "a message lost part of its bytes or descriptors (limit of open files?)"
-                )
+            if flags & socket.MSG_TRUNC:
+                raise msgspec.DecodeError("a message lost part of its bytes")
             payload = data[1:] if data[:1] == _INLINE else _take_memory_file(fds)
             return Packet(self._decode(payload), fds, pid)
         except BaseException:
@@ -125,6 +126,8 @@ def _memory_file(payload: bytes) -> int:
 
 
 def _take_memory_file(fds: list[int]) -> bytes:
+    if not fds:
+        raise msgspec.DecodeError("a message lost its descriptor (limit of open files?)")
     fd = fds.pop(0)
     os.lseek(fd, 0, os.SEEK_SET)
     with os.fdopen(fd, "rb") as file:

@@ -36,6 +36,7 @@ class Run:
         self.argv = argv
         self.require = require
         self.say = say
+        self.terminal = sys.stdin is not None and sys.stdin.isatty()
         self._on_signal: Callable[[int], None] = _ignore
 
     async def run(self) -> int:
@@ -53,7 +54,7 @@ class Run:
         for number in FORWARDED:
             loop.add_signal_handler(number, self._signalled, number)
         try:
-            async with open_session(self.config) as session:
+            async with open_session(self.config, terminal=self.terminal) as session:
                 self._report(session)
                 await self._prove(session)
                 return await self._command(session)
@@ -83,18 +84,20 @@ class Run:
     async def _command(self, session: Session) -> int:
         self._on_signal = _ignore
         try:
-            process = await session.spawn(self.argv)
+            process = await session.spawn(self.argv, new_session=not self.terminal)
         except OSError as error:
             click.echo(f"vpn run: {self.argv[0]}: {error.strerror}", err=True)
             return 127 if isinstance(error, FileNotFoundError) else 126
 
         def forward(number: int) -> None:
-            process.send_signal(number, group=True)
+            # On a terminal the command shares our process group: the terminal has told it already.
+            if not (self.terminal and number in (signal.SIGINT, signal.SIGQUIT)):
+                process.send_signal(number, group=not self.terminal)
 
         self._on_signal = forward
         await first_of(process.ended, session.lost)
         if not process.ended.done() or (process.returncode == -signal.SIGKILL and session.lost.done()):
-            process.send_signal(signal.SIGTERM, group=True)
+            process.send_signal(signal.SIGTERM, group=not self.terminal)
             await process.end(LOST_GRACE)
             raise session.lost.result()
         status = process.ended.result()

@@ -31,10 +31,12 @@ from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
 from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Resolve, WriteFile
 from vpn.refusals import explain_tun, explain_unshare
+from vpn.spawn import leave_terminal_alone, raise_file_limit
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
-_ROOMS = ("/mnt", "/media", "/srv", "/opt", "/run")  # of the FHS; hidden only inside, and only while needed
+# Where a tmpfs may cover what is there: no site keeps data or programs in /sys, as some do in /mnt.
+_ROOMS = ("/sys", "/media", "/srv", "/mnt")
 _BYPASSES = (  # sockets through which glibc asks a resolver of the host's instead of reading resolv.conf
     "/run/systemd/resolve/io.systemd.Resolve",
     "/run/nscd/socket",
@@ -211,8 +213,7 @@ def serve(sock: socket.socket, alive: int) -> None:
     kernel.die_with_parent(signal.SIGKILL)
     holder = Holder(sock)
     holder.selector.register(alive, selectors.EVENT_READ, lambda: sys.exit(1))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         notes = furnish()
     except TunnelError as error:
@@ -223,6 +224,8 @@ def serve(sock: socket.socket, alive: int) -> None:
 
 def main(argv: list[str]) -> None:
     """FD PARENT IDENTITY: become two processes, the outer one waiting for the inner."""
+    leave_terminal_alone()
+    raise_file_limit()
     sock = attach(argv)
     sock.set_inheritable(False)
     try:

@@ -22,7 +22,7 @@ from vpn import kernel
 from vpn.channel import Packet, keeper_channel
 from vpn.errors import Layer, TunnelError
 from vpn.messages import Done, Exited, Failed, Kill, Message, Ready, Request, Spawn
-from vpn.spawn import spawn
+from vpn.spawn import leave_terminal_alone, raise_file_limit, spawn
 
 
 class Keeper:
@@ -96,6 +96,8 @@ class Keeper:
 
     def on_spawn(self, message: Spawn, fds: list[int]) -> None:
         """Start a program."""
+        if len(fds) != len(message.targets):
+            raise TunnelError("tunnel", "descriptors were lost on the way (limit of open files)")
         pid = spawn(message, dict(zip(message.targets, fds, strict=True)))
         self.children[pid] = message.id
         self.report_started(message.id, pid)
@@ -117,14 +119,15 @@ class Keeper:
             os.read(wake, 4096)
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             request = self.children.pop(pid, None)
             if request is not None:
-                self.report(Exited(request, os.waitstatus_to_exitcode(status)))
+                cpu, rss = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+                self.report(Exited(request, os.waitstatus_to_exitcode(status), cpu, rss))
 
 
 def kill_descendants() -> None:
@@ -171,6 +174,8 @@ def say(sock: socket.socket, layer: Layer, message: str) -> None:
 
 def main(argv: list[str]) -> None:
     """The process outside every namespace."""
+    leave_terminal_alone()
+    raise_file_limit()
     keeper = Keeper(attach(argv))
     kernel.adopt_orphans()
 
@@ -178,8 +183,6 @@ def main(argv: list[str]) -> None:
         keeper.serving = False
 
     signal.signal(signal.SIGTERM, stop)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
     try:
         keeper.run([])
     finally:

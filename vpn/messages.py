@@ -103,10 +103,15 @@ class Failed(Message, frozen=True):
 
 
 class Exited(Message, frozen=True):
-    """The process started by request ``id`` ended; ``status`` is negative for a signal."""
+    """The process started by request ``id`` ended; ``status`` is negative for a signal.
+
+    ``cpu_seconds`` and ``max_rss`` (bytes) are of it and the descendants it waited for (getrusage(2)).
+    """
 
     id: int
     status: int
+    cpu_seconds: float = 0.0
+    max_rss: int = 0
 
 
 Request = Spawn | Kill | OpenTun | Configure | Resolve | WriteFile | PrivateDirectory

@@ -60,7 +60,9 @@ class Namespace:
         await asyncio.wait([self._outer.ended], timeout=REAP_DEADLINE)
 
 
-async def open_namespace(keeper: Client, identity: Identity = "user") -> Namespace:
+async def open_namespace(
+    keeper: Client, identity: Identity = "user", *, new_session: bool = True
+) -> Namespace:
     """Make a namespace; raises TunnelError naming what the node refuses."""
     ours, theirs = pair()
     client = Client(ours, "the namespace's holder")
@@ -72,6 +74,7 @@ async def open_namespace(keeper: Client, identity: Identity = "user") -> Namespa
                 stdin=null,
                 stdout=null,
                 fds={3: theirs.fileno()},
+                new_session=new_session,
             )
         namespace = Namespace(client, outer)
         await client.started()

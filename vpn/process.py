@@ -17,7 +17,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from vpn.channel import Packet, client_channel, pair
 from vpn.errors import TunnelError
 from vpn.messages import Done, Exited, Failed, Kill, Message, Ready, Report, Spawn
+from vpn.pipes import filled, read_lines
 
 START_DEADLINE = 30.0  # seconds for a keeper to start; a cold Python on a shared file system is slow
 TERMINATE_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
@@ -51,6 +52,9 @@ class Process:
         self.name = name
         self.pid = 0
         """The pid as this process sees it, whatever namespace the program is in."""
+        self.cpu_seconds = 0.0
+        self.max_rss = 0
+        """Known when it ended: CPU time, and peak memory in bytes, of it and the children it waited for."""
         self.ended: asyncio.Future[int] = client.loop.create_future()
         """Resolves with the status; negative for a signal, as in ``subprocess``."""
 
@@ -173,7 +177,7 @@ class Client:
         except BlockingIOError:
             self._outgoing.append((message, [os.dup(fd) for fd in fds]))
             self.loop.add_writer(self._channel.sock, self._on_writable)
-        except OSError:
+        except ConnectionError:
             self._on_end()
             raise self.lost.result() from None
 
@@ -188,9 +192,11 @@ class Client:
                 self._channel.send(message, fds)
             except BlockingIOError:
                 return
-            except OSError:
+            except ConnectionError:
                 self._on_end()
                 return
+            except OSError as error:  # no descriptor or memory left here: only this message fails
+                _fail(self._answers.get(getattr(message, "id", 0)), error)
             self._outgoing.popleft()
             for fd in fds:
                 os.close(fd)
@@ -216,6 +222,7 @@ class Client:
         elif isinstance(message, Exited):
             process = self._processes.pop(message.id, None)
             if process is not None:
+                process.cpu_seconds, process.max_rss = message.cpu_seconds, message.max_rss
                 _resolve(process.ended, message.status)
         elif isinstance(message, Failed) and message.id == 0:
             _fail(self.ready, TunnelError(message.layer, message.message))
@@ -272,8 +279,11 @@ class OuterKeeper:
             await self._process.wait()
 
 
-async def start_keeper() -> OuterKeeper:
-    """Start the keeper that starts programs outside the namespaces."""
+async def start_keeper(*, new_session: bool = True) -> OuterKeeper:
+    """Start the keeper that starts programs outside the namespaces.
+
+    Without a new session its programs can have the caller's terminal.
+    """
     ours, theirs = pair()
     with theirs:
         descriptor = theirs.fileno()
@@ -282,7 +292,7 @@ async def start_keeper() -> OuterKeeper:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             pass_fds=(descriptor,),
-            start_new_session=True,
+            start_new_session=new_session,
         )
     keeper = OuterKeeper(Client(ours, "the process keeper"), process)
     try:
@@ -324,36 +334,10 @@ def _resolve(future: asyncio.Future[Any], value: object) -> None:
         future.set_result(value)
 
 
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
+def _fail(future: asyncio.Future[Any] | None, error: Exception) -> None:
+    if future is not None and not future.done():
         future.set_exception(error)
         future.exception()  # a future nobody waits for must not warn when it is collected
-
-
-async def read_chunks(fd: int) -> AsyncIterator[bytes]:
-    """Bytes of a pipe until its end; takes the descriptor over."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
-    )
-    try:
-        while chunk := await reader.read(65536):
-            yield chunk
-    finally:
-        transport.close()
-
-
-async def read_lines(fd: int) -> AsyncIterator[str]:
-    """Lines of a pipe until its end; takes the descriptor over. A line longer than 64 KiB is cut."""
-    rest = b""
-    async for chunk in read_chunks(fd):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line.decode(errors="replace").rstrip("\r")
-        rest = rest[:65536]
-    if rest:
-        yield rest.decode(errors="replace")
 
 
 async def run(
@@ -386,11 +370,3 @@ async def run(
 async def first_of(*futures: asyncio.Future[Any], deadline: float | None = None) -> None:
     """Wait until one of these is done, or the deadline passes; raises nothing of theirs."""
     await asyncio.wait(futures, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
-
-
-def filled(data: bytes) -> int:
-    """A descriptor to read ``data`` from: memory only, never a file or an argv."""
-    fd = os.memfd_create("stdin")
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd

@@ -30,8 +30,9 @@ from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
 from vpn.modes import none, openconnect
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
+from vpn.pipes import read_lines
 from vpn.probes import ProbeResult, check_target
-from vpn.process import Process, python_argv, read_lines, start_keeper
+from vpn.process import Process, python_argv, start_keeper
 
 PROBE_START = 10.0  # seconds a probe's Python may take to start, on top of the probe's own time
 
@@ -117,14 +118,17 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(config: TunnelConfig) -> AsyncIterator[Session]:
-    """Bring a tunnel up, and down at the end; raises TunnelError naming the layer."""
+async def open_session(config: TunnelConfig, *, terminal: bool = False) -> AsyncIterator[Session]:
+    """Bring a tunnel up, and down at the end; raises TunnelError naming the layer.
+
+    With ``terminal``, programs spawned without a new session share the caller's terminal and its job control.
+    """
     loop = asyncio.get_running_loop()
     started_at = loop.time()
     async with AsyncExitStack() as stack:
-        keeper = await start_keeper()
+        keeper = await start_keeper(new_session=not terminal)
         stack.push_async_callback(keeper.close)
-        up = BringUp(keeper.client, stack, loop.create_future(), started_at)
+        up = BringUp(keeper.client, stack, loop.create_future(), started_at, new_session=not terminal)
         keeper.client.lost.add_done_callback(lambda future: up.lose(future.result()))
         try:
             async with asyncio.timeout(config.bring_up_timeout):

@@ -9,13 +9,35 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 from collections.abc import Mapping
 
 from vpn import kernel
 from vpn.messages import Spawn
 
-_RESET = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT)
+TERMINAL_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+_file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+_RESET = (*TERMINAL_SIGNALS, signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)
+
+
+def leave_terminal_alone() -> None:
+    """Ignore what a terminal sends to a whole group: it is meant for the command, not for its keepers."""
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def raise_file_limit() -> None:
+    """Let a keeper hold as many descriptors as it may; what it starts gets the limit it came with."""
+    hard = _file_limit[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def spawn(request: Spawn, fds: Mapping[int, int]) -> int:
@@ -49,6 +71,7 @@ def _child(request: Spawn, fds: Mapping[int, int], writer: int, parent: int) -> 
         for number in _RESET:
             signal.signal(number, signal.SIG_DFL)
         writer = _place(fds, writer)
+        resource.setrlimit(resource.RLIMIT_NOFILE, _file_limit)
         blame = request.cwd
         os.chdir(request.cwd)
         blame = request.argv[0]

@@ -24,7 +24,7 @@ def pilot_argv(
     require: Sequence[str] = (),
     scratch: Path | None = None,
     manager_timeout_s: float | None = None,
-    python: str = sys.executable,
+    python: Sequence[str] = (sys.executable,),
 ) -> tuple[str, ...]:
     """Return the command that starts a pilot of the queue whose connection file is ``connection``.
 
@@ -34,7 +34,7 @@ def pilot_argv(
     None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job starts
     somewhere else.
     """
-    argv = [python, "-P", "-m", "hpcq.pilot", "--connection", str(connection.absolute())]
+    argv = [*python, "-P", "-m", "hpcq.pilot", "--connection", str(connection.absolute())]
     for option, value in (
         ("--cores", cores),
         ("--memory", memory_mb),

@@ -9,15 +9,16 @@ from typing import Any
 
 from hpcq import state_dir
 from hpcq.batch.base import PilotRequest
+from hpcq.batch.environment import python_command
 from hpcq.batch.pilot_command import pilot_argv
 from hpcq.errors import UsageError
 from hpcq.units import parse_duration, parse_memory
 from vpn import MODES
 
-_SAME = ("partition", "account", "qos", "constraint", "environment", "job_name")
+_SAME = ("partition", "account", "qos", "constraint", "job_name")
 _LISTS = ("options", "setup")
-_KNOWN = ("cores", "memory", "walltime", *_SAME, *_LISTS, "template", "vpn", "gateway", "require", "scratch",
-          "manager_timeout")  # fmt: skip
+_PILOT = ("environment", "vpn", "gateway", "require", "scratch", "manager_timeout")
+_KNOWN = ("cores", "memory", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
 _TARGET = re.compile(r"(?:roots?|https?)://[^\s/]+\S*|cvmfs:[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -46,6 +47,8 @@ def pilot_request(
     memory_mb = parse_memory(given["memory"], name=shown("memory")) if "memory" in given else None
     walltime_s = None if walltime is None else int(walltime)
     cores = given.get("cores", 1)
+    scratch = Path(given["scratch"]) if "scratch" in given else None
+    environment = Path(given["environment"]) if "environment" in given else None
     argv = pilot_argv(
         state_dir.connection_file(queue),
         batch=batch,
@@ -55,7 +58,8 @@ def pilot_request(
         vpn=given.get("vpn"),
         gateway=given.get("gateway"),
         require=_targets(given.get("require", ()), shown("require")),
-        scratch=Path(given["scratch"]) if "scratch" in given else None,
+        scratch=scratch,
+        python=python_command(environment, scratch),
         manager_timeout_s=seconds("manager_timeout"),
     )
     if given.get("vpn", "none") not in MODES:
@@ -70,6 +74,7 @@ def pilot_request(
         memory_mb=memory_mb,
         walltime_s=walltime_s,
         template=Path(given["template"]) if "template" in given else None,
+        environment=given.get("variables", {}),
         **texts,
     )
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "submit-pilots": ("hpcq.cli.pilots:submit_pilots", "Put pilots through the batch system."),
     "pilots": ("hpcq.cli.pilots:pilots", "Show the pilots of a queue and their batch jobs."),
     "cancel-pilots": ("hpcq.cli.pilots:cancel_pilots", "Cancel pilots and wait until they are gone."),
+    "pack-environment": ("hpcq.cli.environment:pack_environment", "Pack a Python environment for the pilots."),
     "status": ("hpcq.cli.status:status", "Show what a queue is doing."),
     "bench": ("hpcq.cli.bench:bench", "Measure the queue on this machine."),
     "vpn": ("vpn.cli:cli", "Tunnels by themselves: run a command in one, or run their gateway."),

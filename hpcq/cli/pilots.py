@@ -65,6 +65,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--option", "options", multiple=True, metavar="OPT", help="Any other option: '--reservation=x'.")
 @click.option("--template", type=click.Path(path_type=Path), metavar="FILE", help="Your own batch template.")
 @click.option("--environment-setup", "setup", multiple=True, metavar="LINE", help="Shell to run before the pilot.")
+@click.option(
+    "--environment",
+    type=click.Path(path_type=Path),
+    metavar="DIR|TARBALL",
+    help="The pilots' Python environment: a directory they see, or an archive of `hpcq pack-environment`.",
+)
 @click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]")
 @click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at.")
 @click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task.")

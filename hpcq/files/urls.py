@@ -1,7 +1,7 @@
 """Fetches one URL to a descriptor: ``python -m hpcq.files.urls URL FD``, run by a pilot inside its tunnel.
 
-``http`` and ``https`` by the standard library (certificates are verified; ``http_proxy`` and its kin count), ``root`` by
-XRootD's Python client if it is installed, else ``xrdcp``. Failures of the network and of busy servers are tried
+``http`` and ``https`` by the standard library (certificates are verified; ``http_proxy`` and its kin count), ``root``
+by XRootD's Python client if it is installed, else ``xrdcp``. Failures of the network and of busy servers are tried
 `ATTEMPTS` times in all; what the server refuses is not. Exits 1 with one line on standard error.
 """
 

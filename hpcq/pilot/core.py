@@ -18,6 +18,7 @@ runs again. May not live here: processes, sockets, clocks.
 from __future__ import annotations
 
 import enum
+import math
 import signal
 from collections import deque
 from collections.abc import Iterable, Set
@@ -38,6 +39,10 @@ STUCK = 0.02
 
 START_FAILURES = 3
 """Runners in a row that end before they are ready: then something is wrong with this host."""
+
+
+START_TIMEOUT = 120.0
+"""Seconds a runner has to get ready; a cold Python on a shared file system is slow, one that hangs is ended."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -95,11 +100,12 @@ class Lane:
     """One runner and what it was given."""
 
     __slots__ = ("announced", "doomed", "doomed_as", "doomed_why", "expected", "head_since", "network",
-                 "number", "recalling", "state", "tasks")  # fmt: skip
+                 "number", "ready_by", "recalling", "state", "tasks")  # fmt: skip
 
-    def __init__(self, number: int, network: str) -> None:
+    def __init__(self, number: int, network: str, ready_by: float) -> None:
         self.number = number
         self.network = network
+        self.ready_by = ready_by
         self.state = LaneState.STARTING
         self.tasks: deque[TaskSpec] = deque()
         self.expected = 0.0
@@ -220,6 +226,9 @@ class Core:
     def time(self, now: float) -> list[Command]:
         """Deadlines may have passed."""
         for lane in self.lanes.values():
+            if lane.state is LaneState.STARTING and now >= lane.ready_by:
+                lane.ready_by = math.inf
+                self._orders.append(Kill(lane.number))
             if not lane.tasks or lane.state is LaneState.STARTING:
                 continue
             task = lane.tasks[0]
@@ -257,6 +266,8 @@ class Core:
         """When `time` should be called, or None."""
         times = []
         for lane in self.lanes.values():
+            if lane.state is LaneState.STARTING and lane.ready_by < math.inf:
+                times.append(lane.ready_by)
             if not lane.tasks or lane.state is LaneState.STARTING or lane.doomed is not None:
                 continue
             if lane.tasks[0].walltime:
@@ -308,7 +319,7 @@ class Core:
                     return lane
             elif self._takes_ahead(lane, task, now) and (ahead is None or lane.expected < ahead.expected):
                 ahead = lane
-        return self._new_lane(network) if fits else ahead
+        return self._new_lane(network, now) if fits else ahead
 
     def _takes_ahead(self, lane: Lane, task: TaskSpec, now: float) -> bool:
         expected = self._expected.get(task.function)
@@ -319,8 +330,8 @@ class Core:
         head = lane.tasks[0]
         return head.cores == task.cores and head.memory == task.memory and lane.expected + expected <= AHEAD
 
-    def _new_lane(self, network: str) -> Lane:
-        lane = Lane(self._next_lane, network)
+    def _new_lane(self, network: str, now: float) -> Lane:
+        lane = Lane(self._next_lane, network, now + START_TIMEOUT)
         self._next_lane += 1
         self.lanes[lane.number] = lane
         self._orders.append(Start(lane.number, network))

@@ -93,7 +93,9 @@ class ManagerLink:
 
     def _closed(self, link: transport.Link, reason: str) -> None:
         if self._first is not None and not self._first.done():
-            self._first.set_exception(QueueNotFoundError(f"the manager hung up before a welcome: {reason}"))
+            self._first.set_exception(
+                QueueNotFoundError(f"the manager hung up before a welcome, as if it did not know our key: {reason}")
+            )
         if link is self._link:
             self._link = None
             self.lost_because = reason

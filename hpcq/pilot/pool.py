@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import sys
 from collections import deque
@@ -27,11 +26,12 @@ from hpcq.pilot import datagrams
 from hpcq.pilot.core import Broken, Command, Core, Give, Kill, Recall, Report, Start
 from hpcq.pilot.processes import kill_session, kill_tree
 from hpcq.pilot.runner import FromRunner, Ready, read_bounded
+from hpcq.pilot.scratch import remove_tree
 from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
 
-_from_runner: Callable[[bytes], Any] = msgspec.msgpack.Decoder(FromRunner).decode
+_from_runner: Callable[[bytes | bytearray], Any] = msgspec.msgpack.Decoder(FromRunner).decode
 
 
 class Spawned(Protocol):
@@ -83,7 +83,7 @@ class Runner:
         for _, attached in self.unsent:
             if attached is not None:
                 os.close(attached)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_tree(self.directory)
 
 
 class Pool:

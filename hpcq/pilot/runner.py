@@ -17,13 +17,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -31,6 +30,7 @@ from hpcq import messages as m
 from hpcq import serialize
 from hpcq.errors import SerializationError
 from hpcq.pilot import datagrams
+from hpcq.pilot.scratch import remove_tree
 from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
 
@@ -52,19 +52,42 @@ def become_reaper() -> None:
 
 
 class Captured:
-    """One output stream of the runner: a file that is emptied after each task."""
+    """One output stream of the runner: a file that is emptied after each task.
 
-    def __init__(self, descriptor: int) -> None:
+    What a task did to the stream (redirected, closed or replaced it) ends with the task.
+    """
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self._name = name
         self._descriptor = descriptor
+        self._file = os.dup(descriptor)
+        self._stream: TextIO = getattr(sys, name)
 
     def take(self) -> tuple[bytes, int]:
         """What was written since the last time, and how many bytes in the middle of it were left out."""
-        size = os.fstat(self._descriptor).st_size
+        self._restore()
+        size = os.fstat(self._file).st_size
         if not size:
             return b"", 0
-        kept = read_bounded(self._descriptor, size)
-        os.ftruncate(self._descriptor, 0)
+        kept = read_bounded(self._file, size)
+        os.ftruncate(self._file, 0)
         return kept, max(0, size - OUTPUT_LIMIT)
+
+    def _restore(self) -> None:
+        flushed = self._flush()  # where the task had led it
+        os.dup2(self._file, self._descriptor)
+        if not flushed:
+            self._flush()  # what could not be written there
+            if self._stream.closed:
+                self._stream = open(self._descriptor, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, self._name, self._stream)
+
+    def _flush(self) -> bool:
+        try:
+            self._stream.flush()
+        except Exception:
+            return False
+        return True
 
 
 def read_bounded(descriptor: int, size: int) -> bytes:
@@ -83,8 +106,9 @@ class Runner:
         self._tasks = tasks
         self._results = results
         self._functions: dict[bytes, bytes | Callable[..., Any]] = {}
-        self._output = Captured(1)
-        self._errors = Captured(2)
+        self._output = Captured("stdout", 1)
+        self._errors = Captured("stderr", 2)
+        self._pid = os.getpid()
         self._home = os.getcwd()  # noqa: PTH109 - compared and used as a string for every task
 
     def run(self) -> None:
@@ -109,6 +133,8 @@ class Runner:
                 outcome, payload, message = self._call(task, directory)
             else:
                 outcome, exit_code, message = self._shell(task, directory)
+        if os.getpid() != self._pid:
+            os._exit(outcome is not Outcome.SUCCESS)  # a fork that came back from the function: not us
         self._clean_up()
         seconds = time.perf_counter() - began
         output, left_out = self._output.take()
@@ -153,7 +179,7 @@ class Runner:
             os.chdir(directory)
             child = os.posix_spawn(
                 "/bin/sh",
-                ["sh", "-c", task.payload.decode()],
+                [b"sh", b"-c", task.payload],
                 {**os.environ, "HPCQ_TASK_ID": str(task.id)},
                 setsigdef=(signal.SIGPIPE, signal.SIGINT),
             )
@@ -163,7 +189,7 @@ class Runner:
         finally:
             os.chdir(self._home)
             if not given:
-                shutil.rmtree(directory, ignore_errors=True)
+                _remove_directory(directory)
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return Outcome.SUCCESS, 0, ""
@@ -174,15 +200,15 @@ class Runner:
     # --- between tasks ---
 
     def _clean_up(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # a task may have closed or replaced it
-                stream.flush()
         self._end_children()
-        with contextlib.suppress(OSError):
-            if os.getcwd() != self._home:  # noqa: PTH109
-                os.chdir(self._home)
-            for name in os.listdir(self._home):  # noqa: PTH208
+        try:
+            os.chdir(self._home)
+            for name in os.listdir(self._home):  # noqa: PTH208 - a hot path of strings
                 _remove(f"{self._home}/{name}")
+        except OSError:  # a task has removed it, or made something that cannot be removed
+            with contextlib.suppress(OSError):
+                os.makedirs(self._home, 0o700, exist_ok=True)  # noqa: PTH103
+                os.chdir(self._home)
 
     def _end_children(self) -> None:
         try:
@@ -200,9 +226,16 @@ class Runner:
                 os.waitpid(-1, 0)
 
 
+def _remove_directory(path: str) -> None:
+    try:
+        os.rmdir(path)  # noqa: PTH106 - most are empty, and this is a tenth of rmtree's cost
+    except OSError:
+        remove_tree(path)
+
+
 def _remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
     else:
         os.unlink(path)  # noqa: PTH108
 

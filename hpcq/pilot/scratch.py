@@ -17,6 +17,24 @@ def _base(wanted: Path | None) -> Path:
     return wanted or Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
 
 
+def remove_tree(path: str | Path) -> None:
+    """Remove a directory, also what tasks made read-only in it, as package managers do."""
+    shutil.rmtree(path, ignore_errors=True)
+    if not os.path.lexists(path):
+        return
+    _open_up(str(path))
+    for directory, inner, _ in os.walk(path):  # from the top: each is opened up before it is looked into
+        for name in inner:
+            _open_up(f"{directory}/{name}")
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _open_up(directory: str) -> None:
+    if not os.path.islink(directory):  # noqa: PTH114 - as os.walk names it
+        with contextlib.suppress(OSError):
+            os.chmod(directory, 0o700)  # noqa: PTH101
+
+
 @contextlib.contextmanager
 def scratch_directory(wanted: Path | None) -> Iterator[Path]:
     """A new private directory below ``wanted``; dead pilots' directories beside it are removed.
@@ -33,7 +51,7 @@ def scratch_directory(wanted: Path | None) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as we live: says that the directory is in use
         yield own
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        remove_tree(own)
         os.close(lock)
 
 
@@ -44,6 +62,6 @@ def _remove_dead(base: Path, prefix: str) -> None:
             try:
                 if os.fstat(descriptor).st_uid == os.getuid() and any(path.iterdir()):
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_tree(path)
             finally:
                 os.close(descriptor)

@@ -157,8 +157,9 @@ def run_command(site: Site, options: Options) -> int:
 
 def end(process: subprocess.Popen[bytes]) -> int:
     """After an interrupt, the command's status; what it leaves behind ends with the site."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes on the one the terminal sent us already
     for grace, stronger in ENDING:
-        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(grace) or INTERRUPTED
         process.send_signal(stronger)
     return INTERRUPTED

@@ -17,7 +17,8 @@ from simulated_site.leftovers import remaining
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 UP_DEADLINE = 60.0
-COMMAND = "setsid sleep 1000 & echo site-is-up; sleep 1001"
+LINGER = "import subprocess as s, time; s.Popen(['setsid', 'sleep', '1000']); print('site-is-up', flush=True)"
+COMMAND = (sys.executable, "-c", f"{LINGER}; time.sleep(1000)")  # not a shell: dash may lose a SIGINT before an exec
 
 
 def site_command(identity: Path, *command: str) -> list[str]:
@@ -38,7 +39,7 @@ def wait_for_text(descriptor: int, text: bytes) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing(site: Site, shared_path: Path, number: signal.Signals) -> None:
     identity = shared_path / "identity"
-    command = site_command(identity, "sh", "-c", COMMAND)
+    command = site_command(identity, *COMMAND)
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:
         assert process.stdout
         wait_for_text(process.stdout.fileno(), b"site-is-up")
@@ -51,7 +52,7 @@ def test_ctrl_c_on_the_terminal_leaves_nothing(site: Site, shared_path: Path) ->
     identity = shared_path / "identity"
     pid, terminal = pty.fork()
     if pid == 0:
-        command = site_command(identity, "sh", "-c", COMMAND)
+        command = site_command(identity, *COMMAND)
         os.execve(command[0], command, environment())
     wait_for_text(terminal, b"site-is-up")
     os.write(terminal, b"\x03")

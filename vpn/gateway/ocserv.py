@@ -59,6 +59,7 @@ def configuration(room: str, port: int, dns: list[str]) -> str:
         "server-cert": f"{room}/cert.pem",
         "server-key": f"{room}/key.pem",
         "isolate-workers": "false",  # its seccomp filter forbids what one_id.c does not know of
+        "sec-mod-scale": 1,  # else one process a core of the login node
         "max-clients": 0,
         "max-same-clients": 1,
         "rate-limit-ms": 0,

@@ -26,7 +26,8 @@ from vpn.gateway.credentials import UNUSED_LIFETIME, Book
 from vpn.gateway.slirp import Slirp, start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.namespace import open_namespace
-from vpn.process import Client, Process, read_lines, run, start_keeper
+from vpn.pipes import read_lines
+from vpn.process import Client, Process, run, start_keeper
 from vpn.programs import environment, find_program, find_shim
 
 log = logging.getLogger("vpn.gateway")

@@ -49,6 +49,7 @@ class BringUp:
     stack: AsyncExitStack
     lost: asyncio.Future[TunnelError]
     started_at: float
+    new_session: bool = True
     step: tuple[Layer, str] = field(default=("tunnel", "starting"))
 
     def lose(self, error: TunnelError) -> None:

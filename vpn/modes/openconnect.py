@@ -40,7 +40,8 @@ from vpn.modes.dialogue import (
     script_command,
 )
 from vpn.namespace import Namespace, open_namespace
-from vpn.process import Client, Process, filled, first_of, read_chunks, read_lines
+from vpn.pipes import filled, read_chunks, read_lines
+from vpn.process import Client, Process, first_of
 from vpn.programs import environment, find_program, find_shim
 
 DEVICE = "tun0"
@@ -92,7 +93,7 @@ class OpenconnectTunnel:
         self.up.step = ("gateway", f"connecting to {', '.join(self.credential.addresses)}")
         self.server = await first_reachable(self.credential)
         self.up.step = ("user namespaces", "making a namespace")
-        self.namespace: Namespace = await open_namespace(self.up.keeper)
+        self.namespace: Namespace = await open_namespace(self.up.keeper, new_session=self.up.new_session)
         self.up.stack.push_async_callback(self.namespace.close)
         self.namespace.client.lost.add_done_callback(lambda future: self.up.lose(future.result()))
         self.up.step = ("openconnect", f"logging in at {self.server}")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +133,15 @@ def test_a_program_that_dies_at_start_is_not_waited_for(site):
     )
     assert "/no/such/directory" in site.check("node", sys.executable, "-c", script)
     site.wait_empty()
+
+
+def test_killing_ocservs_other_process_ends_the_gateway(gateway):
+    mine = list(gateway.extra())
+    (victim,) = [pid for pid in mine if comm(pid) == "ocserv-sm"]
+    os.kill(victim, signal.SIGKILL)
+    gateway.wait_gone(mine)
+    assert gateway.vpn("login", "gateway", "status").returncode == 5
+
+
+def comm(pid):
+    return Path(f"/proc/{pid}/comm").read_text().strip()

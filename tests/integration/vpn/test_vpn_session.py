@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,7 @@ async def main():
         assert await p.wait() == 3 == p.returncode
         text = os.read(r, 100).decode(); os.close(r)
         assert text.split()[1:] == ["100000", "/"], text
+        assert p.max_rss > 100_000
         p = await session.spawn(["sleep", "1000"])
         assert Path(f"/proc/{p.pid}/comm").read_text() == "sleep\\n"
         assert os.getpgid(p.pid) == p.pid
@@ -143,14 +147,17 @@ from vpn.namespace import open_namespace
 async def main():
     keeper = await start_keeper()
     namespace = await open_namespace(keeper.client)
-    status, text = await run(namespace.client, ["sh", "-c", "id -u; ip link set lo down; grep CapEff /proc/self/status"],
-                             deadline=10)
+    status, text = await run(namespace.client, ["sh", "-c", sys.argv[1]], deadline=10)
     await namespace.close(); await keeper.close()
     print(text)
 asyncio.run(main())
 """
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", PRELUDE + script, "id -u; ip link set lo down; grep CapEff /proc/self/status"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     lines = done.stdout.splitlines()
     assert lines[0] == str(os.geteuid()), done.stderr
@@ -201,10 +208,15 @@ def test_xrootd(gateway, credential):
         assert done.returncode == 0, done.stderr
         assert "XRootD data server speaking protocol" in done.stderr
         assert (here / "copy").read_bytes() == (here / "data" / "file").read_bytes()
-        wrong = gateway.vpn(
-            "node", "run", "--credential", credential("b"), "--require", f"root://{WAN}:80", "--", "true"
-        )
-        assert "XRootD" in wrong.stderr
+        script = """
+async def main():
+    async with open_session(config(sys.argv[1])) as session:
+        (result,) = await session.probe(["root://203.0.113.1:80"], timeout=2)
+        assert not result.ok
+        print(result.message)
+asyncio.run(main())
+"""
+        assert "does not answer the XRootD handshake" in run_script(gateway, script, credential("b")).stdout
         for pid in gateway.find("xrootd -c"):
             os.kill(pid, signal.SIGKILL)
         server.wait(20)
@@ -264,3 +276,86 @@ def test_no_state_is_left_on_disk_by_a_session(gateway, credential):
     )
     assert done.returncode == 0
     assert not list(Path(scratch).iterdir())
+
+
+@pytest.mark.parametrize("mode", ["none", "openconnect"])
+def test_a_shell_on_a_terminal_has_job_control(gateway, credential, mode):
+    options = ["--mode", "none"] if mode == "none" else ["--credential", credential()]
+    ours, theirs = os.openpty()
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    command = ["run", *options, "--", "bash", "--norc", "-i"]
+    process = gateway.start_vpn("node", *command, **streams, preexec_fn=lambda: take_terminal(theirs))
+    os.close(theirs)
+    with process, os.fdopen(ours, "r+b", buffering=0) as terminal:
+        text = talk(terminal, b"stty -echo; PS1=; echo rea''dy\n", b"ready")
+        text += talk(terminal, b"sleep 1000\n", b"")
+        sleeping = wait_for_process(gateway, "sleep 1000")
+        terminal.write(b"\x03")
+        gateway.wait_gone(sleeping)
+        text += talk(terminal, b"echo st''ill; exit 4\n", b"still")
+        assert process.wait(20) == 4
+    assert b"job control" not in text
+    assert b"ioctl" not in text
+
+
+def take_terminal(fd):
+    os.setsid()
+    fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
+
+
+def talk(terminal, line, until):
+    terminal.write(line)
+    text = b""
+    while until not in text:
+        text += terminal.read(4096)
+    return text
+
+
+def wait_for_process(site, line):
+    """The pids of a command, asked for until there are some."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        pids = [pid for pid, text in site.extra().items() if text.strip() == line]
+        if pids:
+            return pids
+    raise AssertionError(f"{line} did not start")
+
+
+def test_a_gateway_that_is_killed_loses_the_tunnel_after_the_reconnect_time(gateway, credential):
+    script = """
+import dataclasses
+async def main():
+    settings = dataclasses.replace(config(sys.argv[1]), reconnect_timeout=3)
+    async with open_session(settings) as session:
+        print("up", flush=True)
+        error = await session.lost
+        print(error, flush=True)
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", PRELUDE + script, credential()]
+    with gateway.start("node", *command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        os.kill(gateway.find("vpn.gateway.daemon import main")[0], signal.SIGKILL)
+        assert process.stdout.readline().startswith("gateway: ")
+        assert process.wait(20) == 0
+
+
+def test_limits_are_the_callers(site):
+    done = site.run(
+        "node",
+        "sh",
+        "-c",
+        'ulimit -S -n 321; "$@"',
+        "-",
+        sys.executable,
+        "-m",
+        "vpn",
+        "run",
+        "--mode",
+        "none",
+        "--",
+        "sh",
+        "-c",
+        "ulimit -S -n",
+    )
+    assert done.stdout == "321\n", done.stderr

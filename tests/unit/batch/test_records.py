@@ -72,7 +72,7 @@ def test_output_tail():
 
 
 def test_pilot_argv():
-    assert pilot_argv(Path("/c"), batch="local", python="py") == (
+    assert pilot_argv(Path("/c"), batch="local", python=("py",)) == (
         "py", "-P", "-m", "hpcq.pilot", "--connection", "/c", "--batch", "local",
     )  # fmt: skip
     full = pilot_argv(
@@ -86,7 +86,7 @@ def test_pilot_argv():
         require=("cvmfs:a", "root://b"),
         scratch=Path("/scratch"),
         manager_timeout_s=600,
-        python="py",
+        python=("py",),
     )
     assert " ".join(full[6:]) == (
         "--cores 2 --memory 5 --walltime 60 --vpn relay --gateway login --require cvmfs:a --require root://b "

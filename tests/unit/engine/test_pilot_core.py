@@ -8,6 +8,7 @@ from hpcq.messages import TaskResult, TaskSpec
 from hpcq.pilot.core import (
     AHEAD,
     START_FAILURES,
+    START_TIMEOUT,
     STUCK,
     Broken,
     Core,
@@ -108,7 +109,7 @@ def test_host_tasks_get_a_runner_outside_the_tunnel():
     assert [(c.lane, c.network) for c in commands if isinstance(c, Start)] == [(1, "any"), (2, "host"), (3, "any")]
 
 
-# --- ahead and back ------------------------------------------------------------------------------------------------
+# --- ahead and back --------------------------------------------------------------------------------------------------
 
 
 def test_short_tasks_are_given_ahead_and_long_ones_are_not(core):
@@ -160,7 +161,7 @@ def test_asking_back_is_always_answered(core):
     assert returned(commands) == []
 
 
-# --- deaths --------------------------------------------------------------------------------------------------------
+# --- deaths ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_runner_is_blamed_on_the_task_it_was_doing_and_the_rest_runs_elsewhere(core):
@@ -214,6 +215,16 @@ def test_a_runner_that_got_ready_makes_earlier_failures_forgotten(core):
             commands = core.run([task(lane + 1)], 0.0)
 
 
+def test_a_runner_that_hangs_before_it_is_ready_is_killed_once(core):
+    core.run([task(1)], 10.0)
+    assert core.next_deadline() == 10.0 + START_TIMEOUT
+    assert core.time(9.0 + START_TIMEOUT) == []
+    assert core.time(10.0 + START_TIMEOUT) == [Kill(1)]
+    assert core.next_deadline() is None
+    assert core.time(11.0 + START_TIMEOUT) == []
+    assert given(core.dead(1, -9, NOTHING, 200.0)) == [(2, 1)]
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(0, "exit status 0"), (7, "exit status 7"), (-11, "SIGSEGV"), (-9, "memory"), (-99, "unknown")],
@@ -222,7 +233,7 @@ def test_deaths_in_words(status, words):
     assert words in how_it_died(status)
 
 
-# --- limits --------------------------------------------------------------------------------------------------------
+# --- limits ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_task_over_its_walltime_is_killed_and_told_so(core):
@@ -238,7 +249,7 @@ def test_a_task_over_its_walltime_is_killed_and_told_so(core):
 
 def test_the_start_of_the_runner_is_not_counted_as_the_tasks_time(core):
     core.run([task(1, walltime=5.0)], 0.0)
-    assert core.next_deadline() is None
+    assert core.next_deadline() == START_TIMEOUT
     assert core.time(99.0) == []
     core.warm(1, 100.0)
     assert core.next_deadline() == 105.0
@@ -255,7 +266,7 @@ def test_a_result_that_overtakes_the_kill_counts_and_the_task_behind_is_lost_or_
     assert given(commands) == [(2, 3)]
 
 
-# --- cancel, drain, abandon ----------------------------------------------------------------------------------------
+# --- cancel, drain, abandon ------------------------------------------------------------------------------------------
 
 
 def test_cancel_of_a_waiting_task_gives_it_back(core):

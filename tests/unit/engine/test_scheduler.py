@@ -59,7 +59,7 @@ def finished(commands):
     return {command.task: command.outcome for command in commands if isinstance(command, Finish)}
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
+# --- the table -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trigger", TRANSITIONS)
@@ -81,7 +81,7 @@ def test_nothing_leads_out_of_done():
     assert not any(TaskState.DONE in states for states in TRANSITIONS.values())
 
 
-# --- placement -----------------------------------------------------------------------------------------------------
+# --- placement -------------------------------------------------------------------------------------------------------
 
 
 def test_a_task_waits_for_a_pilot_and_goes_to_it(scheduler):
@@ -146,7 +146,7 @@ def test_short_tasks_are_sent_ahead_and_long_ones_are_not(scheduler, seconds, he
     assert len(scheduler.pilots["p"].held()) == held
 
 
-# --- pilots that go ------------------------------------------------------------------------------------------------
+# --- pilots that go --------------------------------------------------------------------------------------------------
 
 
 def test_a_task_started_retries_plus_one_times_on_dying_pilots_ends_lost(scheduler):
@@ -223,7 +223,7 @@ def test_a_pilot_ready_twice_is_a_bug_of_the_caller(scheduler):
         ready(scheduler)
 
 
-# --- cancel --------------------------------------------------------------------------------------------------------
+# --- cancel ----------------------------------------------------------------------------------------------------------
 
 
 def test_cancel_before_placement_is_immediate(scheduler):
@@ -255,7 +255,7 @@ def test_cancel_of_unknown_and_finished_tasks_is_ignored(scheduler):
     assert scheduler.handle([Cancelled([1, 99])], 0.0) == []
 
 
-# --- asking back ---------------------------------------------------------------------------------------------------
+# --- asking back -----------------------------------------------------------------------------------------------------
 
 
 def stuck(scheduler):
@@ -288,7 +288,7 @@ def test_nothing_is_asked_back_when_nobody_is_idle(scheduler):
     assert scheduler.handle([Tick()], 9.0) == []
 
 
-# --- words of pilots that are wrong or late -------------------------------------------------------------------------
+# --- words of pilots that are wrong or late --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,237 @@
+"""What `hpcq.Queue` promises its user, with many tasks and at its end."""
+
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+
+import cloudpickle
+import psutil
+import pytest
+from running import begun, call, eventually, note_and_wait, ready, run, wait
+
+import hpcq
+import hpcq.manager
+from hpcq import state_dir
+from hpcq.client import ask
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def test_two_thousand_tasks_under_random_kills_all_finish_once(queue, start_pilot, marks):
+    chance = random.Random(5)
+    pilots = [start_pilot(queue, cores=2) for _ in range(2)]
+    ready(queue, 2)
+    tasks = [call(lambda n: n, n).set(retries=50) for n in range(2000)]
+    for task in tasks:
+        queue.submit(task)
+    done = {}
+    kills = 0
+    while len(done) < len(tasks):
+        task = wait(queue)
+        assert task.id not in done
+        done[task.id] = task
+        if kills < 6 and chance.random() < 0.01:
+            kills += 1
+            victim = pilots.pop(chance.randrange(len(pilots)))
+            os.kill(victim.pid, chance.choice([signal.SIGKILL, signal.SIGTERM]))
+            pilots.append(start_pilot(queue, cores=2))
+    assert [task.output for task in tasks] == list(range(2000))
+    assert queue.empty()
+    assert queue.wait() is None
+    assert kills >= 3
+
+
+def runners(pilot):
+    """Process ids of its runners."""
+    children = psutil.Process(pilot.pid).children(recursive=True)
+    return [child.pid for child in children if "hpcq.pilot.run" in " ".join(child.cmdline())]
+
+
+def test_runners_killed_at_random_crash_only_what_they_were_doing(queue, start_pilot):
+    chance = random.Random(7)
+    pilot = start_pilot(queue, cores=2)
+    ready(queue, 1)
+    tasks = [call(time.sleep, 0.002) for _ in range(400)]
+    for task in tasks:
+        queue.submit(task)
+    done = [wait(queue)]
+    kills = 0
+    while len(done) < len(tasks):
+        done.append(wait(queue))
+        if len(done) % 100 == 50:
+            os.kill(chance.choice(runners(pilot)), signal.SIGKILL)
+            kills += 1
+    outcomes = [task.outcome for task in tasks]
+    assert set(outcomes) <= {"success", "crash"}
+    assert outcomes.count("crash") <= kills
+    assert queue.wait() is None
+
+
+def test_two_threads_submit_and_wait_at_once(queue, start_pilot):
+    start_pilot(queue, cores=2)
+    failures = []
+
+    def work(tag):
+        try:
+            tasks = [call(lambda n: n, n).set(tag=tag) for n in range(300)]
+            for task in tasks:
+                queue.submit(task)
+            done = [queue.wait_for_tag(tag, 30) for _ in tasks]
+            assert {id(task) for task in done} == {id(task) for task in tasks}
+            assert queue.wait_for_tag(tag) is None
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(tag,)) for tag in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert queue.empty()
+
+
+def test_empty_is_never_true_too_early(queue, pilot):
+    """Between the end of a task and its arrival in the mailbox there must be no gap."""
+    for _ in range(300):
+        queue.submit(call(int))
+        seen = 0
+        while not queue.empty():
+            seen += queue.wait() is not None
+        assert seen == 1
+
+
+def test_a_task_stuck_behind_a_long_one_moves_to_a_pilot_that_is_idle(queue, start_pilot, marks, tmp_path):
+    start_pilot(queue)
+    ready(queue, 1)
+    queue.submit(call(note_and_wait, marks, tmp_path / "go"))
+    begun(marks)
+    stuck = [call(os.getpid) for _ in range(3)]
+    for task in stuck:
+        queue.submit(task)
+    start_pilot(queue)
+    assert {wait(queue).id for _ in stuck} == {task.id for task in stuck}
+    (tmp_path / "go").touch()
+    wait(queue)
+
+
+def test_cancel_races_results(queue, start_pilot):
+    start_pilot(queue, cores=2)
+    ready(queue, 1)
+    tasks = [call(int).set(tag=str(n % 7)) for n in range(400)]
+    for n, task in enumerate(tasks):
+        queue.submit(task)
+        if n % 50 == 49:
+            queue.cancel(tag=str(n % 7))
+    done = [wait(queue) for _ in tasks]
+    assert {id(task) for task in done} == {id(task) for task in tasks}
+    assert {task.outcome for task in tasks} <= {"success", "cancelled"}
+    assert queue.wait() is None
+
+
+def test_a_name_in_use_is_refused_naming_its_owner(queue, open_queue):
+    with pytest.raises(
+        hpcq.UsageError, match=f"'q' is already served by process {os.getpid()} on {socket.gethostname()}"
+    ):
+        open_queue()
+
+
+def test_a_port_in_use_is_refused_and_the_name_is_free_again(queue, open_queue):
+    with pytest.raises(hpcq.HpcqError, match=f"cannot listen on 127.0.0.1 port {queue.connection.port}"):
+        open_queue("other", port=queue.connection.port)
+    open_queue("other")
+
+
+def test_what_waiting_means(queue):
+    assert queue.wait() is None
+    assert queue.wait(0) is None
+    assert queue.wait(5) is None  # at once: nothing is left
+    assert queue.wait_for_id(17) is None
+    assert queue.wait_for_tag("nobody") is None
+    assert queue.empty()
+    task = call(os.getpid).set(tag="x")
+    number = queue.submit(task)
+    assert not queue.empty()
+    assert queue.wait(0) is None
+    assert queue.wait_for_tag("x", 0.01) is None
+    assert queue.wait_for_id(number, 0.01) is None
+    queue.cancel()
+    assert queue.wait_for_tag("x") is task
+    assert queue.wait_for_id(number) is None
+    assert queue.empty()
+
+
+def test_closing_with_tasks_unfinished_wakes_who_waits(open_queue):
+    queue = open_queue()
+    queue.submit(call(os.getpid))
+    raised = []
+
+    def wait_long():
+        try:
+            queue.wait()
+        except hpcq.QueueClosedError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=wait_long)
+    thread.start()
+    queue.close()
+    thread.join(10)
+    assert raised == ["the queue has ended: it was closed"]
+
+
+def test_a_closed_queue_says_so(open_queue, start_pilot):
+    queue = open_queue()
+    start_pilot(queue)
+    task = call(int)
+    queue.submit(task)
+    eventually(lambda: task.done, "the task is done")
+    queue.close()
+    queue.close()
+    assert queue.wait() is task  # what is here can still be taken
+    assert queue.wait() is None
+    for use in (lambda: queue.submit(call(int)), queue.hungry, queue.pilots, lambda: queue.stats):
+        with pytest.raises(hpcq.QueueClosedError, match="queue 'q' is closed"):
+            use()
+
+
+def test_a_pilot_is_sent_away_when_its_queue_closes(open_queue, start_pilot):
+    queue = open_queue()
+    pilot = start_pilot(queue, manager_timeout=60.0)
+    ready(queue, 1)
+    queue.close()
+    assert pilot.wait(10.0) == 0
+    assert not state_dir.connection_file("q").exists()
+
+
+def test_the_command_line_is_answered(queue, pilot):
+    run(queue, call(int))
+    assert ask("q", "status")["tasks"]["done"] == {"success": 1}
+    assert [row["state"] for row in ask("q", "pilots")] == ["ready"]
+    with pytest.raises(hpcq.HpcqError, match="knows nothing of 'nonsense'"):
+        ask("q", "nonsense")
+    with pytest.raises(hpcq.QueueNotFoundError, match="no queue named 'absent'; the queues here are: q"):
+        ask("absent", "status")
+
+
+def test_pilots_by_the_local_batch_system(queue, place):
+    (job,) = queue.submit_pilots(1, batch="local", cores=2)
+    assert run(queue, call(lambda: 6 * 7)).output == 42
+    (view,) = queue.pilots()
+    assert (view.job_id, view.batch, view.cores) == (job.id, "local", 2)
+    queue.close()
+    eventually(place.nothing_left, "the job is gone", 5.0)
+
+
+def test_a_bug_in_the_manager_wakes_who_waits(queue, monkeypatch, caplog):
+    def broken(events, now):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(queue._manager._scheduler, "handle", broken)
+    queue.submit(call(int))
+    with pytest.raises(hpcq.QueueClosedError, match="the queue has ended: a bug"):
+        queue.wait(10)
+    assert "the manager of queue q failed" in caplog.text

@@ -1,0 +1,138 @@
+"""Who may import whom. Read from the sources, imports inside functions included; broken by one wrong line."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+ENGINE = {"errors", "task", "messages", "protocol", "scheduler", "serialize", "versions", "functions", "roster"}
+"""The pure part: no sockets, no processes."""
+
+ALLOWED = {
+    "errors": set(),
+    "units": {"errors"},
+    "state_dir": {"errors"},
+    "lock": {"errors"},
+    "messages": {"errors"},
+    "versions": {"messages"},
+    "task": {"errors", "serialize"},
+    "protocol": {"errors", "messages"},
+    "serialize": {"errors"},
+    "functions": {"messages"},
+    "roster": {"messages"},
+    "scheduler": {"errors", "task"},
+    "connection": {"errors", "messages", "state_dir"},
+    "transport": {"connection", "errors", "messages", "protocol"},
+    "credentials": set(),
+    "client": {"connection", "errors", "messages", "protocol", "transport"},
+    "manager": {
+        "connection", "errors", "functions", "messages", "roster", "scheduler", "task", "transport", "versions",
+    },
+    "jobs": {"batch", "errors", "manager", "state_dir", "units"},
+    "batch": {"errors", "state_dir", "units"},
+}  # fmt: skip
+"""Module or package of hpcq: what of hpcq it may import besides itself. Others are not limited here."""
+
+NEVER = {
+    "pilot": {"batch", "cli", "client", "functions", "jobs", "manager", "queue", "roster", "scheduler"},
+    "queue": {"cli", "pilot", "client"},
+}
+
+NO_IO = {"asyncio", "socket", "ssl", "subprocess", "threading", "select", "selectors", "signal", "time", "random"}
+"""What a pure module may not import: the world, and the clock."""
+
+PURE = [
+    "scheduler/machine",
+    "scheduler/records",
+    "scheduler/events",
+    "protocol",
+    "messages",
+    "functions",
+    "roster",
+    "task",
+]
+
+
+def imports(path):
+    """Dotted names a file imports, ``from a import b`` as both ``a`` and ``a.b``; type-only imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def files(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def part(path):
+    """The module or package of hpcq a file belongs to."""
+    return path.relative_to(ROOT / "hpcq").parts[0].removesuffix(".py")
+
+
+def parts():
+    return sorted({part(path) for path in files("hpcq")} - {"__init__"})
+
+
+def used_by(name):
+    """Parts of hpcq that a part imports."""
+    known = set(parts())
+    found = set()
+    for path in files("hpcq"):
+        if part(path) == name:
+            found.update(dotted.split(".")[1] for dotted in imports(path) if dotted.startswith("hpcq."))
+    return (found & known) - {name}
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+def test_a_layer_imports_only_what_is_below_it(name):
+    assert used_by(name) <= ALLOWED[name]
+
+
+@pytest.mark.parametrize("name", sorted(NEVER))
+def test_what_must_stay_apart_is_apart(name):
+    assert not used_by(name) & NEVER[name]
+
+
+@pytest.mark.parametrize("path", files("vpn"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_vpn_knows_nothing_of_hpcq(path):
+    assert not {name for name in imports(path) if name.split(".")[0] == "hpcq"}
+
+
+@pytest.mark.parametrize("path", files("hpcq"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_hpcq_uses_only_the_public_names_of_vpn(path):
+    tree = ast.parse((ROOT / "vpn/__init__.py").read_text())
+    public = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+    )
+    used = {name for name in imports(path) if name.split(".")[0] == "vpn"} - {"vpn"}
+    assert used <= {f"vpn.{name}" for name in public}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_do_not_know_the_world(name):
+    assert not {dotted.split(".")[0] for dotted in imports(ROOT / f"hpcq/{name}.py")} & NO_IO
+
+
+def test_the_core_of_the_pilot_is_pure():
+    assert not imports(ROOT / "hpcq/pilot/core.py") & (NO_IO - {"signal"})  # names of signals, for messages
+    assert "hpcq.scheduler" not in imports(ROOT / "hpcq/pilot/core.py")
+
+
+def test_only_serialize_uses_cloudpickle():
+    users = {str(path.relative_to(ROOT)) for path in files("hpcq") if "cloudpickle" in imports(path)}
+    assert users == {"hpcq/serialize.py"}
+
+
+def test_every_module_of_the_engine_is_looked_at():
+    assert set(ALLOWED) >= ENGINE
+    assert set(ALLOWED) <= set(parts())
