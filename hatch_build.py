@@ -35,9 +35,7 @@ def compile_shims(source: Path) -> tuple[list[Path], list[str]]:
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        return [], [
-            "no C compiler: tunnels that need an LD_PRELOAD shim will not work; install gcc and reinstall"
-        ]
+        return [], ["no C compiler: tunnels that need an LD_PRELOAD shim will not work; install gcc and reinstall"]
     built, warnings = [], []
     for file in sorted(source.glob("*.c")):
         target = file.with_suffix(".so")

@@ -59,12 +59,8 @@ def cli() -> None:
     help="How the tunnel is made.",
 )
 @click.option("--gateway", metavar="NAME", help="A gateway running on this host [default: default].")
-@click.option(
-    "--credential", type=click.Path(path_type=Path), help="A credential file of `vpn gateway credential`."
-)
-@click.option(
-    "--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin."
-)
+@click.option("--credential", type=click.Path(path_type=Path), help="A credential file of `vpn gateway credential`.")
+@click.option("--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin.")
 @click.option("--servercert", metavar="PIN", help="The server's key: pin-sha256:…")
 @click.option("--user", help="User at --server.")
 @click.option(
@@ -167,24 +163,18 @@ _json = click.option("--json", "as_data", is_flag=True, help="Print data.")
 @gateway_group.command()
 @_name
 @click.option("--listen", default="0.0.0.0", show_default=True, help="IPv4 address to listen on.")  # noqa: S104
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="TCP and UDP port [default: a free one]."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP and UDP port [default: a free one].")
 @click.option("--dns", multiple=True, help="Name server for pilots [default: this host's own].")
 @click.option("--foreground", is_flag=True, help="Stay; log to standard error.")
 @_json
-def start(
-    *, name: str, listen: str, port: int, dns: tuple[str, ...], foreground: bool, as_data: bool
-) -> None:
+def start(*, name: str, listen: str, port: int, dns: tuple[str, ...], foreground: bool, as_data: bool) -> None:
     """Start the gateway; returns when it accepts pilots."""
     config = GatewayConfig(name, listen, port, dns)
     if foreground:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         run_daemon(
             config,
-            lambda record: click.echo(
-                as_json(record) if as_data else f"gateway {name!r}: {describe(record)}"
-            ),
+            lambda record: click.echo(as_json(record) if as_data else f"gateway {name!r}: {describe(record)}"),
         )
         return
     record, fresh = start_gateway(config)
@@ -202,8 +192,7 @@ def status(*, name: str = "default", as_data: bool = False) -> None:
         click.echo(as_json(report))
         return
     click.echo(
-        f"gateway {name!r} on {report.host}, up {report.uptime:.0f} s: "
-        f"{' '.join(report.addresses)} port {report.port}"
+        f"gateway {name!r} on {report.host}, up {report.uptime:.0f} s: {' '.join(report.addresses)} port {report.port}"
     )
     click.echo(f"key {report.pin}, name servers {' '.join(report.dns)}")
     for pilot in report.pilots:

@@ -123,9 +123,7 @@ class TunnelConfig:
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        _require(
-            self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential"
-        )
+        _require(self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential")
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
@@ -142,9 +140,7 @@ def check_port(port: int) -> int:
 
 def check_pin(pin: str) -> str:
     """A server key's pin."""
-    _require(
-        _PIN.fullmatch(pin) is not None, f"{pin!r} is not a pin: pin-sha256: and 44 characters of base64"
-    )
+    _require(_PIN.fullmatch(pin) is not None, f"{pin!r} is not a pin: pin-sha256: and 44 characters of base64")
     return pin
 
 

@@ -132,9 +132,7 @@ def configure_link(message: Configure) -> None:
             ip.link("set", index=index, state="up")
             for route in message.routes:
                 step = f"add the route {route} through"
-                ip.route(
-                    "add", family=socket.AF_INET, dst="0.0.0.0/0" if route == "default" else route, oif=index
-                )
+                ip.route("add", family=socket.AF_INET, dst="0.0.0.0/0" if route == "default" else route, oif=index)
     except (NetlinkError, IndexError, ValueError) as error:
         raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {error}") from None
 
@@ -151,9 +149,7 @@ def mount_room() -> str:
         if Path(path).is_dir():
             kernel.mount("tmpfs", path, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0700,size=16m")
             return path
-    raise TunnelError(
-        "user namespaces", f"none of {', '.join(_ROOMS)} exists to mount a private directory on"
-    )
+    raise TunnelError("user namespaces", f"none of {', '.join(_ROOMS)} exists to mount a private directory on")
 
 
 def bind_text(target: str, text: str) -> None:
@@ -191,9 +187,7 @@ def furnish() -> list[str]:
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
         loopback_up()
     except OSError as error:
-        raise TunnelError(
-            "user namespaces", explain_unshare(error.errno or errno.EPERM, inside=True)
-        ) from None
+        raise TunnelError("user namespaces", explain_unshare(error.errno or errno.EPERM, inside=True)) from None
     try:
         kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     except OSError as error:

@@ -35,9 +35,7 @@ class Namespace:
         packet = await self.client.request(OpenTun(self.client.number(), name))
         return packet.fds[0]
 
-    async def configure(
-        self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None
-    ) -> None:
+    async def configure(self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None) -> None:
         """Address (CIDR, "" for none), MTU in bytes (0: as it is), up, routes through it."""
         await self.client.request(Configure(self.client.number(), device, address, mtu, routes or []))
 
@@ -60,9 +58,7 @@ class Namespace:
         await asyncio.wait([self._outer.ended], timeout=REAP_DEADLINE)
 
 
-async def open_namespace(
-    keeper: Client, identity: Identity = "user", *, new_session: bool = True
-) -> Namespace:
+async def open_namespace(keeper: Client, identity: Identity = "user", *, new_session: bool = True) -> Namespace:
     """Make a namespace; raises TunnelError naming what the node refuses."""
     ours, theirs = pair()
     client = Client(ours, "the namespace's holder")

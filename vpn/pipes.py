@@ -11,9 +11,7 @@ async def read_chunks(fd: int) -> AsyncIterator[bytes]:
     """Bytes of a pipe until its end; takes the descriptor over."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
-    )
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0))
     try:
         while chunk := await reader.read(65536):
             yield chunk

@@ -32,9 +32,7 @@ from vpn.errors import Layer, TunnelError, UsageError
 
 XROOTD_PORT = 1094
 _HANDSHAKE = struct.pack(">5i", 0, 0, 0, 4, 2012)  # the last two words: 4 and ROOTD_PQ
-_KXR_PROTOCOL = struct.pack(
-    ">2sHi12xi", b"\0\1", 3006, 0x00000520, 0
-)  # streamid, request id, client version, no data
+_KXR_PROTOCOL = struct.pack(">2sHi12xi", b"\0\1", 3006, 0x00000520, 0)  # streamid, request id, client version, no data
 _KXR_OK = 0
 
 
@@ -99,9 +97,7 @@ async def probe_xrootd(target: str, stage: Stage) -> str:
 
 
 def _not_xrootd(host: str, port: int | None, why: str) -> TunnelError:
-    return TunnelError(
-        "xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port"
-    )
+    return TunnelError("xrootd", f"{host}:{port or XROOTD_PORT} is not an XRootD server: {why}; check the port")
 
 
 def parse_handshake(data: bytes) -> str:
@@ -143,13 +139,9 @@ def _get(url: SplitResult, host: str, address: str, port: int | None) -> tuple[i
                 answer.begin()
                 return answer.status, answer.reason
     except (ssl.SSLError, http.client.HTTPException, UnicodeError) as error:
-        raise TunnelError(
-            "http", f"{host} does not speak {url.scheme.upper()} as expected: {error}"
-        ) from None
+        raise TunnelError("http", f"{host} does not speak {url.scheme.upper()} as expected: {error}") from None
     except OSError as error:
-        raise TunnelError(
-            "http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}"
-        ) from None
+        raise TunnelError("http", f"{host} port {port or (443 if secure else 80)}: {_connect_reason(error)}") from None
 
 
 async def probe_cvmfs(target: str, stage: Stage) -> str:

@@ -104,9 +104,7 @@ class Client:
         """Wait until the keeper serves; raises the reason when it does not."""
         done, _ = await asyncio.wait([self.ready], timeout=deadline)
         if not done:
-            raise TunnelError(
-                "program", f"{self.name} did not start within {deadline:g} s; is the node overloaded?"
-            )
+            raise TunnelError("program", f"{self.name} did not start within {deadline:g} s; is the node overloaded?")
         return self.ready.result()
 
     async def request(self, message: Message, fds: Sequence[int] = ()) -> Packet[Report]:

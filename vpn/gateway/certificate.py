@@ -13,9 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-LIFETIME = datetime.timedelta(
-    days=3650
-)  # clients check the pin, not the date; a gateway is restarted more often
+LIFETIME = datetime.timedelta(days=3650)  # clients check the pin, not the date; a gateway is restarted more often
 
 
 def make_certificate(name: str) -> tuple[bytes, bytes]:

@@ -109,9 +109,7 @@ class GatewayClient:
             )
         if record is not None and not state.is_alive(record):
             return f"gateway {self.name!r} was killed; start it again with `hpcq vpn gateway start{named}`"
-        return (
-            f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"
-        )
+        return f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"
 
 
 def start_gateway(config: GatewayConfig) -> tuple[Record, bool]:

@@ -76,6 +76,4 @@ class Book:
 
     def pilots(self) -> list[Pilot]:
         """For a status report."""
-        return [
-            Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()
-        ]
+        return [Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()]

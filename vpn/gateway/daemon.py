@@ -122,9 +122,7 @@ class Daemon:
             case control.Issue(label):
                 username, password = await self.server.issue(label)
                 addresses = tuple(self._addresses())
-                credential = Credential(
-                    addresses, self.server.port, self.server.pin, username, Secret(password)
-                )
+                credential = Credential(addresses, self.server.port, self.server.pin, username, Secret(password))
                 return control.Issued(credential.to_bytes())
             case control.Revoke(username):
                 await self.server.revoke(username)
@@ -168,9 +166,7 @@ def _lock(directory: Path, name: str) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise GatewayError(
-            f"gateway {name!r} is running or starting already; see `hpcq vpn gateway status`"
-        ) from None
+        raise GatewayError(f"gateway {name!r} is running or starting already; see `hpcq vpn gateway status`") from None
     except OSError as error:  # a file system without locks: the record alone must do
         log.warning("%s cannot be locked: %s", directory, error.strerror)
     return fd

@@ -55,9 +55,7 @@ class Server:
 
     async def start(self) -> None:
         """Bring everything up; on an error what was started is ended again."""
-        programs = {
-            name: find_program(name) for name in ("slirp4netns", "ocserv", "ocpasswd", "occtl", "nft")
-        }
+        programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "ocpasswd", "occtl", "nft")}
         shim = find_shim("one_id")
         try:
             keeper = await start_keeper()
@@ -102,9 +100,7 @@ class Server:
             log.info("revoked %s: %s", username, text.strip() or f"status {status}")
 
     async def _connect_outside(self, keeper: Client) -> None:
-        os.close(
-            await self.namespace.open_tun("probe")
-        )  # refused, it says why; slirp4netns and ocserv would not
+        os.close(await self.namespace.open_tun("probe"))  # refused, it says why; slirp4netns and ocserv would not
         output = self._lines("slirp4netns")
         try:
             slirp = await start_slirp(keeper, self.namespace, self.sockets, output, dns=not self.config.dns)
@@ -159,9 +155,7 @@ class Server:
             for fd in (output, events_end, null):
                 os.close(fd)
         self._stack.push_async_callback(process.end)
-        await asyncio.wait(
-            [ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             last = self._last_lines[-1] if self._last_lines else "it said nothing"
             raise GatewayError(f"ocserv did not start: {last}")
@@ -169,21 +163,15 @@ class Server:
 
     async def _ocpasswd(self, arguments: list[str], stdin: bytes = b"") -> None:
         async with self._passwords:
-            status, text = await self._run(
-                [find_program("ocpasswd"), "-c", f"{self.room}/passwd", *arguments], stdin
-            )
+            status, text = await self._run([find_program("ocpasswd"), "-c", f"{self.room}/passwd", *arguments], stdin)
         if status != 0:
             raise GatewayError(f"ocpasswd failed with status {status}: {text.strip()}")
 
     async def _run(self, argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
         try:
-            return await run(
-                self.namespace.client, argv, stdin=stdin, env=environment(), deadline=TOOL_DEADLINE
-            )
+            return await run(self.namespace.client, argv, stdin=stdin, env=environment(), deadline=TOOL_DEADLINE)
         except (OSError, TimeoutError) as error:
-            raise GatewayError(
-                f"{argv[0]} could not be run in the gateway's namespace: {error or 'timeout'}"
-            ) from None
+            raise GatewayError(f"{argv[0]} could not be run in the gateway's namespace: {error or 'timeout'}") from None
 
     async def _read_events(self, fd: int) -> None:
         async for line in read_lines(fd):
@@ -234,9 +222,7 @@ class Server:
 
     def _watch_process(self, process: Process) -> None:
         name = Path(process.name).name
-        process.ended.add_done_callback(
-            lambda future: self._end(f"{name} ended with status {future.result()}")
-        )
+        process.ended.add_done_callback(lambda future: self._end(f"{name} ended with status {future.result()}"))
 
     def _end(self, reason: str) -> None:
         if not self.ended.done():

@@ -76,9 +76,7 @@ class Slirp:
                 answer = await _exchange(self._directory, request)
             return dict(json.loads(answer))
         except (OSError, ValueError, TimeoutError) as error:
-            raise GatewayError(
-                f"slirp4netns does not answer on its API socket: {error or 'timeout'}"
-            ) from None
+            raise GatewayError(f"slirp4netns does not answer on its API socket: {error or 'timeout'}") from None
 
     async def close(self) -> None:
         """End it."""

@@ -65,9 +65,7 @@ class GatewayConfig:
 def check_name(name: str) -> str:
     """A gateway's name: it becomes a directory's."""
     if _NAME.fullmatch(name) is None:
-        raise UsageError(
-            f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64"
-        )
+        raise UsageError(f"{name!r} cannot be a gateway's name: letters, digits, dot, dash, underscore; at most 64")
     return name
 
 
@@ -141,9 +139,7 @@ def write_record(directory: Path, record: Record) -> None:
 def is_alive(record: Record) -> bool:
     """Whether the recorded daemon is a process of this host now; False for one of another host."""
     return (
-        record.host == socket.gethostname()
-        and record.boot == boot_id()
-        and start_time(record.pid) == record.start_time
+        record.host == socket.gethostname() and record.boot == boot_id() and start_time(record.pid) == record.start_time
     )
 
 
@@ -188,9 +184,6 @@ def host_addresses() -> list[str]:
         found += [
             entry.address
             for entry in entries
-            if entry.family == socket.AF_INET
-            and up
-            and up.isup
-            and not entry.address.startswith(("127.", "169.254."))
+            if entry.family == socket.AF_INET and up and up.isup and not entry.address.startswith(("127.", "169.254."))
         ]
     return found

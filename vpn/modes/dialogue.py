@@ -72,9 +72,7 @@ def parse_settings(env: Mapping[str, str]) -> NetworkSettings:
 
 def _routes(env: Mapping[str, str]) -> Iterator[str]:
     count = env.get("CISCO_SPLIT_INC", "")
-    for index in range(
-        min(int(count), 10000) if count.isascii() and count.isdigit() and len(count) < 9 else 0
-    ):
+    for index in range(min(int(count), 10000) if count.isascii() and count.isdigit() and len(count) < 9 else 0):
         name = f"CISCO_SPLIT_INC_{index}_"
         network = f"{env.get(name + 'ADDR', '')}/{env.get(name + 'MASKLEN', '')}"
         try:
@@ -87,9 +85,7 @@ def _ipv4(env: Mapping[str, str], name: str) -> str:
     try:
         return str(ipaddress.IPv4Address(env.get(name, "")))
     except ValueError:
-        raise TunnelError(
-            "openconnect", f"the server gave no IPv4 address ({name}={env.get(name, '')!r})"
-        ) from None
+        raise TunnelError("openconnect", f"the server gave no IPv4 address ({name}={env.get(name, '')!r})") from None
 
 
 def _is_address(word: str) -> bool:
@@ -176,8 +172,7 @@ _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
             r"fgets \(stdin\)|User input required"
         ),
         "openconnect",
-        "the server refused the user or password: "
-        "a gateway's credential is good for one login, get a fresh one",
+        "the server refused the user or password: a gateway's credential is good for one login, get a fresh one",
     ),
     (
         re.compile(r"Failed to (connect to|open HTTPS connection to)|getaddrinfo failed|Connection refused"),
@@ -185,9 +180,7 @@ _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
         "the server could not be reached",
     ),
     (
-        re.compile(
-            r"[Ss]ession terminated by server|Cookie (is no longer valid|was rejected)|Reconnect failed"
-        ),
+        re.compile(r"[Ss]ession terminated by server|Cookie (is no longer valid|was rejected)|Reconnect failed"),
         "gateway",
         "the server ended the session: it was stopped, or the credential was revoked",
     ),

@@ -205,9 +205,7 @@ class OpenconnectTunnel:
         if not self.settings.done():
             self.settings.set_result(settings)
         elif self.configured is not None and settings.address != self.configured.address:
-            self.up.lose(
-                TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting")
-            )
+            self.up.lose(TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting"))
 
     async def _on_exit(self, process: Process) -> None:
         await process.wait()

@@ -79,9 +79,7 @@ class Site:
         self._wire("node", LOGIN, NODE)
         self._wire("wan", "203.0.113.2", WAN)
         (directory / "resolv.conf").write_text(f"nameserver {WAN}\n")
-        self.check(
-            "login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf")
-        )
+        self.check("login", "mount", "--bind", str(directory / "resolv.conf"), os.path.realpath("/etc/resolv.conf"))
         self.services = self._hold(
             [*self.enter("wan"), sys.executable, str(Path(__file__).with_name("services.py")), WAN]
         )
@@ -206,11 +204,7 @@ class Site:
 
     def find_vpn(self, command):
         """The pid of the ``python -m vpn COMMAND`` itself, not of the nsenter before it."""
-        pids = [
-            pid
-            for pid, line in self.extra().items()
-            if "nsenter" not in line and f"-m vpn {command} " in line
-        ]
+        pids = [pid for pid, line in self.extra().items() if "nsenter" not in line and f"-m vpn {command} " in line]
         assert len(pids) == 1, self.extra()
         return pids[0]
 
@@ -225,9 +219,7 @@ class Site:
             try:
                 poll = select.poll()
                 poll.register(fd, select.POLLIN)
-                assert poll.poll(max(0, end - time.monotonic()) * 1000), (
-                    f"still there: {pid} {self.extra().get(pid)}"
-                )
+                assert poll.poll(max(0, end - time.monotonic()) * 1000), f"still there: {pid} {self.extra().get(pid)}"
             finally:
                 os.close(fd)
 
@@ -281,9 +273,7 @@ def credential(gateway):
     """Makes credential files a node can use."""
 
     def make(name="credential.json"):
-        done = gateway.vpn(
-            "login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name)
-        )
+        done = gateway.vpn("login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name))
         assert done.returncode == 0, done.stderr
         return str(gateway.directory / name)
 

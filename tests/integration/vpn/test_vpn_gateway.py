@@ -121,10 +121,7 @@ def test_revoking_ends_the_connection_for_good(gateway, credential):
 def test_an_unused_credential_can_be_revoked(gateway, credential):
     file = credential()
     username = json.loads(Path(file).read_text())["username"]
-    assert (
-        in_login(gateway, f"from vpn import GatewayClient; GatewayClient().revoke({username!r})").returncode
-        == 0
-    )
+    assert in_login(gateway, f"from vpn import GatewayClient; GatewayClient().revoke({username!r})").returncode == 0
     assert gateway.vpn("node", "run", "--credential", file, "--", "true").returncode == 5
 
 

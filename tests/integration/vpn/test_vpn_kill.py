@@ -71,9 +71,7 @@ def test_killing_a_part_of_a_session_leaves_nothing(gateway, credential, part):
 
 def test_killing_the_caller_of_mode_none_leaves_nothing(site):
     script = "sleep 1000 & setsid sleep 1000 & echo up; wait"
-    process = site.start_vpn(
-        "node", "run", "--mode", "none", "--", "sh", "-c", script, stdout=subprocess.PIPE
-    )
+    process = site.start_vpn("node", "run", "--mode", "none", "--", "sh", "-c", script, stdout=subprocess.PIPE)
     with process:
         assert process.stdout.readline() == b"up\n"
         mine = list(site.extra())

@@ -128,9 +128,7 @@ def test_nobody_at_the_address(site):
 def test_a_server_that_never_answers_runs_into_the_bring_up_time(site):
     pin = "pin-sha256:" + "A" * 43 + "="
     script = "import socket; s = socket.create_server(('192.0.2.1', 4433)); print('up', flush=True); input()"
-    with site.start(
-        "login", sys.executable, "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as server:
+    with site.start("login", sys.executable, "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"up\n"
         done = site.vpn(
             "node",

@@ -232,9 +232,7 @@ def wait_for(path, text):
 
 @pytest.mark.parametrize("when", ["bring-up", "running"])
 def test_termination_is_passed_on_and_everything_ends(gateway, credential, when):
-    options = (
-        ["--require", "root://192.0.2.200:1"] if when == "bring-up" else []
-    )  # nobody there: the probe waits
+    options = ["--require", "root://192.0.2.200:1"] if when == "bring-up" else []  # nobody there: the probe waits
     before = set(gateway.extra())
     with gateway.start_vpn(
         "node",

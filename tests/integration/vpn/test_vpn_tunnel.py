@@ -19,10 +19,7 @@ def run(site, credential, *argv, options=(), **more):
 
 
 def test_reaches_outside_by_dtls(gateway, credential):
-    assert (
-        gateway.vpn("node", "run", "--mode", "none", "--require", f"http://{WAN}/", "--", "true").returncode
-        == 5
-    )
+    assert gateway.vpn("node", "run", "--mode", "none", "--require", f"http://{WAN}/", "--", "true").returncode == 5
     options = ("-v", "--require", "http://web.example.org/", "--require", "dns:web.example.org")
     done = run(gateway, credential(), "cat", "/etc/resolv.conf", options=options)
     assert done.returncode == 0, done.stderr
@@ -150,9 +147,7 @@ def test_two_sessions_on_one_node(gateway, credential):
     done = {}
 
     def one(file):
-        done[file] = run(
-            gateway, file, "sh", "-c", "ip -4 -o addr show tun0", options=("--require", f"http://{WAN}/")
-        )
+        done[file] = run(gateway, file, "sh", "-c", "ip -4 -o addr show tun0", options=("--require", f"http://{WAN}/"))
 
     threads = [threading.Thread(target=one, args=(file,)) for file in files]
     for thread in threads:
@@ -167,6 +162,6 @@ def test_required_target_that_does_not_answer(gateway, credential):
     done = run(gateway, credential(), "echo", "ran", options=("--require", f"root://{WAN}:1"))
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.startswith("Error: xrootd: ")
-    assert run(
-        gateway, credential("b"), "true", options=("--require", "dns:no.example.com")
-    ).stderr.startswith("Error: dns: ")
+    assert run(gateway, credential("b"), "true", options=("--require", "dns:no.example.com")).stderr.startswith(
+        "Error: dns: "
+    )

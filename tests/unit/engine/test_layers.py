@@ -17,7 +17,8 @@ ALLOWED = {
     "lock": {"errors"},
     "messages": {"errors"},
     "versions": {"messages"},
-    "task": {"errors", "serialize"},
+    "task": {"errors", "files", "serialize"},
+    "files": {"errors", "messages", "protocol", "roster", "task", "transport"},
     "protocol": {"errors", "messages"},
     "serialize": {"errors"},
     "functions": {"messages"},
@@ -28,7 +29,7 @@ ALLOWED = {
     "credentials": set(),
     "client": {"connection", "errors", "messages", "protocol", "transport"},
     "manager": {
-        "connection", "errors", "functions", "messages", "roster", "scheduler", "task", "transport", "versions",
+        "connection", "errors", "files", "functions", "messages", "roster", "scheduler", "task", "transport", "versions",
     },
     "jobs": {"batch", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},

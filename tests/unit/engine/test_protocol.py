@@ -81,7 +81,7 @@ def test_garbage_fails_for_ever_or_is_still_incomplete(garbage, opened):
 )
 def test_a_wrong_first_word_fails(data):
     connection = manager()
-    with pytest.raises(ProtocolError, match="not a message of protocol 1"):
+    with pytest.raises(ProtocolError, match="not a message of protocol 2"):
         connection.receive(data)
     assert connection.state is State.FAILED
 

@@ -74,9 +74,7 @@ def test_any_environment_is_settings_or_a_tunnel_error(env):
     assert settings.mtu == 0 or 576 <= settings.mtu <= 65535
 
 
-names = st.text(st.characters(codec="ascii", exclude_characters="=\0"), min_size=1).filter(
-    lambda name: name != END
-)
+names = st.text(st.characters(codec="ascii", exclude_characters="=\0"), min_size=1).filter(lambda name: name != END)
 values = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
 

@@ -68,11 +68,7 @@ def test_control_garbage_is_refused(data):
             decode(data)
 
 
-@given(
-    st.one_of(
-        st.builds(control.Issue, st.text()), st.builds(control.Revoke, st.text()), st.just(control.Stop())
-    )
-)
+@given(st.one_of(st.builds(control.Issue, st.text()), st.builds(control.Revoke, st.text()), st.just(control.Stop())))
 def test_control_requests_survive_the_wire(request):
     assert control.decode_request(control.encode(request)) == request
 
@@ -125,9 +121,7 @@ def test_pin_is_of_the_public_key():
     public = serialization.load_pem_private_key(key, None).public_key()
     der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     assert pin_of(certificate) == "pin-sha256:" + base64.b64encode(hashlib.sha256(der).digest()).decode()
-    assert (
-        x509.load_pem_x509_certificate(certificate).subject.rfc4514_string().startswith("CN=hpcq gateway x")
-    )
+    assert x509.load_pem_x509_certificate(certificate).subject.rfc4514_string().startswith("CN=hpcq gateway x")
 
 
 def test_ocserv_configuration_has_every_name_server():
@@ -151,9 +145,7 @@ def test_host_names_come_from_dns_only():
 
 
 def test_what_a_host_can_be_used_for():
-    checks = [
-        Check(name, name != "tun", "") for name in ("user namespaces", "tun", "openconnect", "tun_from_fd")
-    ]
+    checks = [Check(name, name != "tun", "") for name in ("user namespaces", "tun", "openconnect", "tun_from_fd")]
     assert uses_of(checks)["mode openconnect"] == ["tun"]
 
 
