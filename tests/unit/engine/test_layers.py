@@ -29,7 +29,8 @@ ALLOWED = {
     "credentials": set(),
     "client": {"connection", "errors", "messages", "protocol", "transport"},
     "manager": {
-        "connection", "errors", "files", "functions", "messages", "roster", "scheduler", "task", "transport", "versions",
+        "connection", "errors", "files", "functions", "messages", "roster", "scheduler", "task", "transport",
+        "versions",
     },
     "jobs": {"batch", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
