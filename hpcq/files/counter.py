@@ -116,8 +116,8 @@ class Counter:
     async def _receive(self, channel: wire.Channel, landing: Landing) -> None:
         loop = asyncio.get_running_loop()
         try:
-            content = await channel.receive_stream(landing.descriptor)
-            await loop.run_in_executor(self._desk.workers, landing.complete, content)
+            await channel.receive_stream(landing.descriptor)
+            await loop.run_in_executor(self._desk.workers, landing.complete)
         except BaseException as error:
             landing.drop()
             if isinstance(error, OSError) and error.filename is None:

@@ -335,7 +335,7 @@ class Desk:
             return result
         wanted = [name for name, to in case.plan.outputs.items() if isinstance(to, str)]
         try:
-            missing = [name for name in wanted if name not in landings or landings[name].content is None]
+            missing = [name for name in wanted if name not in landings or not landings[name].is_complete]
             if missing:
                 raise OSError(f"output {missing[0]!r} did not arrive")
             await self._thread(_commit, [landings[name] for name in wanted])

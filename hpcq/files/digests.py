@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Protocol
 
 import msgspec
 
@@ -32,14 +33,24 @@ class Content(msgspec.Struct, frozen=True, gc=False):
     executable: bool = False
 
 
-def new_hash() -> hashlib.blake2b:
-    """An empty digest."""
-    return hashlib.blake2b(digest_size=32)
+class Hash(Protocol):
+    """What `hashlib` makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """More of the content."""
+
+    def digest(self) -> bytes:
+        """Of all."""
+
+
+def new_hash() -> Hash:
+    """An empty digest: SHA-256, which processors have instructions for."""
+    return hashlib.sha256()
 
 
 def of_bytes(data: bytes) -> Content:
     """The content of a buffer."""
-    return Content(hashlib.blake2b(data, digest_size=32).digest(), len(data))
+    return Content(hashlib.sha256(data).digest(), len(data))
 
 
 def file_chunks(descriptor: int) -> Iterator[bytes]:

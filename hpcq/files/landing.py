@@ -13,7 +13,6 @@ import shutil
 from pathlib import Path
 
 from hpcq.files import pack
-from hpcq.files.digests import Content
 
 
 class Landing:
@@ -23,7 +22,7 @@ class Landing:
         self.destination = Path(destination)
         self._kind = kind
         self._executable = executable
-        self.content: Content | None = None
+        self.is_complete = False
         self.path = self.destination.parent / f".hpcq-{secrets.token_hex(8)}.part"
         self.descriptor = self._open()
 
@@ -36,9 +35,8 @@ class Landing:
             raise IsADirectoryError(21, "is a directory, and the output a file", str(self.destination))
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
-    def complete(self, content: Content) -> None:
+    def complete(self) -> None:
         """All has been written: make sure of it, and unpack a directory."""
-        self.content = content
         mask = _umask()
         if self._kind == "dir":
             self._unpack(mask)
@@ -46,6 +44,7 @@ class Landing:
             os.fchmod(self.descriptor, (0o777 if self._executable else 0o666) & ~mask)
         os.fsync(self.descriptor)
         self._close()
+        self.is_complete = True
 
     def _unpack(self, mask: int) -> None:
         directory = self.path.with_suffix(".dir")

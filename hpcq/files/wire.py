@@ -2,14 +2,14 @@
 
 A pilot opens one to the manager (the same port and TLS as its link; first word `DataHello`) or to another pilot, asks,
 and gets an answer; then again. A *stream* is a row of chunks, each with its length before it, then a length of zero
-and an `End` with the digest or the reason why it broke off::
+and an `End` with the size or the reason why it broke off::
 
     pilot: Fetch(digest) -->  Coming + stream | Elsewhere(peers) | Later | Nowhere(reason)
     pilot: Store(task, name) --> Go --> stream --> Stored(error)
 
-Reading, writing and hashing files is done in threads, one chunk at a time; the sender waits while the receiver's
-buffers are full, so a transfer costs a few chunks of memory however large the content. A side that makes no progress
-for `STALL` seconds loses the connection. May not live here: who has what, where things are kept.
+Reading, writing and hashing files is done in threads, one chunk beside the one that travels; the sender waits while the
+receiver's buffers are full, so a transfer costs a few chunks of memory however large the content. A side that makes no
+progress for `STALL` seconds loses the connection. May not live here: who has what, where things are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import msgspec
 
 from hpcq import messages as m
 from hpcq.errors import HpcqError, ProtocolError
-from hpcq.files.digests import Content, new_hash
+from hpcq.files.digests import Hash
 from hpcq.files.pack import CHUNK
 from hpcq.protocol import frame
 
@@ -99,9 +99,9 @@ class Stored(m.Message):
 
 
 class End(msgspec.Struct, array_like=True, gc=False):
-    """After the last chunk: the digest of all, or why the sender had to stop."""
+    """After the last chunk: the size of all, or why the sender had to stop."""
 
-    digest: bytes
+    size: int
     error: str = ""
 
 
@@ -127,9 +127,6 @@ class Channel:
         self._writer = writer
         self._workers = workers
         self.where = where
-
-    async def _thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
     @contextlib.asynccontextmanager
     async def _limit(self, seconds: float | None = STALL) -> AsyncIterator[None]:
@@ -168,64 +165,78 @@ class Channel:
         return await self._reader.readexactly(length)
 
     async def send_stream(self, chunks: Iterator[bytes]) -> None:
-        """All of ``chunks``; when reading them fails the other side is told why.
+        """All of ``chunks``, the next being read while one is sent; the other side is told when reading fails.
 
         Raises:
             DataError: the connection is gone.
             SourceError: the chunks could not be read.
         """
-        total, error = new_hash(), ""
-
-        def following() -> bytes:
-            piece = next(chunks, b"")
-            total.update(piece)
-            return piece
-
+        size, error = 0, ""
+        following = self._begin(next, chunks, b"")
         try:
-            while piece := await self._thread(following):
-                async with self._limit():
-                    for start in range(0, len(piece), CHUNK):
-                        part = memoryview(piece)[start : start + CHUNK]
-                        self._writer.write(_LENGTH.pack(len(part)))
-                        self._writer.write(part)
-                        await self._writer.drain()
+            while piece := await following:
+                following = self._begin(next, chunks, b"")
+                size += len(piece)
+                await self._send_piece(piece)
         except OSError as problem:
             error = describe(problem)
+        finally:
+            await asyncio.wait({following})  # nobody reads any more when we return
+            following.cancelled() or following.exception()
         async with self._limit():
-            self._writer.write(_LENGTH.pack(0) + frame(End(total.digest(), error)))
+            self._writer.write(_LENGTH.pack(0) + frame(End(size, error)))
             await self._writer.drain()
         if error:
             raise SourceError(error)
 
-    async def receive_stream(self, descriptor: int, limit: int | None = None) -> Content:
-        """Write the stream to a file; returns what was received, verified against the sender's digest.
+    async def _send_piece(self, piece: bytes) -> None:
+        view = memoryview(piece)
+        async with self._limit():
+            for start in range(0, len(piece), CHUNK):
+                part = view[start : start + CHUNK]
+                self._writer.write(_LENGTH.pack(len(part)))
+                self._writer.write(part)
+                await self._writer.drain()
+
+    async def receive_stream(self, descriptor: int, limit: int | None = None, total: Hash | None = None) -> int:
+        """Write the stream to a file, the next chunk being received while one is written; returns its size.
+
+        Args:
+            descriptor: the file.
+            limit: the most bytes it may have.
+            total: digests what is received.
 
         Raises:
             DataError: the connection is gone.
-            SourceError: the sender could not read it, sent more than ``limit`` bytes or something else than it said.
+            SourceError: the sender could not read it, or sent more than ``limit`` bytes.
             OSError: it cannot be written here.
         """
-        total, size = new_hash(), 0
-
-        def write(piece: bytes) -> None:
-            total.update(piece)
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(descriptor, view) :]
-
-        while piece := await self._chunk():
-            size += len(piece)
-            if limit is not None and size > limit:
-                raise SourceError(f"it is larger than the {limit} bytes it had")
-            await self._thread(write, piece)
+        size = 0
+        writing: asyncio.Future[None] | None = None
+        try:
+            while piece := await self._chunk():
+                size += len(piece)
+                if limit is not None and size > limit:
+                    raise SourceError(f"it is larger than the {limit} bytes it had")
+                if writing is not None:
+                    await writing
+                writing = self._begin(_write, descriptor, piece, total)
+            if writing is not None:
+                await writing
+        finally:
+            if writing is not None:
+                await asyncio.wait({writing})  # nobody writes any more when we return
+                writing.cancelled() or writing.exception()
         async with self._limit():
-            body = await self._frame()
-        end = msgspec.msgpack.decode(body, type=End)
+            end = msgspec.msgpack.decode(await self._frame(), type=End)
         if end.error:
             raise SourceError(end.error)
-        if end.digest != total.digest():
-            raise DataError(f"the content arrived damaged from {self.where}")
-        return Content(end.digest, size)
+        if end.size != size:
+            raise DataError(f"{size} of {end.size} bytes arrived from {self.where}")
+        return size
+
+    def _begin(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
     async def _chunk(self) -> bytes:
         async with self._limit():
@@ -243,6 +254,14 @@ class Channel:
     def close(self) -> None:
         """Hang up at once."""
         self._writer.transport.abort()
+
+
+def _write(descriptor: int, piece: bytes, total: Hash | None) -> None:
+    if total is not None:
+        total.update(piece)
+    view = memoryview(piece)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def describe(error: OSError) -> str:

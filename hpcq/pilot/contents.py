@@ -151,8 +151,9 @@ class Contents:
             if not isinstance(answer, wire.Coming):
                 assert isinstance(answer, wire.Elsewhere | wire.Later)
                 return answer
-            content = await channel.receive_stream(descriptor, size)
-        if content.digest != digest:
+            total = digests.new_hash()
+            await channel.receive_stream(descriptor, size, total)
+        if total.digest() != digest:
             raise wire.SourceError("it was changed after the task was submitted")
         return None
 
@@ -166,7 +167,9 @@ class Contents:
             await channel.send(wire.Fetch(digest, 0, []))
             answer = await channel.receive(wire.FetchAnswer, ANSWER_TIMEOUT)
             if isinstance(answer, wire.Coming):
-                return (await channel.receive_stream(descriptor, size)).digest == digest
+                total = digests.new_hash()
+                await channel.receive_stream(descriptor, size, total)
+                return total.digest() == digest
             log.info("pilot %s does not have a file any more", peer.pilot)
         except (wire.DataError, wire.SourceError, ProtocolError) as error:
             log.info("pilot %s did not give a file: %s", peer.pilot, error)

@@ -13,7 +13,7 @@ import pytest
 from running import begun, call, eventually, note_and_wait, ready, run, wait
 
 from hpcq import connection, state_dir
-from hpcq.messages import PilotHello, Ready, TaskResult, Update
+from hpcq.messages import PROTOCOL_VERSION, PilotHello, Ready, TaskResult, Update
 from hpcq.protocol import frame
 from hpcq.versions import versions
 
@@ -69,7 +69,7 @@ def secure(queue):
 
 
 def hello(name="forged"):
-    return PilotHello(1, name, "", "", 0, "here", 1, 4, 100, 0.0, "none", "", versions())
+    return PilotHello(PROTOCOL_VERSION, name, "", "", 0, "here", 1, 4, 100, 0.0, "none", "", versions())
 
 
 READY = Ready("none", "", 0.0, "", ["wan"])
