@@ -3,6 +3,7 @@
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -21,10 +22,9 @@ def test_a_command_with_files(one):
 
 def test_a_function_with_files_has_its_own_sandbox_as_directory(one):
     def work(name):
-        text = open(name).read()
-        with open("out", "w") as file:
-            file.write(text[::-1])
-        return sorted(os.listdir())
+        text = Path(name).read_text()
+        Path("out").write_text(text[::-1])
+        return sorted(path.name for path in Path().iterdir())
 
     task = hpcq.PythonTask(work, "in").set(inputs={"in": hpcq.Buffer("abc")}, outputs={"out": one.data / "o"})
     assert one.run(task).result() == ["in", "out"]
@@ -39,8 +39,7 @@ def test_odd_names_on_both_sides(one, name):
     place.write_text(name)
 
     def work():
-        with open(name) as file, open("o " + name.replace("/", "_"), "w") as out:
-            out.write(file.read())
+        Path("o " + name.replace("/", "_")).write_text(Path(name).read_text())
 
     output = "o " + name.replace("/", "_")
     task = hpcq.PythonTask(work).set(inputs={name: place}, outputs={output: one.data / ("new " + output)})
@@ -60,8 +59,8 @@ def test_directories_both_ways(one):
     command = "mkdir made && d/run && cp d/sub/x made/ && ln -s x made/l && mkdir made/empty"
     assert one.run(hpcq.Task(command, inputs={"d": source}, outputs={"made": target})).result() == ""
     assert (target / "here").read_text() == "ran\n"
-    assert os.readlink(target / "l") == "x"
-    assert sorted(os.listdir(target)) == ["empty", "here", "l", "x"]
+    assert (target / "l").readlink() == Path("x")
+    assert sorted(path.name for path in target.iterdir()) == ["empty", "here", "l", "x"]
 
 
 def test_executables_stay_so_and_empty_files_too(one, umask):
@@ -96,7 +95,7 @@ def test_sandboxes_do_not_stay(one):
     sandbox = one.run(task).result().strip()
     one.queue.close()
     one.pilots[0].wait(20)
-    assert not os.path.exists(sandbox)
+    assert not Path(sandbox).exists()
 
 
 def test_the_same_input_is_fetched_once_for_all_pilots_of_a_node(site):
