@@ -313,7 +313,7 @@ class Queue:
         Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` (MB or ``"32GB"``), ``walltime`` (s or
         ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
-        ``manager_timeout``.
+        ``cache_size``, ``manager_timeout``.
 
         Raises:
             UsageError: an unknown or bad option.
