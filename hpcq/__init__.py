@@ -1,7 +1,7 @@
 """hpcq: Python functions and shell commands on HPC nodes that have no way out.
 
-``import hpcq`` gives `Queue`, `Task`, `PythonTask`, `Outcome` and the errors. They are loaded when first used, because
-every runner on every node imports this package too.
+``import hpcq`` gives `Queue`, `Executor`, `Task`, `PythonTask`, `Outcome` and the errors. They are loaded when first
+used, because every runner on every node imports this package too.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
         UsageError,
     )
     from hpcq.files.sources import URL, Buffer, File, Temp
+    from hpcq.futures import BrokenExecutorError, Executor
     from hpcq.queue import Queue
     from hpcq.roster import PilotView
     from hpcq.task import Outcome, PythonTask, Task
 
 _HOMES = {
+    "BrokenExecutorError": "hpcq.futures",
+    "Executor": "hpcq.futures",
     "Queue": "hpcq.queue",
     "PilotView": "hpcq.roster",
     "Buffer": "hpcq.files.sources",
@@ -57,7 +60,9 @@ __all__ = [
     "URL",
     "AuthenticationError",
     "BatchError",
+    "BrokenExecutorError",
     "Buffer",
+    "Executor",
     "File",
     "HpcqError",
     "Outcome",

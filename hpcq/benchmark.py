@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcq.errors import HpcqError
+from hpcq.futures import Executor
 from hpcq.queue import Queue
 from hpcq.task import PythonTask, Task
 
@@ -35,6 +36,7 @@ def measure_tasks(pilots: int, cores: int, count: int, repeat: int) -> dict[str,
         return {
             "python": _python(queue, count, repeat),
             "round_trip": _round_trip(queue, max(200, min(2000, count))),
+            "executor": _executor(queue, count, repeat),
             "shell": _shell(queue, max(100, count // 20), repeat),
         }
 
@@ -51,6 +53,18 @@ def _python(queue: Queue, count: int, repeat: int) -> dict[str, Any]:
         if total != count * (count + 1) // 2:
             raise HpcqError(f"the tasks' values sum to {total}, not {count * (count + 1) // 2}")
     return {**_rates(runs, count), "submits_per_second": statistics.median(submits)}
+
+
+def _executor(queue: Queue, count: int, repeat: int) -> dict[str, Any]:
+    with Executor(queue) as executor:
+        return _rates([_timed(lambda: _call_all(executor, count), count) for _ in range(repeat)], count)
+
+
+def _call_all(executor: Executor, count: int) -> None:
+    calls = [executor.submit(inc, number) for number in range(count)]
+    total = sum(call.result(TASK_TIMEOUT) for call in calls)
+    if total != count * (count + 1) // 2:
+        raise HpcqError(f"the futures' values sum to {total}, not {count * (count + 1) // 2}")
 
 
 def _round_trip(queue: Queue, count: int) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class JobWatch:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stopped = False
         self._jobs: dict[str, BatchJob] = {}
+        self._last_failure = ""
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
         manager.call(self._find_submitted)
@@ -111,7 +112,8 @@ class JobWatch:
             if isinstance(change, FailedStart | Ended):
                 record_end(change.job, change.status)
             if isinstance(change, FailedStart):
-                log.warning("%s", failed_start(change))
+                self._last_failure = failed_start(change)
+                log.warning("%s", self._last_failure)
             elif isinstance(change, PollFailed):
                 log.warning("the batch system does not answer (%d times running): %s", change.failures, change.error)
             elif isinstance(change, StateChanged):
@@ -120,6 +122,12 @@ class JobWatch:
 
     def _all_jobs(self) -> dict[str, list[BatchJob]]:
         return {batch: tracker.jobs_to_ask() for batch, tracker in self._trackers.items()}
+
+    def why_none_left(self) -> str:
+        """Why no job can bring a pilot any more, empty while one may. In the manager's thread only."""
+        if any(tracker.jobs_to_ask() for tracker in self._trackers.values()):
+            return ""
+        return self._last_failure or ("all its batch jobs have ended" if self._trackers else "it has no batch jobs")
 
     def _stop(self) -> None:
         self._stopped = True

@@ -52,14 +52,15 @@ def frame(message: msgspec.Struct) -> bytearray:
 class FrameReader:
     """Cuts a byte stream into frames; holds at most one unfinished frame.
 
-    A large frame is gathered in a buffer of its own size, so that each of its bytes is copied once.
+    A large frame is gathered in a buffer of its own, so that each of its bytes is copied once. It grows as they come:
+    to announce a gigabyte costs us nothing.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._buffer = bytearray()
         self._large = bytearray()
-        self._filled = 0
+        self._wanted = 0
 
     def feed(self, data: bytes, most: int | None = None) -> list[bytes | bytearray]:
         """All frames completed by ``data``; of these at most ``most``, the others at the next call.
@@ -68,9 +69,9 @@ class FrameReader:
             ProtocolError: a frame announces more than the limit.
         """
         frames: list[bytes | bytearray] = []
-        if self._large:
+        if self._wanted:
             data = self._fill(data, frames)
-            if self._large:
+            if self._wanted:
                 return frames
         self._buffer += data
         position = self._cut(frames, most)
@@ -80,11 +81,10 @@ class FrameReader:
 
     def _fill(self, data: bytes, frames: list[bytes | bytearray]) -> bytes:
         """Add to the large frame at hand; returns what comes after it."""
-        wanted = len(self._large) - self._filled
-        part = data if len(data) <= wanted else memoryview(data)[:wanted]
-        self._large[self._filled : self._filled + len(part)] = part
-        self._filled += len(part)
-        if self._filled == len(self._large):
+        part = data if len(data) <= self._wanted else memoryview(data)[: self._wanted]
+        self._large += part
+        self._wanted -= len(part)
+        if not self._wanted:
             frames.append(self._large)
             self._large = bytearray()
         return data[len(part) :]
@@ -102,9 +102,8 @@ class FrameReader:
                     frames.append(bytes(view[begin : begin + length]))
                     position = begin + length
                 elif length >= LARGE_FRAME:
-                    self._large = bytearray(length)
-                    self._filled = end - begin
-                    self._large[: self._filled] = view[begin:end]
+                    self._large = bytearray(view[begin:end])
+                    self._wanted = begin + length - end
                     return end
                 else:
                     return position
@@ -113,7 +112,7 @@ class FrameReader:
     @property
     def empty(self) -> bool:
         """Whether no unfinished frame is held."""
-        return not self._buffer and not self._large
+        return not self._buffer and not self._wanted
 
 
 class State(Enum):

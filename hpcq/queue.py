@@ -1,24 +1,26 @@
 """`Queue`: what users submit tasks to and wait on. The thin side in the user's own threads.
 
 Here tasks are pickled (so that their arguments are as they were at ``submit``), numbered and handed to the manager's
-thread; finished ones come back through a `Mailbox`. May not live here: scheduling, sockets, batch commands.
+thread; finished ones come back through a `Mailbox`. Other ways of waiting (`hpcq.futures`, `hpcq.flow`) bring their own
+`Receiver`, and their tasks never come out of `Queue.wait`. May not live here: scheduling, sockets, batch commands.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
-from hpcq import lock, serialize, state_dir
+from hpcq import flow, lock, serialize, state_dir
 from hpcq.credentials import GatewayCredentials
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
 from hpcq.jobs import JobWatch
@@ -26,11 +28,24 @@ from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
-from hpcq.scheduler import NewTask
+from hpcq.scheduler import NewTask, TaskState
 from hpcq.task import Attempt, Options, Outcome, PythonTask, Task
 
 PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
 """Bytes of a function and its arguments together: what certainly fits into one message."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Receiver(Protocol):
+    """Where finished tasks go. Called in the manager's thread: must neither block nor raise."""
+
+    def put(self, tasks: list[Task]) -> None:
+        """These are done."""
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more will come."""
 
 
 class Mailbox:
@@ -169,12 +184,14 @@ class Queue:
         self._functions = serialize.FunctionCache()
         self._numbering = threading.Lock()
         self._next_id = 1
+        self._elsewhere: dict[int, tuple[Task, Receiver]] = {}  # open tasks that do not go to the mailbox
+        self._failure: BaseException | None = None
         self._closed = False
         self._owner = os.getpid()
         self._lock = lock.QueueLock(state_dir.ensure_queue_dir(self.name) / "manager.lock")
         self._lock.take(self.name)
         try:
-            self._manager = Manager(self.name, self._mailbox.put, self._mailbox.fail, GatewayCredentials())
+            self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials())
             self.connection = self._manager.start(address, port)
             try:
                 self._jobs = JobWatch(self.name, self._manager)
@@ -205,6 +222,13 @@ class Queue:
             QueueClosedError: the queue was closed.
             UsageError: not a task, or one that was submitted before; an input made by a task that was not.
         """
+        return self._submit(task, None)
+
+    def submit_to(self, receiver: Receiver, task: Task) -> int:
+        """As `submit`; when it is done the task goes to ``receiver``, not to any `wait`."""
+        return self._submit(task, receiver)
+
+    def _submit(self, task: Task, receiver: Receiver | None) -> int:
         if self._closed:
             raise QueueClosedError(f"queue {self.name!r} is closed")
         if not isinstance(task, Task):
@@ -218,15 +242,23 @@ class Queue:
         try:
             submission = self._submission(task, number)
         except SerializationError as error:
-            self._mailbox.expect(number, task)
-            self._mailbox.put([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
+            self._register(number, task, receiver)
+            self._deliver([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
             return number
         except UsageError:  # its files cannot be as they are: as if it had never been submitted
             task.id = task.submitted_at = None
             raise
-        self._mailbox.expect(number, task)
+        self._register(number, task, receiver)
         self._manager.submit(submission)
         return number
+
+    def _register(self, number: int, task: Task, receiver: Receiver | None) -> None:
+        if receiver is None:
+            self._mailbox.expect(number, task)
+            return
+        self._elsewhere[number] = (task, receiver)
+        if self._failure is not None:  # it came between: the receiver was not told
+            receiver.fail(self._failure)
 
     def _submission(self, task: Task, number: int) -> Submission:
         options = task.options
@@ -262,20 +294,87 @@ class Queue:
     def cancel(self, *, id: int | None = None, tag: str | None = None, category: str | None = None) -> int:
         """End tasks by id, tag or category, queued or running; each still comes out of `wait`, as ``cancelled``.
 
-        Returns how many were asked to end. With no argument, all.
+        Tasks of an `Executor` or a `map` on this queue are among them. Returns how many were asked to end. With no
+        argument, all.
         """
-        chosen = [
+        elsewhere = [(number, task) for number, (task, _) in list(self._elsewhere.items())]
+        return self.cancel_ids(
             number
-            for number, task in self._mailbox.expected().items()
+            for number, task in [*self._mailbox.expected().items(), *elsewhere]
             if (id is None or number == id)
             and (tag is None or task.options.tag == tag)
             and (category is None or task.options.category == category)
-        ]
-        if chosen:
+        )
+
+    def cancel_ids(self, ids: Iterable[int]) -> int:
+        """End these tasks, those that are done already left out; returns how many were asked to end."""
+        chosen = [number for number in ids if self._mailbox.expects(number) or number in self._elsewhere]
+        if chosen and not self._closed:
             self._manager.cancel(chosen)
         return len(chosen)
 
+    # --- many at once ---
+
+    def map(self, fn: Callable[[T], R], seq: Iterable[T], chunksize: int = 1, **options: Any) -> Iterator[R]:
+        """The values of ``fn(item)`` in the order of ``seq``, ``chunksize`` items to a task; ``options`` as `Task.set`.
+
+        Begins at once and yields values as they come. However long ``seq`` is, only some thousand tasks are out at a
+        time: it is read as values are taken. Other tasks of the queue go on beside; `wait` sees none of these. When one
+        fails, its exception is raised in its place and the rest are cancelled; so they are when the iterator is closed
+        or dropped.
+
+        Raises:
+            UsageError: ``chunksize`` is less than 1, or an unknown or bad option.
+            BaseException: from the iterator: what ``fn`` raised, its remote traceback as ``__cause__``.
+            TaskFailedError: from the iterator: a task ended in another way than success.
+            QueueClosedError: the queue was closed before all was done.
+        """
+        return flow.map_over(self, fn, seq, chunksize, options)
+
+    def pair(
+        self, fn: Callable[[tuple[Any, Any]], R], a: Iterable[Any], b: Iterable[Any], chunksize: int = 1, **options: Any
+    ) -> Iterator[R]:
+        """The values of ``fn((x, y))`` for every x of ``a`` and y of ``b``, the last varying fastest; else as `map`.
+
+        As in Work Queue, ``fn`` takes the pair as one argument.
+        """
+        return flow.map_over(self, fn, itertools.product(a, b), chunksize, options)
+
+    def tree_reduce(self, fn: Callable[[list[T]], T], seq: Iterable[T], chunksize: int = 2, **options: Any) -> T:
+        """One value from many: ``fn`` of every ``chunksize`` neighbours, then of their values, until one is left.
+
+        As in Work Queue, ``fn`` takes a list (as ``sum`` and ``max`` do); it must be associative. A value left over at
+        the end of a round is passed on as it is. Waits for the value; errors as in `map`.
+
+        Raises:
+            UsageError: ``chunksize`` is less than 2, ``seq`` is empty, or an unknown or bad option.
+        """
+        return flow.tree_reduce(self, fn, seq, chunksize, options)
+
     # --- waiting ---
+
+    def _deliver(self, finished: list[Finished]) -> None:
+        if not self._elsewhere:
+            self._mailbox.put(finished)
+            return
+        ours: list[Finished] = []
+        others: dict[Receiver, list[Task]] = {}
+        for one in finished:
+            if one.id not in self._elsewhere:
+                ours.append(one)
+                continue
+            task, receiver = self._elsewhere.pop(one.id)
+            task._finish(one.attempt)
+            others.setdefault(receiver, []).append(task)
+        self._mailbox.put(ours)
+        for receiver, tasks in others.items():
+            receiver.put(tasks)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._mailbox.fail(error)
+        for receiver in {receiver for _, receiver in list(self._elsewhere.values())}:
+            receiver.fail(error)
 
     def wait(self, timeout: float | None = None) -> Task | None:
         """The next task that is done, in order of finishing; None when none was within ``timeout`` seconds.
@@ -298,12 +397,21 @@ class Queue:
         return box.take(lambda: box.has(id), lambda: box.expects(id), timeout)
 
     def empty(self) -> bool:
-        """Whether every submitted task has been returned by a `wait`."""
+        """Whether every submitted task has been returned by a `wait`; tasks that do not come out of it do not count."""
         return self._mailbox.empty
 
     def hungry(self) -> int:
         """How many more one-core tasks would keep the pilots that are ready busy."""
         return self._manager.call(lambda: self._manager.free_places)
+
+    def running(self, ids: Collection[int]) -> set[int]:
+        """Those of these tasks that have begun, as far as their pilots have told."""
+
+        def look() -> set[int]:
+            records = self._manager._scheduler.tasks
+            return {n for n in ids if n in records and records[n].state is TaskState.RUNNING}
+
+        return set() if self._closed else self._manager.call(look)
 
     # --- pilots ---
 
@@ -341,6 +449,22 @@ class Queue:
         return self._manager.pilots()
 
     @property
+    def cores(self) -> int:
+        """Cores of the pilots that are connected and ready."""
+        return self._manager.call(lambda: sum(pilot.cores for pilot in self._manager._scheduler.pilots.values()))
+
+    def why_deserted(self) -> str:
+        """Why no pilot is there or, as far as the batch systems have told, will come; empty while one may.
+
+        Pilots that are submitted elsewhere only count once they, or ``hpcq submit-pilots``, have reported.
+        """
+
+        def look() -> str:
+            return "" if self._manager._scheduler.pilots else self._jobs.why_none_left()
+
+        return self._manager.call(look)
+
+    @property
     def stats(self) -> dict[str, Any]:
         """Counts of tasks by state and outcome, of pilots by state, and of cores."""
         return self._manager.call(self._manager.status)
@@ -363,7 +487,7 @@ class Queue:
                 self._manager.stop()
                 self._jobs.cancel_all()
         finally:
-            self._mailbox.fail(QueueClosedError("it was closed"))
+            self._fail(QueueClosedError("it was closed"))
             self._lock.release()
             self._remove_if_temporary()
 

@@ -170,16 +170,6 @@ async def listen(address: str | None, port: int, tls: ssl.SSLContext, make: Call
     )
 
 
-def listener(address: str | None, port: int) -> socket.socket:
-    """One socket for both families, so that there is one port to publish; IPv4 alone where there is no IPv6."""
-    if address is None and not socket.has_dualstack_ipv6():
-        address = "0.0.0.0"  # noqa: S104 - the other side must know our key
-    if address is None:
-        return socket.create_server(("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
-    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(where[:2], family=family, backlog=1024)
-
-
 async def close_server(server: asyncio.Server) -> None:
     """Stop listening, and hang up on everybody, also those still in their handshake, who have no `Link` yet."""
     server.close()
@@ -189,6 +179,16 @@ async def close_server(server: asyncio.Server) -> None:
         transport.abort()
     for _ in range(3):  # the transport is told in one turn of the loop, what is above it in the next
         await asyncio.sleep(0)
+
+
+def listener(address: str | None, port: int) -> socket.socket:
+    """One socket for both families, so that there is one port to publish; IPv4 alone where there is no IPv6."""
+    if address is None and not socket.has_dualstack_ipv6():
+        address = "0.0.0.0"  # noqa: S104 - the other side must know our key
+    if address is None:
+        return socket.create_server(("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
+    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(where[:2], family=family, backlog=1024)
 
 
 async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:

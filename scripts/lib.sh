@@ -9,7 +9,7 @@
 HPCQ_CLONE="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 HPCQ_PACKAGES=(
     slirp4netns openconnect ocserv xrootd-server xrootd-client slurm-wlm munge iproute2 nftables iputils-ping
-    python3-venv gcc libc6-dev
+    python3-venv gcc libc6-dev libpython3-testsuite
 )
 HPCQ_SERVICES=(munge.service slurmctld.service slurmd.service ocserv.service ocserv.socket)
 HPCQ_SOURCES=(hpcq vpn batch_templates hatch_build.py pyproject.toml README.md LICENSE)

@@ -136,4 +136,7 @@ async def open_session(config: TunnelConfig, *, terminal: bool = False) -> Async
         except TimeoutError:
             layer, step = up.step
             raise TunnelError(layer, f"{step} took more than {config.bring_up_timeout:g} s") from None
+        except OSError as error:
+            layer, step = up.step
+            raise TunnelError(layer, f"{step} failed: {error}") from None
         yield Session(tunnel, up.lost)

@@ -99,7 +99,7 @@ class LaneState(enum.Enum):
 class Lane:
     """One runner and what it was given."""
 
-    __slots__ = ("announced", "doomed", "doomed_as", "doomed_why", "expected", "head_since", "network",
+    __slots__ = ("announced", "doomed", "doomed_as", "doomed_why", "expected", "head_since", "late", "network",
                  "number", "ready_by", "recalling", "state", "tasks")  # fmt: skip
 
     def __init__(self, number: int, network: str, ready_by: float) -> None:
@@ -112,6 +112,7 @@ class Lane:
         self.head_since = 0.0
         self.announced = 0
         self.recalling = False
+        self.late = False
         self.doomed: int | None = None
         self.doomed_as = Outcome.CRASH
         self.doomed_why = ""
@@ -228,6 +229,7 @@ class Core:
         for lane in self.lanes.values():
             if lane.state is LaneState.STARTING and now >= lane.ready_by:
                 lane.ready_by = math.inf
+                lane.late = True
                 self._orders.append(Kill(lane.number))
             if not lane.tasks or lane.state is LaneState.STARTING:
                 continue
@@ -312,7 +314,7 @@ class Core:
         fits = task.cores <= self.free_cores and task.memory <= self.free_memory
         ahead: Lane | None = None
         for lane in self.lanes.values():
-            if lane.network != network or lane.doomed is not None or lane.recalling:
+            if lane.network != network or lane.doomed is not None or lane.recalling or lane.late:
                 continue
             if not lane.tasks:
                 if fits:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -68,6 +69,9 @@ class Server:
             await self._filter(programs["nft"])
             await self._furnish()
             await self._start_ocserv(programs["ocserv"], shim)
+        except OSError as error:
+            await self.close()
+            raise GatewayError(f"a program of the gateway could not be started: {error}") from None
         except BaseException:
             await self.close()
             raise
@@ -95,12 +99,16 @@ class Server:
         if state == "issued":
             await self._ocpasswd(["--delete", username])
         elif state:
-            argv = [find_program("occtl"), "-s", f"{self.room}/occtl", "disconnect", "user", username]
-            status, text = await self._run(argv)
-            log.info("revoked %s: %s", username, text.strip() or f"status {status}")
+            await self._disconnect(username)
+
+    async def _disconnect(self, username: str) -> None:
+        argv = [find_program("occtl"), "-s", f"{self.room}/occtl", "disconnect", "user", username]
+        status, text = await self._run(argv)
+        log.info("disconnecting %s: %s", username, text.strip() or f"status {status}")
 
     async def _connect_outside(self, keeper: Client) -> None:
-        os.close(await self.namespace.open_tun("probe"))  # refused, it says why; slirp4netns and ocserv would not
+        # Refused, this says why; slirp4netns and ocserv would not.
+        os.close(await self.namespace.open_tun("probe"))
         output = self._lines("slirp4netns")
         try:
             slirp = await start_slirp(keeper, self.namespace, self.sockets, output, dns=not self.config.dns)
@@ -183,21 +191,22 @@ class Server:
                 forget = self.book.forget_disconnected
                 asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, forget, event.username)
             if self.book.on_event(event):
-                await self._withdraw(event.username)
+                await self._quietly(self._ocpasswd(["--delete", event.username]))
             elif event.reason == "connect" and not self.book.is_known(event.username):
-                await self.revoke(event.username)
+                await self._quietly(self._disconnect(event.username))  # revoked while it was logging in
 
-    async def _withdraw(self, username: str) -> None:
+    async def _quietly(self, action: Awaitable[None]) -> None:
+        """What nobody waits for must not end the reading of events."""
         try:
-            await self._ocpasswd(["--delete", username])
+            await action
         except VpnError as error:
-            log.error("the password of %s could not be withdrawn: %s", username, error)
+            log.error("%s", error)
 
     def _expire(self, username: str) -> None:
         if self.book.is_unused(username):
             log.info("%s was never used; withdrawn", username)
             self.book.forget(username)
-            self._task(self._withdraw(username))
+            self._task(self._quietly(self._ocpasswd(["--delete", username])))
 
     def _lines(self, name: str, ready: asyncio.Future[None] | None = None) -> int:
         """The write end of a pipe whose lines go to the log."""
@@ -215,7 +224,12 @@ class Server:
     def _task(self, coroutine: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._end(f"an error of its own: {task.exception()!r}")
 
     def _watch(self, lost: asyncio.Future[TunnelError], name: str) -> None:
         lost.add_done_callback(lambda _: self._end(f"{name} ended"))

@@ -24,10 +24,12 @@ MARK = "HPCQ_TEST_MARK"
 def eventually(condition, what, deadline=DEADLINE):
     """The first true value of ``condition()``; fails after ``deadline`` seconds, saying what was awaited."""
     end = time.monotonic() + deadline
+    pause = 0.005
     while not (value := condition()):
         if time.monotonic() > end:
             pytest.fail(f"not within {deadline:g} s: {what}")
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(0.1, pause * 1.3)
     return value
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from running import appears, call, eventually, gone, ready, run, wait
+from running import Pilot, Place, appears, call, eventually, gone, ready, run, wait
 
 import hpcq
 import hpcq.manager
 import hpcq.protocol
 import hpcq.queue
+from hpcq import state_dir
 from hpcq.task import OUTPUT_LIMIT
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -41,6 +42,32 @@ def fail(error):
 
 def nested_failure():
     return fail(KeyError("inner"))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One queue and one pilot with one core for all that do not mind each other."""
+    directory = tmp_path_factory.mktemp("outcomes")
+    place = Place(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in place.environment.items():
+            patch.setenv(name, value)
+        with hpcq.Queue("shared", address="127.0.0.1") as queue:
+            pilot = Pilot(state_dir.connection_file("shared"), directory / "pilot.log", "--cores", "1")
+            ready(queue, 1)
+            yield queue, pilot
+        assert pilot.wait() == 0
+    eventually(place.nothing_left, "nothing of the tests is left")
+
+
+@pytest.fixture
+def queue(shared):
+    return shared[0]
+
+
+@pytest.fixture
+def pilot(shared):
+    return shared[1]
 
 
 # --- values and exceptions -------------------------------------------------------------------------------------------
@@ -263,7 +290,8 @@ def test_a_crash_costs_no_other_task(queue, pilot):
 # --- cancel ----------------------------------------------------------------------------------------------------------
 
 
-def test_cancel_of_a_queued_task(queue):
+def test_cancel_of_a_queued_task(open_queue):
+    queue = open_queue()
     number = queue.submit(call(os.getpid))
     assert queue.cancel(id=number) == 1
     task = wait(queue)
@@ -382,8 +410,9 @@ def test_large_arguments_and_results_pass(queue, pilot):
     assert task.output == data
 
 
-def test_many_large_arguments_at_once_pass(queue, start_pilot, monkeypatch):
+def test_many_large_arguments_at_once_pass(open_queue, start_pilot, monkeypatch):
     """Together they are over the limit of one message."""
+    queue = open_queue()
     monkeypatch.setattr(hpcq.protocol, "FRAME_LIMIT", 10 * 2**20)
     monkeypatch.setattr(hpcq.manager, "RUN_BYTES", 5 * 2**20)
     data = b"x" * (3 * 2**20)

@@ -174,3 +174,17 @@ def test_a_credential_others_can_read(site):
     done = site.vpn("node", "run", "--credential", str(file), "true")
     assert done.returncode == 2
     assert "chmod 600" in done.stderr
+
+
+def test_a_program_that_cannot_be_executed(gateway, credential):
+    broken = gateway.directory / "bin"
+    broken.mkdir()
+    for name in ("openconnect", "ocserv"):
+        (broken / name).write_bytes(b"\x7fELF of another machine")
+        (broken / name).chmod(0o755)
+    file = credential()
+    path = ["env", f"PATH={broken}:{os.environ['PATH']}", sys.executable, "-m", "vpn"]
+    one_line(gateway.run("node", *path, "run", "--credential", file, "--", "true"), "openconnect")
+    done = gateway.run("login", *path, "gateway", "start", "--name", "other")
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1

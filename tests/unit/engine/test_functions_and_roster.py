@@ -57,12 +57,14 @@ class FunctionsModel(RuleBasedStateMachine):
         assert len(self.functions) <= len(set(self.used)) + 2
 
 
-FunctionsModel.TestCase.settings = settings(max_examples=100, deadline=None)
+FunctionsModel.TestCase.settings = settings(max_examples=50, deadline=None)
 TestFunctionsModel = FunctionsModel.TestCase
 
 
 def hello(name="p"):
-    return m.PilotHello(1, name, "slurm", "7", 0, "node1", 5, 4, 1000, 0.0, "relay", "g", m.Versions("3", "3", "0"))
+    return m.PilotHello(
+        1, name, "slurm", "7", 0, "node1", 5, 4, 1000, 0.0, "relay", "g", m.Versions("3", "3", "0", "0")
+    )
 
 
 def test_a_pilots_life():

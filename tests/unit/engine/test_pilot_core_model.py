@@ -266,5 +266,5 @@ class CoreModel(RuleBasedStateMachine):
         assert (self.core.free_cores, self.core.free_memory) == (CORES, MEMORY)
 
 
-CoreModel.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+CoreModel.TestCase.settings = settings(max_examples=75, stateful_step_count=50, deadline=None)
 TestCoreModel = CoreModel.TestCase

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from hpcq import messages as m
 from hpcq.errors import ProtocolError
-from hpcq.protocol import FRAME_LIMIT, OPENING_LIMIT, Connection, FrameReader, State, frame
+from hpcq.protocol import FRAME_LIMIT, LARGE_FRAME, OPENING_LIMIT, Connection, FrameReader, State, frame
 
-HELLO = m.ClientHello(1, "here")
+HELLO = m.ClientHello(m.PROTOCOL_VERSION, "here")
 UPDATE = m.Update([7], [m.TaskResult(8, "success", b"value")])
 
 words = st.one_of(
@@ -81,7 +81,7 @@ def test_garbage_fails_for_ever_or_is_still_incomplete(garbage, opened):
 )
 def test_a_wrong_first_word_fails(data):
     connection = manager()
-    with pytest.raises(ProtocolError, match="not a message of protocol 2"):
+    with pytest.raises(ProtocolError, match=f"not a message of protocol {m.PROTOCOL_VERSION}"):
         connection.receive(data)
     assert connection.state is State.FAILED
 
@@ -106,6 +106,13 @@ def test_large_frames_pass_once_it_is_known_who_speaks():
     assert receive(connection, frame(HELLO) + frame(large)) == [HELLO, large]
 
 
+def test_announcing_a_large_frame_costs_no_memory():
+    reader = FrameReader(FRAME_LIMIT)
+    assert reader.feed(FRAME_LIMIT.to_bytes(4, "big") + b"x") == []
+    assert not reader.empty
+    assert len(reader._large) == 1
+
+
 def test_a_frame_over_the_limit_fails_at_its_length():
     connection = manager()
     connection.receive(frame(HELLO))
@@ -121,9 +128,35 @@ def test_a_message_over_the_limit_is_not_sent(monkeypatch):
 
 def test_fields_are_checked_on_receipt():
     connection = manager()
-    hello = m.PilotHello(1, "p", "", "", 0, "h", 1, 0, 0, 0.0, "none", "", m.Versions("3", "3", "0"))
+    hello = m.PilotHello(
+        m.PROTOCOL_VERSION, "p", "", "", 0, "h", 1, 0, 0, 0.0, "none", "", m.Versions("3", "3", "0", "0")
+    )
     with pytest.raises(ProtocolError, match=r"Expected `int` >= 1"):  # a pilot without cores
         connection.receive(frame(hello))
+
+
+@given(st.integers(1, 40), st.lists(st.integers(0), max_size=8))
+def test_large_frames_are_gathered_whatever_the_chunks(pieces, cuts):
+    connection = manager()
+    connection.receive(frame(HELLO))
+    large = m.Update([], [m.TaskResult(n, "success", bytes([n]) * (LARGE_FRAME // 20 * pieces)) for n in (1, 2)])
+    data = frame(large) + frame(m.Heartbeat()) + frame(large)
+    assert [message for chunk in chunks(data, cuts) for message in receive(connection, bytes(chunk))] == [
+        large,
+        m.Heartbeat(),
+        large,
+    ]
+    assert connection._frames.empty
+
+
+def test_a_first_word_of_another_version_is_told_so():
+    connection = manager()
+    old = b"\x93\xa9PilotHello\x63\xa1x"  # a name and a number, then what we do not know
+    with pytest.raises(ProtocolError, match="not a message"):
+        connection.receive(len(old).to_bytes(4, "big") + old)
+    body = msgspec.msgpack.encode(["PilotHello", 99, "whatever came later"])
+    with pytest.raises(ProtocolError, match="speaks protocol 99"):
+        manager().receive(len(body).to_bytes(4, "big") + body)
 
 
 @given(st.lists(st.binary(max_size=20), max_size=8), st.lists(st.integers(0), max_size=8))

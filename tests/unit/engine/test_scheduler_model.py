@@ -221,5 +221,5 @@ class SchedulerModel(RuleBasedStateMachine):
         assert [again.handle(events, now) for events, now, _ in self.log] == [commands for *_, commands in self.log]
 
 
-SchedulerModel.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+SchedulerModel.TestCase.settings = settings(max_examples=75, stateful_step_count=40, deadline=None)
 TestSchedulerModel = SchedulerModel.TestCase
