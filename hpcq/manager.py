@@ -349,7 +349,7 @@ class Manager:
         if spec.function:
             self._functions.release(spec.function)
         report = self._reports.get(number) if command.reported else None
-        if spec.files is not None and self.files.absorbs(number, report):
+        if spec.files is not None and self.files.absorbs(number, command.outcome, report):
             self._scheduler.finished[command.outcome.value] -= 1
             return None
         if report is None:

@@ -112,6 +112,7 @@ class Desk:
         self.workers = ThreadPoolExecutor(8, "hpcq-files")
         self.holders = Holders()
         self._digests = Digests()
+        self._closed = False
         self._cases: dict[int, Case] = {}
         self._held: set[int] = set()
         self._dependents: dict[int, list[int]] = {}
@@ -266,19 +267,13 @@ class Desk:
             self._kept[result.id, kept.name] = kept
             self._producer_of[kept.digest] = result.id
 
-    def absorbs(self, number: int, result: m.TaskResult | None) -> bool:
-        """Whether the end of this attempt is ours alone: a run for a lost output, or one whose input must be made anew.
+    def is_again(self, number: int) -> bool:
+        """Whether this run is only for an output that was lost; the user has the task already."""
+        return self._cases[number].again
 
-        The task is not told as finished then.
-        """
-        case = self._cases.get(number)
-        if case is None:
-            return False
-        if result is not None and result.lost_input and self._revive(case, result.lost_input):
-            return True
-        return case.again
-
-    def _revive(self, case: Case, digest: bytes) -> bool:
+    def revives(self, number: int, digest: bytes) -> bool:
+        """Have a lost output made again and the task that needs it wait; False when that was done often enough."""
+        case = self._cases[number]
         producer = self._producer_of.get(digest)
         origin = None if producer is None else self._cases.get(producer)
         case.revived += 1
@@ -347,7 +342,10 @@ class Desk:
 
     async def _drop(self, landings: Iterable[Landing]) -> None:
         for landing in landings:
-            await self._thread(landing.drop)
+            if self._closed:
+                landing.drop()
+            else:
+                await self._thread(landing.drop)
 
     def pilot_gone(self, pilot: str) -> None:
         """What it was sending is not complete."""
@@ -357,6 +355,7 @@ class Desk:
 
     def close(self) -> None:
         """Leave no temporaries behind."""
+        self._closed = True
         for landings in self._landings.values():
             for landing in landings.values():
                 landing.drop()

@@ -49,14 +49,14 @@ class FileService:
         """End those of these that wait for their files."""
         self._desk.cancel(tasks)
 
-    def absorbs(self, number: int, report: m.TaskResult | None) -> bool:
+    def absorbs(self, number: int, outcome: Outcome, report: m.TaskResult | None) -> bool:
         """A task with files has ended; whether that is no concern of the user's (it, or its producer, runs again)."""
-        if self._desk.absorbs(number, report):
-            if report is None or not report.lost_input:
-                self._desk.done(number)
+        lost = report.lost_input if report is not None and outcome is Outcome.FILES else b""
+        if lost and self._desk.revives(number, lost):
             return True
+        again = self._desk.is_again(number)
         self._desk.done(number)
-        return False
+        return again
 
     def settle(self, entry: Entry, results: list[m.TaskResult]) -> list[m.TaskResult]:
         """The results that need nothing done to files; the others follow through ``ended``."""

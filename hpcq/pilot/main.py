@@ -196,13 +196,21 @@ class Pilot:
     async def _files(self, stack: AsyncExitStack, pool: Pool, session: Session) -> Staging:
         assert self._ready is not None
         limit = None if self._options.cache_size is None else self._options.cache_size << 20
-        cache = Cache(self._scratch.parent, limit)
+        cache = await asyncio.to_thread(self._cache, limit)
         contents = Contents(cache, self._name, self._link, lambda digests: self._link.send(m.Holding(digests)))
         stack.push_async_callback(contents.close)
         self._ready.data_addresses, self._ready.data_port = conn.own_addresses(), await contents.serve()
         staging = Staging(self._scratch, contents, session.spawn, self._run_staged, self._report_more, pool.sandboxes)
         stack.push_async_callback(staging.abandon)
         return staging
+
+    def _cache(self, limit: int | None) -> Cache:
+        """The node's, or one of our own where that cannot be used: tasks without files do not depend on it."""
+        try:
+            return Cache(self._scratch.parent, limit)
+        except OSError as error:
+            log.warning("the node's cache of files cannot be used, this pilot keeps its own: %s", error)
+            return Cache(self._scratch, limit)
 
     def _run_staged(self, tasks: list[m.TaskSpec]) -> None:
         assert self._pool is not None

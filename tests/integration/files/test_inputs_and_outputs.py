@@ -218,6 +218,23 @@ def test_what_stayed_is_taken_from_the_pilot_that_has_it(site):
     assert site.given() == {}
 
 
+def test_a_temp_that_is_lost_again_and_again_ends_by_name(site):
+    """Its producer cannot make it any more: the consumer does not wait for ever."""
+    flag = site.data / "flag"
+    flag.touch()
+    killed = site.pilot(node="node1", cores=1)
+    first = hpcq.Task(f"rm {flag} && echo made > o", outputs={"o": hpcq.Temp()})
+    assert site.run(first).outcome == "success"
+    killed.kill()
+    killed.wait()
+    site.pilot(node="node2", cores=1)
+    task = site.run(hpcq.Task("cat o", inputs={"o": first.file("o")}))
+    assert task.outcome == "files"
+    assert "input 'o'" in task.message
+    assert "task 1" in task.message
+    assert site.queue.empty()
+
+
 # --- URLs ---
 
 
