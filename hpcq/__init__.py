@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from hpcq.files.sources import URL, Buffer, File, Temp
     from hpcq.futures import BrokenExecutorError, Executor
+    from hpcq.inside import recycle
     from hpcq.queue import Queue
     from hpcq.roster import PilotView
     from hpcq.task import Outcome, PythonTask, Task
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BrokenExecutorError": "hpcq.futures",
     "Executor": "hpcq.futures",
+    "recycle": "hpcq.inside",
     "Queue": "hpcq.queue",
     "PilotView": "hpcq.roster",
     "Buffer": "hpcq.files.sources",
@@ -80,6 +82,7 @@ __all__ = [
     "Temp",
     "TemplateError",
     "UsageError",
+    "recycle",
 ]
 
 

@@ -1,6 +1,6 @@
 """Many calls at once: what `Queue.map`, `Queue.pair` and `Queue.tree_reduce` do. Runs in the user's own thread.
 
-Each stream of calls has `Arrivals` of its own, so it takes nothing from the user's `wait` and needs no tags. Arguments
+Each stream of calls has a `Mailbox` of its own, so it takes nothing from the user's `wait` and needs no tags. Arguments
 are read as values are taken: at most `AHEAD` tasks (or `PER_CORE` for each core of the pilots, if that is more) are
 out or waiting to be taken, whatever the length of the input.
 
@@ -11,15 +11,14 @@ May not live here: threads, pickling, anything about pilots.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from hpcq.errors import QueueClosedError, UsageError
-from hpcq.task import DEFAULTS, PythonTask, Task, changed
+from hpcq.errors import UsageError
+from hpcq.task import DEFAULTS, PythonTask, changed
 
 if TYPE_CHECKING:
     from hpcq.queue import Queue
@@ -50,51 +49,19 @@ def each(function: Callable[..., R]) -> Callable[[list[Any]], list[R]]:
     return call
 
 
-class Arrivals:
-    """The finished tasks of one stream, waited for by id."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._tasks: dict[int, Task] = {}
-        self._failure: BaseException | None = None
-
-    def put(self, tasks: list[Task]) -> None:
-        """These are done."""
-        with self._changed:
-            self._tasks.update((task.id, task) for task in tasks if task.id is not None)
-            self._changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Nothing more will come."""
-        with self._changed:
-            self._failure = error
-            self._changed.notify_all()
-
-    def take(self, number: int) -> Task:
-        """Wait for one task.
-
-        Raises:
-            QueueClosedError: it will not come any more.
-        """
-        with self._changed:
-            while number not in self._tasks:
-                if self._failure is not None:
-                    raise QueueClosedError(f"the queue has ended: {self._failure}") from self._failure
-                self._changed.wait()
-            return self._tasks.pop(number)
-
-
 class Stream(Generic[R]):
     """The values of ``function`` of each argument, in order. An iterator; the first calls are out when it is made."""
 
     def __init__(
         self, queue: Queue, function: Callable[[Any], R], arguments: Iterable[Any], options: Mapping[str, Any]
     ) -> None:
+        from hpcq.queue import Mailbox  # noqa: PLC0415 - queue imports us
+
         self._options = changed(DEFAULTS, options)
         self._queue = queue
         self._function = function
         self._arguments = iter(arguments)
-        self._arrivals = Arrivals()
+        self._mailbox = Mailbox()
         self._out: deque[int] = deque()
         self._ahead = AHEAD
         self._until_look = 0
@@ -106,7 +73,9 @@ class Stream(Generic[R]):
     def __next__(self) -> R:
         if not self._out:
             raise StopIteration
-        task = self._arrivals.take(self._out[0])
+        number = self._out[0]
+        task = self._mailbox.take(lambda: self._mailbox.has(number), lambda: self._mailbox.expects(number), None)
+        assert task is not None
         self._out.popleft()
         try:
             value: R = task.result()
@@ -121,7 +90,7 @@ class Stream(Generic[R]):
             for argument in islice(self._arguments, self._room()):
                 task = PythonTask(self._function, argument)
                 task._options = self._options
-                self._out.append(self._queue.submit_to(self._arrivals, task))
+                self._out.append(self._queue.submit_to(self._mailbox, task))
                 task.args = ()  # pickled: what waits in the queue need not hold it twice
         except BaseException:
             self.close()

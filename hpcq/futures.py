@@ -34,6 +34,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from hpcq import flow
 from hpcq.errors import HpcqError, QueueClosedError, SerializationError, TaskFailedError, UsageError
+from hpcq.manager import Finished
 from hpcq.queue import Queue
 from hpcq.task import DEFAULTS, Options, Outcome, PythonTask, Task, changed
 
@@ -151,8 +152,8 @@ class _Desk:
         self._owns_queue = owns_queue
         self._look = LOOK_AT_PILOTS if has_pilots else None
         self._lock = threading.Lock()
-        self._out: set[_Call] = set()
-        self._news: SimpleQueue[list[Task] | BaseException | None] = SimpleQueue()
+        self._out: dict[int, _Call] = {}
+        self._news: SimpleQueue[list[Finished] | BaseException | None] = SimpleQueue()
         self._closing = False
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name=f"hpcq-{queue.name}-futures", daemon=True)
@@ -165,20 +166,15 @@ class _Desk:
         """Queue a call; returns its future."""
         future = call.future
         assert future is not None
-        with self._lock:
+        with self._lock:  # all through: a shutdown in between must find the call or come before it
             if self._broken is not None:
                 raise BrokenExecutorError(str(self._broken)) from self._broken
             if self._closing:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self._out.add(call)
-        try:
-            future.task_id = self.queue.submit_to(self, call)
-        except BaseException as error:
-            self._out.discard(call)
-            self._news.put(None)  # it may have been what a shutdown waited for
-            if isinstance(error, QueueClosedError):
+            try:
+                future.task_id = self.queue.submit_to(self, call)
+            except QueueClosedError as error:
                 raise BrokenExecutorError(str(error)) from error
-            raise
         call.args, call.kwargs = (), {}  # pickled: what is queued need not hold them twice
         return future
 
@@ -201,14 +197,12 @@ class _Desk:
             self._thread.join()
 
     def _cancel_all(self, spare_running: bool) -> None:
-        calls = [call for call in list(self._out) if call.id is not None]
-        spared = self.queue.running([call.id for call in calls if call.id]) if spare_running else set()
-        chosen = [call for call in calls if call.id not in spared]
-        self.cancel([call.id for call in chosen])  # in one message; each future's own then finds nothing to do
-        for call in chosen:
-            future = call.future
-            if future is not None:
-                futures.Future.cancel(future)
+        calls = self._out.copy()
+        spared = self.queue.running(calls.keys()) if spare_running else set()
+        self.cancel(calls.keys() - spared)  # in one message; each future's own would send another
+        for number, call in calls.items():
+            if number not in spared and call.future is not None:
+                futures.Future.cancel(call.future)
 
     def at_exit(self) -> None:
         """The interpreter ends: as the pools of the standard library do, finish what was begun."""
@@ -216,9 +210,18 @@ class _Desk:
 
     # --- in the manager's thread ---
 
-    def put(self, tasks: list[Task]) -> None:
+    def expect(self, number: int, task: Task) -> None:
+        """A call that will be `put` some time. In the user's threads."""
+        assert isinstance(task, _Call)
+        self._out[number] = task
+
+    def expected(self) -> dict[int, Task]:
+        """The calls that are out."""
+        return dict(self._out.copy())
+
+    def put(self, finished: list[Finished]) -> None:
         """These are done."""
-        self._news.put(tasks)
+        self._news.put(finished)
 
     def fail(self, error: BaseException) -> None:
         """Nothing more will come."""
@@ -251,21 +254,23 @@ class _Desk:
         if reason:
             self._break(BrokenExecutorError(f"no pilot of queue {self.queue.name} is left: {reason}"))
 
-    def _settle(self, tasks: Iterable[Task]) -> None:
-        for task in tasks:
-            assert isinstance(task, _Call)
-            future, task.future = task.future, None
+    def _settle(self, finished: Iterable[Finished]) -> None:
+        for number, attempt in finished:
+            call = self._out.get(number)
+            if call is None:  # given up before
+                continue
+            call._finish(attempt)
+            future, call.future = call.future, None
             if future is not None:
-                future.settle(task)
-            self._out.discard(task)
+                future.settle(call)
+            del self._out[number]
 
     def _break(self, error: BaseException) -> None:
         with self._lock:
             self._broken = error
-            calls = list(self._out)
-            self._out.clear()
-        self.cancel([call.id for call in calls])
-        for call in calls:
+            calls, self._out = self._out, {}
+        self.cancel(calls)
+        for call in calls.values():
             future, call.future = call.future, None
             if future is not None:
                 cause = BrokenExecutorError(f"{call.label} cannot run any more: {error}")

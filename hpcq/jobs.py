@@ -35,8 +35,8 @@ class JobWatch:
         self._systems: dict[str, BatchSystem] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stopped = False
-        self._jobs: dict[str, BatchJob] = {}
         self._last_failure = ""
+        self._jobs: dict[str, BatchJob] = {}
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
         manager.call(self._find_submitted)

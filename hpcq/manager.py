@@ -370,6 +370,9 @@ class Manager:
                 command.attempts,
                 report.started_at,
                 report.started_at + report.seconds,
+                report.memory,
+                report.disk,
+                report.cpu,
             ),
         )
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=16384)]
@@ -75,7 +75,7 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     """One task as the pilot needs it.
 
     ``function`` is the key of a function sent earlier (PythonTask), or empty for a shell command, whose text is
-    ``payload`` in UTF-8. ``walltime`` is 0 for none.
+    ``payload`` in UTF-8. ``walltime`` is 0 for none; so are ``memory`` and ``disk``, which are limits too.
     """
 
     id: int
@@ -86,6 +86,9 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     walltime: float = 0.0
     network: str = "any"
     env: dict[str, str] | None = None
+    disk: int = 0
+    gpus: int = 0
+    isolation: str = "warm"
     files: FileSpec | None = None
 
 
@@ -95,6 +98,7 @@ class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
     ``payload`` is the pickled value (``success`` of a PythonTask) or exception (``exception``); ``message`` says what
     happened for the other outcomes. ``left_out`` counts the bytes of output that were over the limit and dropped.
     ``lost_input`` is the digest of an input that nobody has any more, ``kept`` the outputs that stayed on the pilot.
+    ``memory`` and ``disk`` are the most it used, ``cpu`` its CPU seconds, as measured.
     """
 
     id: int
@@ -107,6 +111,9 @@ class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
     started_at: float = 0.0
     seconds: float = 0.0
     left_out: int = 0
+    memory: float = 0.0
+    disk: float = 0.0
+    cpu: float = 0.0
     lost_input: bytes = b""
     kept: list[KeptFile] | None = None
 
@@ -146,6 +153,8 @@ class PilotHello(Message):
     vpn: Name
     gateway: Name
     versions: Versions
+    disk: NonNegative = 0
+    gpus: NonNegative = 0
 
 
 class ClientHello(Message):

@@ -34,15 +34,22 @@ from hpcq.task import Attempt, Options, Outcome, PythonTask, Task
 PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
 """Bytes of a function and its arguments together: what certainly fits into one message."""
 
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Receiver(Protocol):
-    """Where finished tasks go. Called in the manager's thread: must neither block nor raise."""
+    """Where finished tasks go. All but `expect` may be called in the manager's thread: must neither block nor raise."""
 
-    def put(self, tasks: list[Task]) -> None:
-        """These are done."""
+    def expect(self, number: int, task: Task) -> None:
+        """A task that will be `put` some time."""
+
+    def expected(self) -> dict[int, Task]:
+        """The tasks that are still to come."""
+
+    def put(self, finished: list[Finished]) -> None:
+        """Tasks that are done."""
 
     def fail(self, error: BaseException) -> None:
         """Nothing more will come."""
@@ -184,7 +191,7 @@ class Queue:
         self._functions = serialize.FunctionCache()
         self._numbering = threading.Lock()
         self._next_id = 1
-        self._elsewhere: dict[int, tuple[Task, Receiver]] = {}  # open tasks that do not go to the mailbox
+        self._elsewhere: dict[int, Receiver] = {}  # for the tasks that do not go to the mailbox
         self._failure: BaseException | None = None
         self._closed = False
         self._owner = os.getpid()
@@ -242,21 +249,22 @@ class Queue:
         try:
             submission = self._submission(task, number)
         except SerializationError as error:
-            self._register(number, task, receiver)
+            self._expect(number, task, receiver)
             self._deliver([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
             return number
         except UsageError:  # its files cannot be as they are: as if it had never been submitted
             task.id = task.submitted_at = None
             raise
-        self._register(number, task, receiver)
+        self._expect(number, task, receiver)
         self._manager.submit(submission)
         return number
 
-    def _register(self, number: int, task: Task, receiver: Receiver | None) -> None:
+    def _expect(self, number: int, task: Task, receiver: Receiver | None) -> None:
         if receiver is None:
             self._mailbox.expect(number, task)
             return
-        self._elsewhere[number] = (task, receiver)
+        receiver.expect(number, task)
+        self._elsewhere[number] = receiver
         if self._failure is not None:  # it came between: the receiver was not told
             receiver.fail(self._failure)
 
@@ -280,7 +288,7 @@ class Queue:
             )
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
-            dict(options.env) if options.env else None,
+            dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
         )  # fmt: skip
         files = self._files(task, options) if options.inputs or options.outputs else None
         needs = NewTask(number, options.cores, options.memory, options.network, options.priority, options.retries, kind)
@@ -297,10 +305,11 @@ class Queue:
         Tasks of an `Executor` or a `map` on this queue are among them. Returns how many were asked to end. With no
         argument, all.
         """
-        elsewhere = [(number, task) for number, (task, _) in list(self._elsewhere.items())]
+        boxes = [self._mailbox, *set(self._elsewhere.copy().values())]
         return self.cancel_ids(
             number
-            for number, task in [*self._mailbox.expected().items(), *elsewhere]
+            for box in boxes
+            for number, task in box.expected().items()
             if (id is None or number == id)
             and (tag is None or task.options.tag == tag)
             and (category is None or task.options.category == category)
@@ -308,7 +317,7 @@ class Queue:
 
     def cancel_ids(self, ids: Iterable[int]) -> int:
         """End these tasks, those that are done already left out; returns how many were asked to end."""
-        chosen = [number for number in ids if self._mailbox.expects(number) or number in self._elsewhere]
+        chosen = [number for number in ids if number in self._elsewhere or self._mailbox.expects(number)]
         if chosen and not self._closed:
             self._manager.cancel(chosen)
         return len(chosen)
@@ -357,23 +366,16 @@ class Queue:
         if not self._elsewhere:
             self._mailbox.put(finished)
             return
-        ours: list[Finished] = []
-        others: dict[Receiver, list[Task]] = {}
+        boxes: dict[Receiver, list[Finished]] = {}
         for one in finished:
-            if one.id not in self._elsewhere:
-                ours.append(one)
-                continue
-            task, receiver = self._elsewhere.pop(one.id)
-            task._finish(one.attempt)
-            others.setdefault(receiver, []).append(task)
-        self._mailbox.put(ours)
-        for receiver, tasks in others.items():
-            receiver.put(tasks)
+            boxes.setdefault(self._elsewhere.pop(one.id, self._mailbox), []).append(one)
+        for box, theirs in boxes.items():
+            box.put(theirs)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = error
         self._mailbox.fail(error)
-        for receiver in {receiver for _, receiver in list(self._elsewhere.values())}:
+        for receiver in set(self._elsewhere.copy().values()):
             receiver.fail(error)
 
     def wait(self, timeout: float | None = None) -> Task | None:

@@ -23,7 +23,7 @@ OUTPUT_LIMIT = 16 * 1024 * 1024
 """Bytes of standard output, and as many of standard error, that are kept whole for a task."""
 
 NETWORKS = ("any", "wan", "host")
-ISOLATIONS = ("warm",)
+ISOLATIONS = ("warm", "fork", "fresh")
 
 
 class Outcome(enum.StrEnum):
@@ -33,6 +33,7 @@ class Outcome(enum.StrEnum):
     EXCEPTION = "exception"
     EXIT_CODE = "exit_code"
     WALLTIME = "walltime"
+    RESOURCES = "resources"
     LOST = "lost"
     CRASH = "crash"
     CANCELLED = "cancelled"
@@ -53,6 +54,8 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     env: Mapping[str, str] | None = None
     network: str = "any"
     isolation: str = "warm"
+    disk: int = 0
+    gpus: int = 0
     inputs: Mapping[str, Any] | None = None
     outputs: Mapping[str, Any] | None = None
 
@@ -135,6 +138,8 @@ def _is_text(value: str, errors: str = "strict") -> bool:
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "cores": lambda name, value: _whole(name, value, 1),
     "memory": lambda name, value: _whole(name, value, 0),
+    "disk": lambda name, value: _whole(name, value, 0),
+    "gpus": lambda name, value: _whole(name, value, 0),
     "walltime": _walltime,
     "priority": _number,
     "tag": _label,
@@ -184,6 +189,9 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     attempts: int = 0
     started_at: float | None = None
     finished_at: float | None = None
+    memory: float = 0.0
+    disk: float = 0.0
+    cpu: float = 0.0
 
 
 _UNREAD = object()
@@ -210,6 +218,8 @@ class Task:
 
     cores: int = _option("cores")
     memory: int = _option("memory")
+    disk: int = _option("disk")
+    gpus: int = _option("gpus")
     walltime: float | None = _option("walltime")
     priority: float = _option("priority")
     tag: str | None = _option("tag")
@@ -333,6 +343,19 @@ class Task:
     def finished_at(self) -> float | None:
         """When the last attempt ended, by the clock of its pilot's host (seconds since the epoch)."""
         return None if self._attempt is None else self._attempt.finished_at
+
+    @property
+    def resources_measured(self) -> Mapping[str, float]:
+        """What the last attempt used: ``memory`` and ``disk`` at their most (MB), ``cpu`` and ``wall`` in seconds.
+
+        Empty when it never ran. ``memory`` counts the interpreter too. What a task used for less than half a second
+        in other processes than its own may be missed.
+        """
+        attempt = self._attempt
+        if attempt is None or attempt.started_at is None or attempt.finished_at is None:
+            return {}
+        wall = attempt.finished_at - attempt.started_at
+        return {"memory": attempt.memory, "disk": attempt.disk, "cpu": attempt.cpu, "wall": wall}
 
     @property
     def exception(self) -> BaseException | None:

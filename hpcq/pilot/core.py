@@ -12,20 +12,36 @@ is killed, or to be handed back to the manager.
 
 Tasks are told to the manager as begun before the runner gets them (`Report` precedes `Give`), except those given ahead.
 A killed lane is blamed on the task it was killed for; a task that had slipped in behind it is reported ``lost`` and so
-runs again. May not live here: processes, sockets, clocks.
+runs again. A lane of `fresh` tasks takes one and is spent; one is started ahead, to be ready for the next. Idle lanes
+are ended when there are too many, or when a new one needs their GPU. A runner may end by itself between two tasks: what
+it has not read waits again. May not live here: processes, sockets, clocks.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 import signal
 from collections import deque
-from collections.abc import Iterable, Set
-
-import msgspec
+from collections.abc import Iterable, Sequence, Set
 
 from hpcq.messages import TaskResult, TaskSpec
+from hpcq.pilot.lanes import (
+    Broken,
+    Command,
+    Free,
+    Give,
+    Kill,
+    Kind,
+    Lane,
+    LaneState,
+    Pin,
+    Recall,
+    Report,
+    Start,
+    kind_of,
+    same_claim,
+)
+from hpcq.pilot.usage import NOTHING_USED, Used
 from hpcq.task import Outcome
 
 AHEAD = 0.005
@@ -40,95 +56,26 @@ STUCK = 0.02
 START_FAILURES = 3
 """Runners in a row that end before they are ready: then something is wrong with this host."""
 
+IDLE_LANES = 2
+"""Lanes beyond the number of cores that may be idle before a new one ends another: their interpreters take memory."""
 
 START_TIMEOUT = 120.0
 """Seconds a runner has to get ready; a cold Python on a shared file system is slow, one that hangs is ended."""
 
 
-class Start(msgspec.Struct, frozen=True):
-    """Start a runner for this lane; ``network`` is ``host`` for one outside the tunnel."""
-
-    lane: int
-    network: str
-
-
-class Give(msgspec.Struct, frozen=True):
-    """Send the task to the lane's runner."""
-
-    lane: int
-    task: TaskSpec
-
-
-class Recall(msgspec.Struct, frozen=True):
-    """Take back what the runner has not read; answered by `Core.recalled`."""
-
-    lane: int
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """Kill the runner and everything it started; answered by `Core.dead`."""
-
-    lane: int
-
-
-class Report(msgspec.Struct, frozen=True):
-    """Tell the manager; ``answers`` when it has asked and waits for ``returned``, be it empty."""
-
-    started: list[int]
-    results: list[TaskResult]
-    returned: list[int]
-    answers: bool = False
-
-
-class Broken(msgspec.Struct, frozen=True):
-    """Runners cannot start on this host."""
-
-    message: str
-
-
-Command = Start | Give | Recall | Kill | Report | Broken
-
-
-class LaneState(enum.Enum):
-    """Whether the runner has spoken yet."""
-
-    STARTING = enum.auto()
-    WARM = enum.auto()
-
-
-class Lane:
-    """One runner and what it was given."""
-
-    __slots__ = ("announced", "doomed", "doomed_as", "doomed_why", "expected", "head_since", "late", "network",
-                 "number", "ready_by", "recalling", "state", "tasks")  # fmt: skip
-
-    def __init__(self, number: int, network: str, ready_by: float) -> None:
-        self.number = number
-        self.network = network
-        self.ready_by = ready_by
-        self.state = LaneState.STARTING
-        self.tasks: deque[TaskSpec] = deque()
-        self.expected = 0.0
-        self.head_since = 0.0
-        self.announced = 0
-        self.recalling = False
-        self.late = False
-        self.doomed: int | None = None
-        self.doomed_as = Outcome.CRASH
-        self.doomed_why = ""
-
-
-def network_of(task: TaskSpec) -> str:
-    """Where a task's runner must live: ``host``, or ``any`` for inside the tunnel."""
-    return "host" if task.network == "host" else "any"
-
-
 class Core:
-    """All lanes, what waits, what is free. ``memory`` in MB."""
+    """All lanes, what waits, what is free.
 
-    def __init__(self, cores: int, memory: int) -> None:
-        self.cores = self.free_cores = cores
-        self.memory = self.free_memory = memory
+    ``memory`` and ``disk`` in MB; ``cpus`` are the CPUs of each core, if lanes are to be pinned; ``gpus`` device names.
+    """
+
+    def __init__(
+        self, cores: int, memory: int, disk: int = 0, cpus: Sequence[tuple[int, ...]] = (), gpus: Sequence[str] = ()
+    ) -> None:
+        self.cores = cores
+        self.memory = memory
+        self.has_gpus = bool(gpus)
+        self.free = Free(cores, memory, disk, cpus, gpus)
         self.lanes: dict[int, Lane] = {}
         self.waiting: dict[int, TaskSpec] = {}
         self.draining = False
@@ -186,6 +133,7 @@ class Core:
             self._leave(task)
             self._learn(task, result.seconds)
             self._results.append(result)
+            lane.spent = lane.spent or lane.kind.isolation == "fresh"
         lane.head_since = now
         return self._commands(now)
 
@@ -197,29 +145,36 @@ class Core:
         lane.tasks = deque(task for task in lane.tasks if task.id not in tasks)
         lane.expected = sum(self._expected.get(task.function, AHEAD) for task in lane.tasks)
         if back and not lane.tasks:
-            self._release(back[0])
+            self.free.give_back(back[0], lane)
         self._requeue(back)
         self._finish_cancelling(lane)
         return self._commands(now)
 
     def dead(
-        self, lane_number: int, status: int, output: tuple[bytes, bytes], now: float, unread: Set[int] = frozenset()
+        self,
+        lane_number: int,
+        status: int,
+        output: tuple[bytes, bytes],
+        now: float,
+        unread: Set[int] = frozenset(),
+        *,
+        used: Used = NOTHING_USED,
     ) -> list[Command]:
-        """A runner ended with ``status`` (negative: a signal); ``output`` is what its last task wrote.
+        """A runner ended with ``status`` (negative: a signal); ``output`` and ``used`` are its last task's.
 
         What it had not read (``unread``) it had not begun, and is not to blame.
         """
         lane = self.lanes.pop(lane_number)
         if lane.tasks:
-            self._release(lane.tasks[0])
-        if lane.state is LaneState.STARTING and lane.doomed is None:
+            self.free.give_back(lane.tasks[0], lane)
+        if lane.state is LaneState.STARTING and lane.doomed is None and not lane.spent:
             self._failures += 1
             self._requeue(list(lane.tasks))
             if self._failures >= START_FAILURES:
                 self._orders.append(Broken(_start_failure(status, output[1])))
                 return self._commands(now, dispatch=False)
         elif lane.tasks and lane.tasks[0].id not in unread:
-            self._bury(lane, status, output, now)
+            self._bury(lane, status, output, now, used)
         else:
             self._requeue(list(lane.tasks))
         return self._commands(now)
@@ -238,6 +193,13 @@ class Core:
                 self._doom(lane, task.id, Outcome.WALLTIME, f"it ran longer than its walltime of {task.walltime:g} s")
             elif len(lane.tasks) > 1 and now >= lane.head_since + STUCK:
                 self._recall(lane)
+        return self._commands(now)
+
+    def exceeded(self, lane_number: int, task: int, why: str, now: float) -> list[Command]:
+        """A task was seen to use more than it asked for; it may have ended since."""
+        lane = self.lanes.get(lane_number)
+        if lane is not None and lane.tasks and lane.tasks[0].id == task:
+            self._doom(lane, task, Outcome.RESOURCES, why)
         return self._commands(now)
 
     def drain(self, now: float) -> list[Command]:
@@ -263,6 +225,19 @@ class Core:
     def busy(self) -> bool:
         """Whether any task is here."""
         return bool(self.waiting) or bool(self._where)
+
+    def head(self, lane_number: int) -> TaskSpec | None:
+        """The task at a lane's runner, if any."""
+        lane = self.lanes[lane_number]
+        return lane.tasks[0] if lane.tasks else None
+
+    def at_work(self, since: float) -> list[tuple[Lane, TaskSpec]]:
+        """Lanes whose task has run at least since then, and the task."""
+        return [
+            (lane, lane.tasks[0])
+            for lane in self.lanes.values()
+            if lane.tasks and lane.state is LaneState.WARM and lane.doomed is None and lane.head_since <= since
+        ]
 
     def next_deadline(self) -> float | None:
         """When `time` should be called, or None."""
@@ -301,51 +276,62 @@ class Core:
                 return
             del self.waiting[task.id]
             if not lane.tasks:
-                self._claim(task)
+                if self.free.claim(task, lane):
+                    self._orders.append(Pin(lane.number, lane.cpus))
                 lane.head_since = now
                 lane.expected = 0.0
             lane.tasks.append(task)
             lane.expected += self._expected.get(task.function, AHEAD)
             self._where[task.id] = lane
             self._orders.append(Give(lane.number, task))
+            if lane.kind.isolation == "fresh":
+                self._start_ahead(lane.kind, now)
 
     def _lane_for(self, task: TaskSpec, now: float) -> Lane | None:
-        network = network_of(task)
-        fits = task.cores <= self.free_cores and task.memory <= self.free_memory
+        kind = kind_of(task)
+        fits = self.free.fits(task)
         ahead: Lane | None = None
         for lane in self.lanes.values():
-            if lane.network != network or lane.doomed is not None or lane.recalling or lane.late:
+            if lane.kind != kind or lane.doomed is not None or lane.recalling or lane.spent or lane.late:
                 continue
             if not lane.tasks:
-                if fits:
+                if fits and self.free.gpus.issuperset(lane.gpus):
                     return lane
             elif self._takes_ahead(lane, task, now) and (ahead is None or lane.expected < ahead.expected):
                 ahead = lane
-        return self._new_lane(network, now) if fits else ahead
+        return self._new_lane(kind, now) if fits else ahead
 
     def _takes_ahead(self, lane: Lane, task: TaskSpec, now: float) -> bool:
         expected = self._expected.get(task.function)
         if expected is None or len(lane.tasks) >= AHEAD_LIMIT or lane.state is LaneState.STARTING:
             return False
+        if lane.kind.isolation == "fresh":
+            return False
         if now >= lane.head_since + STUCK:  # it would be recalled at once
             return False
-        head = lane.tasks[0]
-        return head.cores == task.cores and head.memory == task.memory and lane.expected + expected <= AHEAD
+        return same_claim(lane.tasks[0], task) and lane.expected + expected <= AHEAD
 
-    def _new_lane(self, network: str, now: float) -> Lane:
-        lane = Lane(self._next_lane, network, now + START_TIMEOUT)
+    def _start_ahead(self, kind: Kind, now: float) -> None:
+        if not kind.gpus and not any(lane.idle and lane.kind == kind for lane in self.lanes.values()):
+            self._new_lane(kind, now)
+
+    def _new_lane(self, kind: Kind, now: float) -> Lane:
+        idle = [lane for lane in self.lanes.values() if lane.idle]
+        gpus = self.free.devices(kind.gpus, {gpu for lane in idle for gpu in lane.gpus}) if kind.gpus else ()
+        self._end_idle(idle, set(gpus))
+        lane = Lane(self._next_lane, kind, gpus, now, now + START_TIMEOUT)
         self._next_lane += 1
         self.lanes[lane.number] = lane
-        self._orders.append(Start(lane.number, network))
+        self._orders.append(Start(lane.number, kind, gpus))
         return lane
 
-    def _claim(self, task: TaskSpec) -> None:
-        self.free_cores -= task.cores
-        self.free_memory -= task.memory
-
-    def _release(self, task: TaskSpec) -> None:
-        self.free_cores += task.cores
-        self.free_memory += task.memory
+    def _end_idle(self, idle: list[Lane], gpus: Set[str]) -> None:
+        """Make room for one more lane: the longest idle goes first, and whoever may hold memory of these GPUs."""
+        surplus = len(idle) - self.cores - IDLE_LANES
+        for index, lane in enumerate(sorted(idle, key=lambda lane: lane.head_since)):
+            if index <= surplus or not gpus.isdisjoint(lane.gpus):
+                lane.spent = True
+                self._orders.append(Kill(lane.number))
 
     def _leave(self, task: TaskSpec) -> None:
         """A task is no longer in its lane; the lane's claim goes when it was the last."""
@@ -353,7 +339,7 @@ class Core:
         self._to_cancel.discard(task.id)
         lane.expected -= self._expected.get(task.function, AHEAD)
         if not lane.tasks:
-            self._release(task)
+            self.free.give_back(task, lane)
 
     def _learn(self, task: TaskSpec, seconds: float) -> None:
         known = self._expected.get(task.function)
@@ -390,7 +376,7 @@ class Core:
             lane.doomed, lane.doomed_as, lane.doomed_why = task, outcome, why
             self._orders.append(Kill(lane.number))
 
-    def _bury(self, lane: Lane, status: int, output: tuple[bytes, bytes], now: float) -> None:
+    def _bury(self, lane: Lane, status: int, output: tuple[bytes, bytes], now: float, used: Used) -> None:
         victim = lane.tasks.popleft()
         del self._where[victim.id]
         self._to_cancel.discard(victim.id)
@@ -403,7 +389,17 @@ class Core:
             outcome, why = Outcome.LOST, f"it was ended together with task {lane.doomed} before it"
         self._results.append(
             TaskResult(
-                victim.id, outcome.value, b"", None, output[0], output[1], why, 0.0, max(0.0, now - lane.head_since)
+                victim.id,
+                outcome.value,
+                b"",
+                None,
+                output[0],
+                output[1],
+                why,
+                0.0,
+                max(0.0, now - lane.head_since),
+                0,
+                *used,
             )
         )
 

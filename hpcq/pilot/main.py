@@ -42,7 +42,9 @@ from hpcq.errors import AuthenticationError, HpcqError
 from hpcq.files.cache import Cache
 from hpcq.pilot import options as opts
 from hpcq.pilot.contents import Contents
-from hpcq.pilot.core import Core, Report
+from hpcq.pilot.core import Core
+from hpcq.pilot.host import own_cpus
+from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
 from hpcq.pilot.pool import Pool
 from hpcq.pilot.scratch import scratch_directory
@@ -87,7 +89,8 @@ class Pilot:
         self._hurry = asyncio.Event()
         self._credential: asyncio.Future[m.CredentialReply] = self._loop.create_future()
         self._link = ManagerLink(options.connection, self._hello, self._on_message)
-        self._core = Core(options.cores, options.memory)
+        cpus = own_cpus(options.cores, options.batch)
+        self._core = Core(options.cores, options.memory, options.disk, cpus, options.gpus)
         self._pool: Pool | None = None
         self._ready: m.Ready | None = None
         self._staging: Staging | None = None
@@ -158,6 +161,7 @@ class Pilot:
             m.PROTOCOL_VERSION, self._name, self._options.batch, self._job.id, self._job.incarnation,
             socket.gethostname(), os.getpid(), self._options.cores, self._options.memory,
             left if left != float("inf") else 0.0, self._options.vpn, self._options.gateway, versions(),
+            self._options.disk, len(self._options.gpus),
         )  # fmt: skip
 
     async def _tunnel(self, stack: AsyncExitStack) -> Session:

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import psutil
 
+from hpcq.pilot.host import free_disk, own_gpus
+from hpcq.pilot.scratch import scratch_base
+
 MANAGER_TIMEOUT = 300.0
 """Seconds a pilot goes on looking for a manager that is not there, by default."""
 
@@ -32,6 +35,8 @@ class Options(NamedTuple):
     manager_timeout: float
     drain_timeout: float
     batch: str
+    disk: int
+    gpus: tuple[str, ...]
     cache_size: int | None = None
 
 
@@ -48,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--connection", type=Path, required=True, metavar="FILE", help="the queue's connection file")
     parser.add_argument("--cores", type=int, default=0, help="cores for tasks (default: those we may run on)")
     parser.add_argument("--memory", type=int, default=0, metavar="MB", help="memory for tasks (default: the node's)")
+    parser.add_argument("--disk", type=int, metavar="MB", help="disk for tasks (default: what is free for scratch)")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for tasks (default: those of the job)")
     parser.add_argument("--walltime", type=float, default=0, metavar="S", help="seconds until the job is killed")
     parser.add_argument("--vpn", default="none", metavar="MODE", help="tunnel mode")
     parser.add_argument("--gateway", default="", metavar="NAME", help="gateway of the user's on the manager's host")
@@ -71,12 +78,24 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     known = parser.parse_args(argv)
     cores = known.cores or len(os.sched_getaffinity(0))
     memory = known.memory or psutil.virtual_memory().total // 2**20
-    if cores < 1 or memory < 0 or known.walltime < 0 or (known.cache_size or 0) < 0:
-        parser.error("--cores, --memory, --walltime and --cache-size must be positive")
+    if (
+        cores < 1
+        or memory < 0
+        or known.walltime < 0
+        or (known.disk or 0) < 0
+        or (known.gpus or 0) < 0
+        or (known.cache_size or 0) < 0
+    ):
+        parser.error("--cores, --memory, --disk, --gpus, --cache-size and --walltime must be positive")
+    try:
+        gpus = own_gpus(known.gpus, os.environ)
+        disk = free_disk(scratch_base(known.scratch)) if known.disk is None else known.disk
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     return Options(
         known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),
         known.scratch, known.manager_timeout, known.drain_timeout, known.batch,
-        known.cache_size,
+        disk, gpus, known.cache_size,
     )  # fmt: skip
 
 

@@ -23,10 +23,14 @@ import msgspec
 
 from hpcq import messages as m
 from hpcq.pilot import datagrams
-from hpcq.pilot.core import Broken, Command, Core, Give, Kill, Recall, Report, Start
-from hpcq.pilot.processes import kill_session, kill_tree
-from hpcq.pilot.runner import FromRunner, Ready, read_bounded
+from hpcq.pilot.core import Core
+from hpcq.pilot.host import task_environment
+from hpcq.pilot.lanes import Broken, Command, Give, Kill, Pin, Recall, Report, Start
+from hpcq.pilot.processes import kill_session, kill_tree, pin_tree
+from hpcq.pilot.runner import FromRunner, Held, Ready, read_bounded
+from hpcq.pilot.sampler import YOUNG, Sampler, Target
 from hpcq.pilot.scratch import remove_tree
+from hpcq.pilot.usage import NOTHING_USED
 from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
@@ -56,6 +60,9 @@ class Runner:
         self.known: set[bytes] = set()
         self.unsent: deque[tuple[bytes, int | None]] = deque()
         self.killed = False
+        self.cpus: tuple[int, ...] = ()
+        self.held = 0.0
+        self.spent = 0.0
         self.tasks, self.tasks_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.results, self.results_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for end in (self.tasks, self.results):
@@ -109,6 +116,8 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self.sandboxes: dict[int, str] = {}
+        self._sampler = Sampler(self._at_work, self._exceeded)
+        self._sampling = self._loop.create_task(self._sampler.run())
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -139,6 +148,8 @@ class Pool:
                 self._report(command)  # type: ignore[arg-type]
             elif kind is Start:
                 self._start(command)  # type: ignore[arg-type]
+            elif kind is Pin:
+                self._pin(command)  # type: ignore[arg-type]
             elif kind is Recall:
                 self._loop.call_soon(self._recall, command.lane)  # type: ignore[union-attr]
             elif kind is Kill:
@@ -169,14 +180,14 @@ class Pool:
     def _start(self, command: Start) -> None:
         runner = Runner(command.lane, self._scratch / f"runner-{command.lane}")
         self._runners[command.lane] = runner
-        life = self._loop.create_task(self._live(runner, command.network))
+        life = self._loop.create_task(self._live(runner, command))
         self._lives.add(life)
         life.add_done_callback(self._lives.discard)
 
-    async def _live(self, runner: Runner, network: str) -> None:
+    async def _live(self, runner: Runner, command: Start) -> None:
         try:
             try:
-                status = await self._process(runner, network)
+                status = await self._process(runner, command)
             except Exception as error:
                 log.exception("a runner could not be started")
                 os.write(runner.errors, f"{type(error).__name__}: {error}\n".encode())
@@ -188,14 +199,20 @@ class Pool:
             self._loop.remove_reader(runner.results)
             self._loop.remove_writer(runner.tasks)
             runner.close()
-        self.perform(self._core.dead(runner.lane, status, written, self._loop.time(), unread))
+        head = self._core.head(runner.lane)
+        used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
+        self._sampler.forget(runner.lane)
+        self.perform(self._core.dead(runner.lane, status, written, self._loop.time(), unread, used=used))
 
-    async def _process(self, runner: Runner, network: str) -> int:
+    async def _process(self, runner: Runner, command: Start) -> int:
+        kind = command.kind
+        share = self._core.memory / self._core.cores
         far = (runner.tasks_far.fileno(), runner.results_far.fileno())
         with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - /dev/null does not block
-            process = await self._spawn[network](
-                [sys.executable, "-P", "-m", "hpcq.pilot.run", *map(str, far)],
+            process = await self._spawn[kind.network](
+                [sys.executable, "-P", "-m", "hpcq.pilot.run", *map(str, far), kind.isolation, f"{share:g}"],
                 cwd=runner.directory / "home",
+                env=task_environment(kind.cores, command.gpus, self._core.has_gpus, os.environ),
                 stdin=nothing.fileno(),
                 stdout=runner.output,
                 stderr=runner.errors,
@@ -205,6 +222,8 @@ class Pool:
         runner.results_far.close()
         if runner.killed:
             kill_tree(process.pid)
+        elif runner.cpus:
+            pin_tree(process.pid, runner.cpus)
         self._loop.add_reader(runner.results, self._read, runner)
         status = await process.wait()
         kill_session(process.pid)
@@ -228,11 +247,45 @@ class Pool:
             message = _from_runner(body)
             if isinstance(message, Ready):
                 self.perform(self._core.warm(runner.lane, self._loop.time()))
+            elif isinstance(message, Held):
+                runner.held = message.memory
             else:
-                results.append(message)
+                results.append(self._measured(runner, message))
         if results:
             self.perform(self._core.ended(runner.lane, results, self._loop.time()))
         return True
+
+    def _measured(self, runner: Runner, result: m.TaskResult) -> m.TaskResult:
+        """The result with what was seen of the task from outside, if it took long enough to be seen."""
+        runner.spent += result.cpu
+        seen = self._sampler.most(runner.lane, result.id)
+        if seen is not NOTHING_USED:
+            result.memory = max(result.memory, seen.memory)
+            result.disk = max(result.disk, seen.disk)
+        return result
+
+    # --- what tasks use ---
+
+    def _at_work(self) -> list[Target]:
+        """The tasks worth a look."""
+        old = self._loop.time() - YOUNG
+        targets = []
+        for lane, task in self._core.at_work(since=old):
+            runner = self._runners.get(lane.number)
+            if runner is not None and runner.process is not None:
+                warm = lane.kind.isolation == "warm"  # in other kinds the processes are the task's own
+                held, spent = (runner.held, runner.spent) if warm else (0.0, 0.0)
+                targets.append(Target(lane.number, task, runner.process.pid, str(runner.directory), held, spent))
+        return targets
+
+    def _exceeded(self, target: Target, why: str) -> None:
+        self.perform(self._core.exceeded(target.lane, target.task.id, why, self._loop.time()))
+
+    def _pin(self, command: Pin) -> None:
+        runner = self._runners[command.lane]
+        runner.cpus = command.cpus
+        if runner.process is not None:
+            pin_tree(runner.process.pid, command.cpus)
 
     def _kill(self, lane: int) -> None:
         runner = self._runners.get(lane)
@@ -308,6 +361,7 @@ class Pool:
 
     async def close(self) -> None:
         """Kill every runner and wait until all are gone."""
+        self._sampling.cancel()
         for lane in list(self._runners):
             self._kill(lane)
         if self._timer is not None:

@@ -1,8 +1,18 @@
-"""The warm interpreter: executes tasks one after the other until its pilot hangs up.
+"""The runner: executes tasks one after the other until its pilot hangs up.
 
-``python -m hpcq.pilot.run TASK_FD RESULT_FD``. Tasks come as datagrams (one message each; a large one as a file
-passed along), results leave as frames on a stream, one write per task, before the next task begins. So whatever the
-pilot has not got a result for, and what comes first among it, is what we were doing when we died.
+``python -m hpcq.pilot.run TASK_FD RESULT_FD ISOLATION SHARE``. What of an earlier task the next one finds:
+
+- ``warm``: the interpreter as it was left; replaced when it holds too much memory (half of what the task had asked
+  for, or SHARE MB a core) or the task called `hpcq.recycle`; it then ends between two tasks, the pilot starts another;
+- ``fork``: nothing; each runs in a fork of an interpreter that has loaded functions and run no task (see `forks`);
+- ``fresh``: nothing; the runner takes one task and ends;
+- ``shell``: nothing; commands only, no user's code runs in the runner.
+
+Those that run functions themselves have a guard (see `guard`).
+
+Tasks come as datagrams (one message each; a large one as a file passed along), results leave as frames on a stream, one
+write per task, before the next task begins. So whatever the pilot has not got a result for, and what comes first among
+it, is what we were doing when we died.
 
 Standard output and error are files the pilot opened for us; what a task, its threads, its C code or its subprocesses
 write there is read back when it ends and the files are emptied. Each shell command gets a directory of its own, removed
@@ -26,15 +36,17 @@ from typing import Any, TextIO
 
 import msgspec
 
+from hpcq import inside, serialize
 from hpcq import messages as m
-from hpcq import serialize
 from hpcq.errors import SerializationError
 from hpcq.pilot import datagrams
+from hpcq.pilot.guard import become_reaper, end_children, stay_behind
 from hpcq.pilot.scratch import remove_tree
+from hpcq.pilot.usage import Meter, disk_bytes, resident_mb
 from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
 
-_PR_SET_CHILD_SUBREAPER = 36
+flush_c_streams = ctypes.CDLL(None).fflush
 
 
 class Ready(msgspec.Struct, array_like=True, tag=True):
@@ -43,12 +55,13 @@ class Ready(msgspec.Struct, array_like=True, tag=True):
     pid: int
 
 
-FromRunner = Ready | m.TaskResult
+class Held(msgspec.Struct, array_like=True, tag=True):
+    """What the interpreter still holds after its tasks: memory the next one is not to blame for, in MB."""
+
+    memory: float
 
 
-def become_reaper() -> None:
-    """Orphans of our tasks become our children, so that they can be found and ended."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+FromRunner = Ready | Held | m.TaskResult
 
 
 class Captured:
@@ -74,15 +87,16 @@ class Captured:
         return kept, max(0, size - OUTPUT_LIMIT)
 
     def _restore(self) -> None:
-        flushed = self._flush()  # where the task had led it
+        flushed = self.flush()  # where the task had led it
         os.dup2(self._file, self._descriptor)
         if not flushed:
-            self._flush()  # what could not be written there
+            self.flush()  # what could not be written there
             if self._stream.closed:
                 self._stream = open(self._descriptor, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, self._name, self._stream)
 
-    def _flush(self) -> bool:
+    def flush(self) -> bool:
+        """Write out what Python has buffered; whether that could be done."""
         try:
             self._stream.flush()
         except Exception:
@@ -102,59 +116,82 @@ def read_bounded(descriptor: int, size: int) -> bytes:
 class Runner:
     """Executes messages; keeps the functions it was given."""
 
-    def __init__(self, tasks: socket.socket, results: socket.socket) -> None:
+    def __init__(self, tasks: socket.socket, results: socket.socket, isolation: str, share: float) -> None:
         self._tasks = tasks
         self._results = results
+        self._isolation = isolation
+        self._share = share
         self._functions: dict[bytes, bytes | Callable[..., Any]] = {}
         self._output = Captured("stdout", 1)
         self._errors = Captured("stderr", 2)
         self._pid = os.getpid()
         self._home = os.getcwd()  # noqa: PTH109 - compared and used as a string for every task
+        self._meter = Meter()
+        self._new = resident_mb()
+        self._child_mb = 0.0
+        self._disk = 0
+        self._sandbox = ""
 
     def run(self) -> None:
-        """Until the pilot hangs up."""
+        """Until the pilot hangs up, or it is worn."""
         self._results.sendall(frame(Ready(os.getpid())))
         while (message := datagrams.receive(self._tasks)) is not None:
             kind = type(message)
             if kind is m.Execute:
                 self._results.sendall(frame(self._execute(message.task, message.directory)))
+                if self._worn(message.task):
+                    return
             elif kind is m.Define:
                 self._functions[message.key] = message.body
             else:
                 self._functions.pop(message.key, None)
+
+    def _worn(self, task: m.TaskSpec) -> bool:
+        """Whether the next task should get another interpreter."""
+        if self._isolation != "warm":
+            return self._isolation == "fresh"
+        if self._meter.grew:
+            held = resident_mb() - self._new
+            if held > (task.memory / 2 if task.memory else self._share * task.cores):
+                return True
+            self._results.sendall(frame(Held(held)))
+        return inside.recycling
 
     def _execute(self, task: m.TaskSpec, directory: str) -> m.TaskResult:
         started_at = time.time()
         began = time.perf_counter()
         exit_code: int | None = None
         payload = b""
+        self._child_mb = 0.0
+        self._sandbox = directory
         with _environment(task.env):
             if task.function:
-                outcome, payload, message = self._call(task, directory)
+                outcome, payload, message = self._call(task)
             else:
-                outcome, exit_code, message = self._shell(task, directory)
+                outcome, exit_code, message = self._shell(task)
         if os.getpid() != self._pid:
             os._exit(outcome is not Outcome.SUCCESS)  # a fork that came back from the function: not us
         self._clean_up()
         seconds = time.perf_counter() - began
+        cpu = self._meter.read()
         output, left_out = self._output.take()
         errors, errors_left_out = self._errors.take()
         return m.TaskResult(
             task.id, outcome.value, payload, exit_code, output, errors, message, started_at, seconds,
-            left_out + errors_left_out,
+            left_out + errors_left_out, self._child_mb or self._meter.peak_mb, self._disk / 2**20, cpu,
         )  # fmt: skip
 
     # --- functions ---
 
-    def _call(self, task: m.TaskSpec, directory: str) -> tuple[Outcome, bytes, str]:
+    def _call(self, task: m.TaskSpec) -> tuple[Outcome, bytes, str]:
         try:
             function = self._function(task.function)
             args, kwargs = serialize.load_arguments(task.payload)
         except BaseException as error:
             return Outcome.UNSERIALIZABLE, b"", _cannot_rebuild(error)
         try:
-            if directory:
-                os.chdir(directory)
+            if self._sandbox:
+                os.chdir(self._sandbox)
             value = function(*args, **kwargs)
         except BaseException as error:
             return Outcome.EXCEPTION, serialize.dump_exception(error, skip=1), serialize.one_line(error)
@@ -171,10 +208,10 @@ class Runner:
 
     # --- commands ---
 
-    def _shell(self, task: m.TaskSpec, given: str) -> tuple[Outcome, int | None, str]:
-        directory = given or f"{self._home}/task-{task.id}"
+    def _shell(self, task: m.TaskSpec) -> tuple[Outcome, int | None, str]:
+        directory = self._sandbox or f"{self._home}/task-{task.id}"
         try:
-            if not given:
+            if not self._sandbox:
                 os.mkdir(directory, 0o700)  # noqa: PTH102 - a hot path of strings
             os.chdir(directory)
             child = os.posix_spawn(
@@ -183,13 +220,12 @@ class Runner:
                 {**os.environ, "HPCQ_TASK_ID": str(task.id)},
                 setsigdef=(signal.SIGPIPE, signal.SIGINT),
             )
-            _, status = os.waitpid(child, 0)
+            _, status, usage = os.wait4(child, 0)
+            self._child_mb = usage.ru_maxrss / 1024
         except OSError as error:
             return Outcome.EXIT_CODE, 126, f"the command could not be started in {directory}: {error.strerror}"
         finally:
             os.chdir(self._home)
-            if not given:
-                _remove_directory(directory)
         code = os.waitstatus_to_exitcode(status)
         if code == 0:
             return Outcome.SUCCESS, 0, ""
@@ -200,44 +236,36 @@ class Runner:
     # --- between tasks ---
 
     def _clean_up(self) -> None:
-        self._end_children()
+        end_children()
+        flush_c_streams(None)
+        self._disk = 0
         try:
             os.chdir(self._home)
             for name in os.listdir(self._home):  # noqa: PTH208 - a hot path of strings
-                _remove(f"{self._home}/{name}")
+                self._disk += _remove(f"{self._home}/{name}")
         except OSError:  # a task has removed it, or made something that cannot be removed
             with contextlib.suppress(OSError):
                 os.makedirs(self._home, 0o700, exist_ok=True)  # noqa: PTH103
                 os.chdir(self._home)
 
-    def _end_children(self) -> None:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        if os.readlink("/proc/self") != str(os.getpid()):  # noqa: PTH115
-            return  # /proc shows another pid namespace: we cannot name them; they end with the pilot
-        from hpcq.pilot.processes import kill_descendants  # noqa: PLC0415 - psutil is only needed here
 
-        kill_descendants(os.getpid())
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-1, 0)
-
-
-def _remove_directory(path: str) -> None:
+def _remove(path: str) -> int:
+    """Remove it; how many bytes that frees."""
     try:
-        os.rmdir(path)  # noqa: PTH106 - most are empty, and this is a tenth of rmtree's cost
+        os.rmdir(path)  # noqa: PTH106 - most are empty directories, and this is a tenth of rmtree's cost
     except OSError:
-        remove_tree(path)
+        return _remove_full(path)
+    return 0
 
 
-def _remove(path: str) -> None:
+def _remove_full(path: str) -> int:
+    size = os.lstat(path).st_blocks * 512
     if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
+        size += disk_bytes(path)
         remove_tree(path)
     else:
         os.unlink(path)  # noqa: PTH108
+    return size
 
 
 @contextlib.contextmanager
@@ -274,8 +302,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     become_reaper()
     tasks, results = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    isolation, share = sys.argv[3], float(sys.argv[4])
     for channel in (tasks, results):
         channel.set_inheritable(False)
     sys.argv = ["hpcq-runner"]
+    if isolation in ("warm", "fresh"):
+        stay_behind([tasks, results])
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        Runner(tasks, results).run()
+        _runner(isolation)(tasks, results, isolation, share).run()
+    os._exit(0)  # not by way of what tasks have left: threads, exit handlers
+
+
+def _runner(isolation: str) -> type[Runner]:
+    if isolation != "fork":
+        return Runner
+    from hpcq.pilot.forks import ForkRunner  # noqa: PLC0415 - it builds on us
+
+    return ForkRunner

@@ -13,7 +13,8 @@ from pathlib import Path
 _PREFIX = "hpcq-pilot-"
 
 
-def _base(wanted: Path | None) -> Path:
+def scratch_base(wanted: Path | None) -> Path:
+    """Where the pilot's directory will be."""
     return wanted or Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
 
 
@@ -42,7 +43,7 @@ def scratch_directory(wanted: Path | None) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made there.
     """
-    base = _base(wanted)
+    base = scratch_base(wanted)
     prefix = f"{_PREFIX}{os.getuid()}-"
     _remove_dead(base, prefix)
     own = Path(tempfile.mkdtemp(prefix=prefix, dir=base))

@@ -32,7 +32,7 @@ from hpcq.files import cache, digests, names, pack, wire
 from hpcq.files.names import shown
 from hpcq.pilot import collect
 from hpcq.pilot.contents import Contents, LostError
-from hpcq.pilot.core import Report
+from hpcq.pilot.lanes import Report
 from hpcq.pilot.processes import kill_tree
 from hpcq.task import Outcome
 

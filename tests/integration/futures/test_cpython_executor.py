@@ -86,9 +86,7 @@ class TestAsCompleted(from_cpython("AsCompletedTests"), OnPilots):
 
 
 class TestShutdown(
-    only(
-        from_cpython("ExecutorShutdownTest"), "test_run_after_shutdown", "test_hang_issue12364", "test_cancel_futures"
-    ),
+    only(from_cpython("ExecutorShutdownTest"), "test_run_after_shutdown", "test_hang_issue12364"),
     OnPilots,
 ):
     pass

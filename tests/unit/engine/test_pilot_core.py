@@ -5,20 +5,8 @@ import signal
 import pytest
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.core import (
-    AHEAD,
-    START_FAILURES,
-    START_TIMEOUT,
-    STUCK,
-    Broken,
-    Core,
-    Give,
-    Kill,
-    Recall,
-    Report,
-    Start,
-    how_it_died,
-)
+from hpcq.pilot.core import AHEAD, START_FAILURES, START_TIMEOUT, STUCK, Core, how_it_died
+from hpcq.pilot.lanes import Broken, Give, Kill, Kind, Recall, Report, Start
 
 NOTHING = (b"", b"")
 
@@ -61,8 +49,8 @@ def core():
 
 def check(core):
     heads = [lane.tasks[0] for lane in core.lanes.values() if lane.tasks]
-    assert core.free_cores == core.cores - sum(head.cores for head in heads) >= 0
-    assert core.free_memory == core.memory - sum(head.memory for head in heads) >= 0
+    assert core.free.cores == core.cores - sum(head.cores for head in heads) >= 0
+    assert core.free.memory == core.memory - sum(head.memory for head in heads) >= 0
 
 
 def warmed(core, *, learned=None):
@@ -106,7 +94,7 @@ def test_tasks_run_side_by_side_only_as_far_as_cores_and_memory_go():
 def test_host_tasks_get_a_runner_outside_the_tunnel():
     core = Core(4, 0)
     commands = core.run([task(1), task(2, network="host"), task(3, network="wan")], 0.0)
-    assert [(c.lane, c.network) for c in commands if isinstance(c, Start)] == [(1, "any"), (2, "host"), (3, "any")]
+    assert [(c.lane, c.kind.network) for c in commands if isinstance(c, Start)] == [(1, "any"), (2, "host"), (3, "any")]
 
 
 # --- ahead and back --------------------------------------------------------------------------------------------------
@@ -114,7 +102,7 @@ def test_host_tasks_get_a_runner_outside_the_tunnel():
 
 def test_short_tasks_are_given_ahead_and_long_ones_are_not(core):
     ahead(core)
-    assert core.free_cores == 0
+    assert core.free.cores == 0
 
 
 def test_tasks_of_unknown_or_long_duration_are_not_given_ahead(core):
@@ -190,7 +178,7 @@ def test_an_idle_runner_may_die(core):
 def test_a_runner_that_dies_before_it_is_ready_is_started_again(core):
     core.run([task(1)], 0.0)
     commands = core.dead(1, 1, NOTHING, 0.0)
-    assert Start(2, "any") in commands
+    assert Start(2, Kind("any", "warm")) in commands
     assert given(commands) == [(2, 1)]
 
 

@@ -11,17 +11,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.core import AHEAD_LIMIT, Broken, Core
+from hpcq.pilot.core import AHEAD_LIMIT, IDLE_LANES, Core
+from hpcq.pilot.lanes import Broken, kind_of
 
 NOTHING = (b"", b"")
-CORES, MEMORY = 3, 100
+CORES, MEMORY, DISK = 3, 100, 50
+CPUS, GPUS = ((0, 1), (2, 3), (4, 5)), ("a", "b")
 
 
 class Runner:
     """One simulated runner process."""
 
-    def __init__(self, network):
-        self.network = network
+    def __init__(self, kind, gpus):
+        self.kind = kind
+        self.gpus = gpus
+        self.cpus = ()
+        self.done = False
         self.said_ready = False
         self.unread = deque()
         self.at_hand = None
@@ -31,13 +36,13 @@ class Runner:
 
     @property
     def may_work(self):
-        return self.said_ready and not self.killed
+        return self.said_ready and not self.killed and not self.done
 
 
 class CoreModel(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.core = Core(CORES, MEMORY)
+        self.core = Core(CORES, MEMORY, DISK, CPUS, GPUS)
         self.now = 0.0
         self.runners = {}
         self.next_task = 1
@@ -56,12 +61,19 @@ class CoreModel(RuleBasedStateMachine):
 
     def do_start(self, command):
         assert command.lane not in self.runners
-        self.runners[command.lane] = Runner(command.network)
+        self.runners[command.lane] = Runner(command.kind, command.gpus)
+        assert len(command.gpus) == command.kind.gpus
+
+    def do_pin(self, command):
+        self.runners[command.lane].cpus = command.cpus
 
     def do_give(self, command):
         runner = self.runners[command.lane]
         assert not runner.killed
-        assert (command.task.network == "host") == (runner.network == "host")
+        assert kind_of(command.task) == runner.kind
+        assert len(runner.cpus) == 2 * command.task.cores
+        assert not runner.done
+        assert runner.kind.isolation != "fresh" or (runner.at_hand is None and not runner.unread)
         assert not self.core.draining
         runner.unread.append(command.task)
         assert len(runner.unread) <= AHEAD_LIMIT
@@ -110,12 +122,18 @@ class CoreModel(RuleBasedStateMachine):
         walltime=st.sampled_from([0.0, 0.0, 1.0]),
         network=st.sampled_from(["any", "any", "wan", "host"]),
         function=st.sampled_from([b"short", b"long", b""]),
+        disk=st.sampled_from([0, 0, 30]),
+        gpus=st.sampled_from([0, 0, 1, 2]),
+        isolation=st.sampled_from(["warm", "fork", "fresh"]),
     )
-    def run_tasks(self, count, cores, memory, walltime, network, function):
+    def run_tasks(self, count, cores, memory, walltime, network, function, disk, gpus, isolation):
         numbers = range(self.next_task, self.next_task + count)
         self.next_task += count
         self.sent.update(numbers)
-        tasks = [TaskSpec(number, function, b"", cores, memory, walltime, network) for number in numbers]
+        tasks = [
+            TaskSpec(number, function, b"", cores, memory, walltime, network, None, disk, gpus, isolation)
+            for number in numbers
+        ]
         self.perform(self.core.run(tasks, self.now))
 
     @precondition(lambda self: self.sent)
@@ -155,6 +173,18 @@ class CoreModel(RuleBasedStateMachine):
         seconds = 1e-5 if runner.at_hand.function == b"short" else 5.0
         runner.stream.append(TaskResult(runner.at_hand.id, "success", seconds=seconds))
         runner.at_hand = None
+        runner.done = runner.kind.isolation == "fresh"
+
+    @precondition(lambda self: self.some(lambda r: r.at_hand))
+    @rule(data=st.data())
+    def task_uses_too_much(self, data):
+        lane, runner = self.choose(data, lambda r: r.at_hand)
+        self.perform(self.core.exceeded(lane, runner.at_hand.id, "too much", self.now))
+
+    @precondition(lambda self: self.some(lambda r: r.said_ready and r.at_hand is None and not r.killed))
+    @rule(data=st.data())
+    def runner_leaves_between_tasks(self, data):
+        self.end_runner(*self.choose(data, lambda r: r.said_ready and r.at_hand is None and not r.killed), 0)
 
     @precondition(lambda self: self.some(lambda r: r.stream))
     @rule(data=st.data())
@@ -193,7 +223,7 @@ class CoreModel(RuleBasedStateMachine):
         self.perform(self.core.dead(lane, status, NOTHING, self.now, {task.id for task in runner.unread}))
         if at_hand is not None:
             assert at_hand.id in self.left, "what the dead runner was doing is settled at once"
-            assert self.left[at_hand.id] in ("crash", "walltime", "cancelled", "lost")
+            assert self.left[at_hand.id] in ("crash", "walltime", "cancelled", "lost", "resources")
 
     # --- time and ends ---
 
@@ -221,11 +251,23 @@ class CoreModel(RuleBasedStateMachine):
     def nothing_is_used_twice(self):
         core = self.core
         heads = [lane.tasks[0] for lane in core.lanes.values() if lane.tasks]
-        assert core.free_cores == CORES - sum(head.cores for head in heads) >= 0
-        assert core.free_memory == MEMORY - sum(head.memory for head in heads) >= 0
-        at_hand = [runner.at_hand for runner in self.runners.values() if runner.at_hand is not None]
+        free = core.free
+        assert free.cores == CORES - sum(head.cores for head in heads) >= 0
+        assert free.memory == MEMORY - sum(head.memory for head in heads) >= 0
+        assert free.disk == DISK - sum(head.disk for head in heads) >= 0
+        assert len(free.gpus) == len(GPUS) - sum(head.gpus for head in heads)
+        assert len(free.cpus) == free.cores
+        busy = [runner for runner in self.runners.values() if runner.at_hand is not None]
+        at_hand = [runner.at_hand for runner in busy]
         assert sum(task.cores for task in at_hand) <= CORES
         assert sum(task.memory for task in at_hand) <= MEMORY
+        assert sum(task.disk for task in at_hand) <= DISK
+        for things in ([gpu for r in busy for gpu in r.gpus], [cpu for r in busy for cpu in r.cpus]):
+            assert len(things) == len(set(things)), "two tasks have the same"
+
+    @invariant()
+    def idle_runners_are_few(self):
+        assert sum(lane.idle for lane in self.core.lanes.values()) <= 2 * CORES + IDLE_LANES
 
     @invariant()
     def every_task_is_somewhere(self):
@@ -248,8 +290,8 @@ class CoreModel(RuleBasedStateMachine):
             for lane, runner in list(self.runners.items()):
                 if runner.recalls:
                     self.recall(lane, runner)
-                if runner.killed:
-                    self.end_runner(lane, runner, -9)
+                if runner.killed or runner.done:
+                    self.end_runner(lane, runner, -9 if runner.killed else 0)
                     continue
                 if not runner.said_ready:
                     runner.said_ready = True
@@ -257,13 +299,16 @@ class CoreModel(RuleBasedStateMachine):
                 if runner.at_hand is not None:
                     runner.stream.append(TaskResult(runner.at_hand.id, "success"))
                     runner.at_hand = None
+                    runner.done = runner.kind.isolation == "fresh"
                 elif runner.unread:
                     runner.at_hand = runner.unread.popleft()
                 while runner.stream:
                     self.perform(self.core.ended(lane, [runner.stream.popleft()], self.now))
         assert not self.core.busy, "draining comes to an end"
         assert set(self.left) == self.sent
-        assert (self.core.free_cores, self.core.free_memory) == (CORES, MEMORY)
+        free = self.core.free
+        assert (free.cores, free.memory, free.disk) == (CORES, MEMORY, DISK)
+        assert (free.gpus, free.cpus) == (set(GPUS), set(CPUS))
 
 
 CoreModel.TestCase.settings = settings(max_examples=75, stateful_step_count=50, deadline=None)

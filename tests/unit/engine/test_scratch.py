@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from hpcq.pilot.scratch import remove_tree, scratch_directory
 
@@ -42,10 +43,10 @@ def test_read_only_directories_are_removed(tmp_path):
         try:
             tree = tmp_path / "tree"
             if os.geteuid() == 0:
-                tmp_path.chmod(0o777)
-                for parent in tmp_path.parents[:2]:
-                    parent.chmod(0o755)
+                os.chown(tmp_path, ORDINARY_USER, ORDINARY_USER)
+                os.chdir(tmp_path)  # the ordinary user may not search the way to it
                 os.setuid(ORDINARY_USER)
+                tree = Path("tree")
             (tree / "a" / "b").mkdir(parents=True)
             (tree / "a" / "b" / "c").touch()
             for directory in (tree / "a" / "b", tree / "a", tree):

@@ -1,0 +1,86 @@
+"""Functions in forks: a child of this process for each task, from an interpreter that never runs one itself.
+
+The parent loads functions, so that their modules are imported once, and waits; so it has no threads but those that
+imports start. The child runs the task, leaves what came of it in a file in memory and ends without running exit
+handlers. Whatever else it does, a signal or ``os._exit``, is a crash of that task only; nothing it left half written
+is taken for a result. Killing for a limit still ends the parent too: the pilot knows only that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from typing import Any, NoReturn
+
+import msgspec
+
+from hpcq import messages as m
+from hpcq.pilot.guard import die_with
+from hpcq.pilot.runner import Runner, flush_c_streams
+from hpcq.task import Outcome
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[str, bytes, str]).decode
+
+
+class ForkRunner(Runner):
+    """Executes each function in a child."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._answer = os.memfd_create("hpcq-answer", os.MFD_CLOEXEC)
+
+    def _call(self, task: m.TaskSpec) -> tuple[Outcome, bytes, str]:
+        if isinstance(self._functions[task.function], bytes):
+            with contextlib.suppress(BaseException):  # the child will fail in the same way, and tell
+                self._function(task.function)
+            gc.collect()
+            gc.freeze()  # children that collect garbage must not copy all pages of what is here
+        child = os.fork()
+        if child == 0:
+            self._run_in_child(task)
+        _, status, usage = os.wait4(child, 0)
+        self._child_mb = usage.ru_maxrss / 1024
+        answer = self._take_answer()
+        if status == 0 and answer:
+            outcome, payload, message = _decode(answer)
+            return Outcome(outcome), payload, message
+        from hpcq.pilot.core import how_it_died  # noqa: PLC0415 - rarely needed
+
+        return Outcome.CRASH, b"", how_it_died(os.waitstatus_to_exitcode(status))
+
+    def _take_answer(self) -> bytes:
+        size = os.fstat(self._answer).st_size
+        answer = os.pread(self._answer, size, 0)
+        os.ftruncate(self._answer, 0)
+        return answer
+
+    def _run_in_child(self, task: m.TaskSpec) -> NoReturn:
+        status = 1
+        try:
+            die_with(self._pid)
+            _seed_numpy()
+            me = os.getpid()
+            outcome, payload, message = super()._call(task)
+            if os.getpid() == me:  # else a fork of the function's came back from it
+                self._output.flush()
+                self._errors.flush()
+                flush_c_streams(None)
+                self._give_answer(_encode((outcome.value, payload, message)))
+            status = 0
+        finally:
+            os._exit(status)
+
+    def _give_answer(self, answer: bytes) -> None:
+        written = 0
+        while written < len(answer):
+            written += os.pwrite(self._answer, memoryview(answer)[written:], written)
+
+
+def _seed_numpy() -> None:
+    """Python's own generator is seeded anew in a fork, numpy's is not: every task would draw the same numbers."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
