@@ -17,7 +17,6 @@ import asyncio
 import enum
 import logging
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Callable, Coroutine
@@ -28,9 +27,8 @@ import msgspec
 
 from hpcq import messages as m
 from hpcq.errors import HpcqError, UsageError
-from hpcq.files import cache, digests, names, pack, wire
-from hpcq.files.names import shown
-from hpcq.pilot import collect
+from hpcq.files import cache, digests, names, wire
+from hpcq.pilot import collect, sandbox
 from hpcq.pilot.contents import Contents, LostError
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.processes import kill_tree
@@ -211,7 +209,7 @@ class Staging:
     async def _remove(self, job: Job) -> None:
         if job.activity is not None and not job.activity.done():
             await asyncio.wait({job.activity})
-        await asyncio.to_thread(_remove_tree, job.sandbox)
+        await asyncio.to_thread(sandbox.remove_tree, job.sandbox)
 
     def _end(self, job: Job, outcome: Outcome, message: str, lost: bytes = b"") -> None:
         result = job.result or m.TaskResult(job.task.id, "")
@@ -243,7 +241,7 @@ class Staging:
         what = f"input {spec.name!r} ({spec.origin})"
         try:
             target = job.sandbox / names.checked(spec.name)
-            await self._contents.thread(_make_parents, job.sandbox, target)
+            await self._contents.thread(sandbox.make_parents, job.sandbox, target)
             await (self._url if spec.kind == "url" else self._content)(job, spec, target)
         except LostError as error:
             raise FilesError(f"{what} cannot be had: {error}", error.digest) from error
@@ -270,7 +268,7 @@ class Staging:
     async def _place(self, descriptor: int, spec: m.InputSpec, target: Path, mode: int) -> None:
         contents = self._contents
         if spec.kind == "dir":
-            await contents.thread(_unpack, descriptor, target)
+            await contents.thread(sandbox.unpack, descriptor, target)
         elif not spec.link or not await contents.thread(contents.cache.link, spec.digest, target):
             await contents.thread(cache.copy, descriptor, target, mode)
 
@@ -357,36 +355,6 @@ def _open_all(job: Job) -> list[collect.Output]:
             os.close(output.descriptor)
         raise
     return opened
-
-
-def _make_parents(sandbox: Path, target: Path) -> None:
-    """Nothing but us has written to the sandbox yet, except unpacked directories; a link in one is not followed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.parent.resolve().is_relative_to(sandbox.resolve()):
-        raise OSError(f"{shown(target)} would lie outside the sandbox")
-
-
-def _unpack(descriptor: int, target: Path) -> None:
-    with open(f"/proc/self/fd/{descriptor}", "rb") as archive:
-        pack.unpack(archive, target)
-
-
-def _remove_tree(path: Path) -> None:
-    """Also when a task took away its own right to write there."""
-
-    def allow(function: Callable[[str], Any], name: str, _error: Any) -> None:
-        try:
-            os.chmod(os.path.dirname(name), 0o700)
-            if os.path.isdir(name) and not os.path.islink(name):
-                os.chmod(name, 0o700)
-                shutil.rmtree(name, ignore_errors=True)
-            else:
-                os.unlink(name)
-        except OSError:
-            log.warning("%s cannot be removed", shown(name))
-
-    if path.exists():
-        shutil.rmtree(path, onerror=allow)
 
 
 async def _finished(process: Any, timeout: float) -> None:
