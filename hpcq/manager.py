@@ -429,6 +429,9 @@ class Manager:
             link.connection.expect(m.FromClient)
             self._owners[link] = None
             return
+        if self.files.is_settling(hello.pilot):
+            link.abort("its last results are still being stored")  # it comes again
+            return
         previous = self._links.get(hello.pilot)
         if previous is not None:
             previous.abort("the pilot has connected again")
@@ -458,10 +461,10 @@ class Manager:
         self._roster.closed(entry, reason)
         del self._links[entry.name]
         self._functions.pilot_gone(entry.name)
-        self.files.pilot_gone(entry.name)
         for username in entry.credentials:
             self._revoke(entry, username)
-        self._take(PilotGone(entry.name, entry.message or reason))
+        gone = PilotGone(entry.name, entry.message or reason)
+        self.files.pilot_gone(entry.name, partial(self._take, gone))  # after its last results
 
     def _from_pilot(self, link: transport.Link, entry: Entry, message: Any) -> None:
         kind = type(message)

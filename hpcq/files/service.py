@@ -5,6 +5,7 @@ Tasks without files pass it by.
 
 from __future__ import annotations
 
+from collections import Counter as Counting
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ class FileService:
         self._desk = Desk(release, finish, spawn)
         self._counter = Counter(self._desk, self._peer)
         self._peers: dict[str, wire.Peer] = {}
+        self._settling: Counting[str] = Counting()
+        self._goodbyes: dict[str, Callable[[], None]] = {}
 
     @property
     def held_count(self) -> int:
@@ -62,12 +65,22 @@ class FileService:
         """The results that need nothing done to files; the others follow through ``ended``."""
         if not any(self._desk.concerns(result) for result in results):
             return results
+        self._settling[entry.name] += 1
         self._spawn(self._settle, entry, [result for result in results if self._desk.concerns(result)])
         return [result for result in results if not self._desk.concerns(result)]
 
     async def _settle(self, entry: Entry, results: list[m.TaskResult]) -> None:
-        for result in results:
-            self._ended(entry, [await self._desk.settle(entry.name, result)])
+        try:
+            for result in results:
+                self._ended(entry, [await self._desk.settle(entry.name, result)])
+        finally:
+            self._settling[entry.name] -= 1
+            if not self.is_settling(entry.name) and entry.name in self._goodbyes:
+                self._forget(entry.name, self._goodbyes.pop(entry.name))
+
+    def is_settling(self, pilot: str) -> bool:
+        """Whether results of this pilot wait for their outputs to be put in place."""
+        return self._settling[pilot] > 0
 
     # --- pilots ---
 
@@ -83,12 +96,21 @@ class FileService:
             self._desk.holders.gained(pilot, digest)
         self._counter.changed()
 
-    def pilot_gone(self, pilot: str) -> None:
-        """It has nothing any more."""
+    def pilot_gone(self, pilot: str, then: Callable[[], None]) -> None:
+        """It has nothing any more; ``then`` is called when the last results it sent have been told."""
         self._peers.pop(pilot, None)
         self._counter.hang_up(pilot)
-        self._desk.pilot_gone(pilot)
+        self._desk.holders.pilot_gone(pilot)
         self._counter.changed()
+        if self.is_settling(pilot):
+            self._goodbyes[pilot] = then
+        else:
+            self._forget(pilot, then)
+
+    def _forget(self, pilot: str, then: Callable[[], None]) -> None:
+        del self._settling[pilot]
+        self._desk.pilot_gone(pilot)
+        then()
 
     def _peer(self, pilot: str) -> wire.Peer:
         return self._peers[pilot]
