@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TemplateError,
         UsageError,
     )
+    from hpcq.files.sources import URL, Buffer, File, Temp
     from hpcq.futures import BrokenExecutorError, Executor
     from hpcq.inside import recycle
     from hpcq.queue import Queue
@@ -36,6 +37,10 @@ _HOMES = {
     "recycle": "hpcq.inside",
     "Queue": "hpcq.queue",
     "PilotView": "hpcq.roster",
+    "Buffer": "hpcq.files.sources",
+    "File": "hpcq.files.sources",
+    "Temp": "hpcq.files.sources",
+    "URL": "hpcq.files.sources",
     "Outcome": "hpcq.task",
     "PythonTask": "hpcq.task",
     "Task": "hpcq.task",
@@ -54,10 +59,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "URL",
     "AuthenticationError",
     "BatchError",
     "BrokenExecutorError",
+    "Buffer",
     "Executor",
+    "File",
     "HpcqError",
     "Outcome",
     "PilotFailedError",
@@ -71,6 +79,7 @@ __all__ = [
     "SerializationError",
     "Task",
     "TaskFailedError",
+    "Temp",
     "TemplateError",
     "UsageError",
     "recycle",

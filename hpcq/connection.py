@@ -1,7 +1,8 @@
 """How a manager and those who connect to it know each other: keys, certificates, the connection file.
 
 A queue has an *identity*: a certificate authority made for it alone (its key is thrown away at once), one certificate
-for the manager and one for pilots and clients, each usable only in its own role. TLS 1.3 is required and both sides
+for the manager and one for pilots and clients, each usable only in its own role (pilots also serve files to each
+other, under a name that is never the manager's). TLS 1.3 is required and both sides
 verify. Two files, both mode 0600, in the queue's state directory:
 
 - ``identity.json``: everything, the manager's key included. Read by the manager only.
@@ -36,6 +37,7 @@ from hpcq import state_dir
 from hpcq.errors import ConnectionFileError, QueueNotFoundError
 
 MANAGER_NAME = "manager.hpcq.invalid"
+PILOT_NAME = "pilot.hpcq.invalid"
 LIFETIME = datetime.timedelta(days=365)
 RENEW_BEFORE = datetime.timedelta(days=60)
 SKEW = datetime.timedelta(days=1)
@@ -53,12 +55,15 @@ class KeyPair(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a queue is. ``expires`` in seconds since the epoch."""
+    """Who a queue is. ``expires`` in seconds since the epoch; ``pilots_serve``: the pilots' certificate is good for
+    listening too, as `PILOT_NAME` (an identity file without it is made anew).
+    """
 
     authority: str
     manager: KeyPair
     pilot: KeyPair
     expires: float
+    pilots_serve: bool
 
 
 class ConnectionInfo(msgspec.Struct, frozen=True):
@@ -109,12 +114,12 @@ def make_identity(queue: str, now: datetime.datetime | None = None) -> Identity:
         .sign(authority_key, hashes.SHA256())
     )
 
-    def issue(subject: str, usage: x509.ObjectIdentifier) -> KeyPair:
+    def issue(subject: str, *usages: x509.ObjectIdentifier) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             _certificate(subject, key, issuer, now)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
             .sign(authority_key, hashes.SHA256())
         )
@@ -123,8 +128,9 @@ def make_identity(queue: str, now: datetime.datetime | None = None) -> Identity:
     return Identity(
         authority.public_bytes(serialization.Encoding.PEM).decode(),
         issue(MANAGER_NAME, ExtendedKeyUsageOID.SERVER_AUTH),
-        issue("pilot.hpcq.invalid", ExtendedKeyUsageOID.CLIENT_AUTH),
+        issue(PILOT_NAME, ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH),
         (now + LIFETIME).timestamp(),
+        pilots_serve=True,
     )
 
 
@@ -256,4 +262,11 @@ def pilot_tls(info: ConnectionInfo) -> ssl.SSLContext:
     """For pilots and clients; accepts only this queue's manager. Use `MANAGER_NAME` as server name."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, info.authority, info.pilot)
     context.check_hostname = True
+    return context
+
+
+def peer_tls(info: ConnectionInfo) -> ssl.SSLContext:
+    """For a pilot that listens for others; admits only this queue's pilots. Its name is `PILOT_NAME`."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, info.authority, info.pilot)
+    context.num_tickets = 0
     return context

@@ -38,6 +38,7 @@ from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.errors import HpcqError, PilotFailedError, QueueClosedError
+from hpcq.files.service import FileService
 from hpcq.functions import Functions
 from hpcq.roster import Entry, PilotState, PilotView, Roster, view
 from hpcq.scheduler import (
@@ -91,6 +92,7 @@ class Submission(NamedTuple):
     needs: NewTask
     spec: m.TaskSpec
     body: bytes
+    files: Any = None
 
 
 class Finished(NamedTuple):
@@ -142,6 +144,7 @@ class Manager:
         self._background: set[asyncio.Task[None]] = set()
         self._awaited: list[tuple[int, concurrent.futures.Future[None]]] = []
         self._topics: dict[str, Callable[[Any], Any]] = {"pilots": self._answer_pilots, "status": self._answer_status}
+        self.files = FileService(self._files_ready, self._ended_without_pilot, self.spawn, self._ended)
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"hpcq-{name}", daemon=True)
@@ -182,7 +185,7 @@ class Manager:
     def cancel(self, tasks: list[int]) -> None:
         """End these tasks."""
         self._check_open()
-        self._loop.call_soon_threadsafe(self._take, Cancelled(tasks))
+        self._loop.call_soon_threadsafe(self._cancel, tasks)
 
     def call(self, function: Callable[[], T]) -> T:
         """The value of ``function`` called in the manager's thread, where the state may be read."""
@@ -228,6 +231,11 @@ class Manager:
 
     # --- the loop ---
 
+    def _cancel(self, tasks: list[int]) -> None:
+        self._accept_submissions()  # a cancel concerns what was submitted before it
+        self.files.cancel(tasks)
+        self._take(Cancelled(tasks))
+
     async def _listen(self, address: str | None, port: int) -> conn.ConnectionInfo:
         make = partial(transport.manager_side, self._on_messages, self._on_closed)
         self._server = await transport.listen(address, port, conn.manager_tls(self._identity), make)
@@ -262,6 +270,7 @@ class Manager:
             await self._emptied
         for link in list(self._owners):
             link.abort(reason)
+        await self.files.close()
         if self._server is not None:
             await transport.close_server(self._server)
         if self._background:
@@ -310,12 +319,24 @@ class Manager:
             return
         inbox, needs = self._inbox, []
         for _ in range(len(inbox)):  # what comes in meanwhile has its own wake-up
-            task, spec, body = inbox.popleft()
+            submission = inbox.popleft()
+            if submission.files is not None:
+                self.files.admit(submission)
+                continue
+            task, spec, body, _ = submission
             needs.append(task)
             self._specs[spec.id] = spec
             if spec.function:
                 self._functions.acquire(spec.function, body)
         self._events.insert(0, Submitted(needs))  # before a cancel of the same tasks
+
+    def _files_ready(self, submission: Submission) -> None:
+        self._inbox.append(submission)
+        self._schedule_step()
+
+    def _ended_without_pilot(self, number: int, outcome: Outcome, message: str) -> None:
+        self._scheduler.finished[outcome.value] += 1
+        self._deliver([Finished(number, Attempt(outcome, message))])
 
     # --- commands ---
 
@@ -324,7 +345,9 @@ class Manager:
         for command in commands:
             kind = type(command)
             if kind is Finish:
-                finished.append(self._finished(command))  # type: ignore[arg-type]
+                done = self._finished(command)  # type: ignore[arg-type]
+                if done is not None:
+                    finished.append(done)
             elif kind is Assign:
                 self._send_tasks(command)  # type: ignore[arg-type]
             else:
@@ -333,14 +356,17 @@ class Manager:
         if finished:
             self._deliver(finished)
 
-    def _finished(self, command: Finish) -> Finished:
+    def _finished(self, command: Finish) -> Finished | None:
         number = command.task
         spec = self._specs.pop(number)
         if spec.function:
             self._functions.release(spec.function)
-        if not command.reported:
+        report, entry = self._reports[number, command.pilot] if command.reported else (None, None)
+        if spec.files is not None and self.files.absorbs(number, command.outcome, report):
+            self._scheduler.finished[command.outcome.value] -= 1
+            return None
+        if report is None or entry is None:
             return Finished(number, Attempt(command.outcome, command.message, attempts=command.attempts))
-        report, entry = self._reports[number, command.pilot]
         return Finished(
             number,
             Attempt(
@@ -403,7 +429,7 @@ class Manager:
             else:
                 self._from_pilot(link, entry, message)
 
-    def _greet(self, link: transport.Link, hello: m.PilotHello | m.ClientHello) -> None:
+    def _greet(self, link: transport.Link, hello: m.PilotHello | m.ClientHello | m.DataHello) -> None:
         reason = self._objection(hello)
         if reason:
             log.warning("refused %s: %s", link.peer, reason)
@@ -411,9 +437,15 @@ class Manager:
             link.close(reason)
             return
         link.send(m.Welcome(m.PROTOCOL_VERSION, self.name, SILENCE_LIMIT))
+        if isinstance(hello, m.DataHello):
+            self.files.accept(link, hello.pilot)
+            return
         if isinstance(hello, m.ClientHello):
             link.connection.expect(m.FromClient)
             self._owners[link] = None
+            return
+        if self.files.is_settling(hello.pilot):
+            link.abort("its last results are still being stored")  # it comes again
             return
         previous = self._links.get(hello.pilot)
         if previous is not None:
@@ -423,11 +455,13 @@ class Manager:
         self.on_pilot(hello.batch, hello.job_id)
         self._links[hello.pilot] = link
 
-    def _objection(self, hello: m.PilotHello | m.ClientHello) -> str:
+    def _objection(self, hello: m.PilotHello | m.ClientHello | m.DataHello) -> str:
         if self._closing:
             return f"queue {self.name} is closing"
         if hello.protocol != m.PROTOCOL_VERSION:
             return f"protocol {hello.protocol} is not {m.PROTOCOL_VERSION}; use the same version of hpcq on both sides"
+        if isinstance(hello, m.DataHello) and hello.pilot not in self._links:
+            return f"no pilot {hello.pilot} is connected"
         return mismatch(versions(), hello.versions) if isinstance(hello, m.PilotHello) else ""
 
     def _on_closed(self, link: transport.Link, reason: str) -> None:
@@ -444,12 +478,15 @@ class Manager:
         self._functions.pilot_gone(entry.name)
         for username in entry.credentials:
             self._revoke(entry, username)
-        self._take(PilotGone(entry.name, entry.message or reason))
+        gone = PilotGone(entry.name, entry.message or reason)
+        self.files.pilot_gone(entry.name, partial(self._take, gone))  # after its last results
 
     def _from_pilot(self, link: transport.Link, entry: Entry, message: Any) -> None:
         kind = type(message)
         if kind is m.Update:
             self._updated(link, entry, message)
+        elif kind is m.Holding:
+            self.files.holding(entry.name, message.digests)
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:
@@ -461,6 +498,7 @@ class Manager:
                 link.abort("it said twice that it is ready")
                 return
             self._roster.ready(entry, message)
+            self.files.pilot_ready(entry.name, message)
             self._take(_readiness(entry, message))
             self._tell_readiness()
         elif kind is m.StartFailed:
@@ -496,13 +534,17 @@ class Manager:
             return
         if message.results:
             entry.tasks_done += len(message.results)
-            ended = []
-            for result in message.results:
-                self._reports[result.id, entry.name] = result, entry
-                ended.append(EndedTask(result.id, result.outcome, result.seconds, result.memory, result.disk))
-            self._take(Ended(entry.name, ended))
+            self._ended(entry, self.files.settle(entry, message.results))
         if message.started:
             self._take(Started(entry.name, message.started))
+
+    def _ended(self, entry: Entry, results: list[m.TaskResult]) -> None:
+        ended = []
+        for result in results:
+            self._reports[result.id, entry.name] = result, entry
+            ended.append(EndedTask(result.id, result.outcome, result.seconds, result.memory, result.disk))
+        if ended:
+            self._take(Ended(entry.name, ended))
 
     # --- credentials ---
 
@@ -571,7 +613,7 @@ class Manager:
             "hostname": socket.gethostname(),
             "pid": os.getpid(),
             "tasks": {
-                "waiting": self._scheduler.ready_count,
+                "waiting": self._scheduler.ready_count + self.files.held_count,
                 "sent": held.count("assigned"),
                 "running": held.count("running") + held.count("ending"),
                 "done": dict(self._scheduler.finished),

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=16384)]
@@ -27,6 +27,48 @@ class Message(msgspec.Struct, array_like=True, tag=True, gc=False):
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
+
+
+class InputSpec(msgspec.Struct, array_like=True, gc=False):
+    """One input as the pilot obtains it: ``name`` in the sandbox; ``kind`` is ``file``, ``dir`` or ``url``.
+
+    ``origin`` is the URL, or how messages call the source. ``size`` is in bytes, of the archive for a directory.
+    ``link``: a read-only link to the cache will do.
+    """
+
+    name: Text
+    kind: str
+    digest: bytes
+    size: int
+    origin: Text
+    executable: bool = False
+    cache: bool = True
+    link: bool = False
+    timeout: float = 0.0
+
+
+class OutputSpec(msgspec.Struct, array_like=True, gc=False):
+    """One output: ``name`` in the sandbox; ``keep`` when it stays on the pilot."""
+
+    name: Text
+    keep: bool = False
+
+
+class FileSpec(msgspec.Struct, array_like=True, gc=False):
+    """The files of one task."""
+
+    inputs: list[InputSpec]
+    outputs: list[OutputSpec]
+
+
+class KeptFile(msgspec.Struct, array_like=True, gc=False):
+    """An output that stayed on the pilot: its name in the sandbox and its content."""
+
+    name: Text
+    digest: bytes
+    size: int
+    kind: str
+    executable: bool
 
 
 class TaskSpec(msgspec.Struct, array_like=True, gc=False):
@@ -47,6 +89,7 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     disk: int = 0
     gpus: int = 0
     isolation: str = "warm"
+    files: FileSpec | None = None
 
 
 class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
@@ -54,6 +97,7 @@ class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
 
     ``payload`` is the pickled value (``success`` of a PythonTask) or exception (``exception``); ``message`` says what
     happened for the other outcomes. ``left_out`` counts the bytes of output that were over the limit and dropped.
+    ``lost_input`` is the digest of an input that nobody has any more, ``kept`` the outputs that stayed on the pilot.
     ``memory`` and ``disk`` are the most it used, ``cpu`` its CPU seconds, as measured.
     """
 
@@ -70,6 +114,8 @@ class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
     memory: float = 0.0
     disk: float = 0.0
     cpu: float = 0.0
+    lost_input: bytes = b""
+    kept: list[KeptFile] | None = None
 
 
 class FunctionBody(msgspec.Struct, array_like=True, gc=False):
@@ -118,6 +164,13 @@ class ClientHello(Message):
     hostname: Name
 
 
+class DataHello(Message):
+    """A pilot that is known already opens a connection for contents (see `hpcq.files.wire`)."""
+
+    protocol: int
+    pilot: Name
+
+
 class Welcome(Message):
     """The manager accepts. Silence longer than ``silence_limit`` seconds means the other side is gone."""
 
@@ -154,6 +207,8 @@ class Ready(Message):
     tunnel_address: Name
     features: list[Name]
     time_left: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    data_addresses: list[Name] = []
+    data_port: int = 0
 
 
 class StartFailed(Message):
@@ -168,6 +223,12 @@ class Update(Message):
 
     started: list[int]
     results: list[TaskResult]
+
+
+class Holding(Message):
+    """Contents this pilot can now give to others."""
+
+    digests: list[bytes]
 
 
 class Returned(Message):
@@ -246,9 +307,18 @@ class Answer(Message):
     error: Text = ""
 
 
-FirstWord = PilotHello | ClientHello
+FirstWord = PilotHello | ClientHello | DataHello
 FromPilot = (
-    CredentialRequest | CredentialReturn | Ready | StartFailed | Update | Returned | Draining | Goodbye | Heartbeat
+    CredentialRequest
+    | CredentialReturn
+    | Ready
+    | StartFailed
+    | Update
+    | Holding
+    | Returned
+    | Draining
+    | Goodbye
+    | Heartbeat
 )
 FromClient = Ask
 FirstAnswer = Welcome | Refused
@@ -272,9 +342,10 @@ class Forget(Message):
 
 
 class Execute(Message):
-    """Run one task."""
+    """Run one task; ``directory`` is its sandbox when it has files, else the runner makes one."""
 
     task: TaskSpec
+    directory: str = ""
 
 
 class Attached(Message):

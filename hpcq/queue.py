@@ -32,7 +32,7 @@ from hpcq.messages import TaskSpec
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
 from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, TaskRow, TaskState
-from hpcq.task import Attempt, Outcome, PythonTask, Task, whole_number
+from hpcq.task import Attempt, Options, Outcome, PythonTask, Task, whole_number
 
 PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
 """Bytes of a function and its arguments together: what certainly fits into one message."""
@@ -118,7 +118,7 @@ class Queue:
 
         Raises:
             QueueClosedError: the queue was closed.
-            UsageError: not a task, or one that was submitted before.
+            UsageError: not a task, or one that was submitted before; an input made by a task that was not.
         """
         return self._submit(task, None)
 
@@ -143,6 +143,9 @@ class Queue:
             self._expect(number, task, receiver)
             self._deliver([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
             return number
+        except UsageError:  # its files cannot be as they are: as if it had never been submitted
+            task.id = task.submitted_at = None
+            raise
         self._expect(number, task, receiver)
         self._manager.submit(submission)
         return number
@@ -182,7 +185,13 @@ class Queue:
             number, options.cores, options.memory, options.network, options.priority, options.retries, kind,
             options.disk, options.gpus, options.features, options.walltime or 0.0,
         )  # fmt: skip
-        return Submission(needs, spec, body)
+        files = self._files(task, options) if options.inputs or options.outputs else None
+        return Submission(needs, spec, body, files)
+
+    def _files(self, task: Task, options: Options) -> Any:
+        from hpcq.files.plan import make_plan  # noqa: PLC0415 - only tasks with files need it
+
+        return make_plan(task, options)
 
     def category(
         self, name: str, mode: str = "fixed", *, memory: int = 0, disk: int = 0, max_memory: int = 0, max_disk: int = 0
@@ -353,7 +362,7 @@ class Queue:
         Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` and ``disk`` (MB or ``"32GB"``), ``gpus``,
         ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``,
         ``template``, ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``,
-        ``scratch``, ``manager_timeout``.
+        ``scratch``, ``cache_size``, ``manager_timeout``.
 
         Raises:
             UsageError: an unknown or bad option.

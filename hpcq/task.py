@@ -38,6 +38,7 @@ class Outcome(enum.StrEnum):
     CRASH = "crash"
     CANCELLED = "cancelled"
     UNSERIALIZABLE = "unserializable"
+    FILES = "files"
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
@@ -56,6 +57,8 @@ class Options(msgspec.Struct, frozen=True, gc=False):
     disk: int = 0
     gpus: int = 0
     features: frozenset[str] = frozenset()
+    inputs: Mapping[str, Any] | None = None
+    outputs: Mapping[str, Any] | None = None
 
 
 DEFAULTS = Options()
@@ -124,6 +127,12 @@ def _environment(name: str, value: object) -> dict[str, str] | None:
     return dict(value)
 
 
+def _files(name: str, value: object) -> Any:
+    from hpcq.files import sources  # noqa: PLC0415 - runners and tasks without files do without
+
+    return (sources.check_inputs if name == "inputs" else sources.check_outputs)(name, value)
+
+
 def _is_text(value: str, errors: str = "strict") -> bool:
     try:
         value.encode(errors=errors)
@@ -156,6 +165,8 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "network": _one_of(NETWORKS),
     "features": _features,
     "isolation": _one_of(ISOLATIONS),
+    "inputs": _files,
+    "outputs": _files,
 }
 
 
@@ -235,6 +246,8 @@ class Task:
     network: str = _option("network")
     isolation: str = _option("isolation")
     features: frozenset[str] = _option("features")
+    inputs: Mapping[str, Any] | None = _option("inputs")
+    outputs: Mapping[str, Any] | None = _option("outputs")
 
     def __init__(self, command: str, **options: Any) -> None:
         if not isinstance(command, str):
@@ -265,6 +278,21 @@ class Task:
             raise UsageError(f"task {self.id} was already submitted; its options can no longer be changed")
         self._options = changed(self._options, options)
         return self
+
+    def file(self, name: str) -> Any:
+        """The output ``name`` of this task, to be an input of another one.
+
+        Raises:
+            UsageError: no such output is declared.
+        """
+        from hpcq.files import sources  # noqa: PLC0415 - as above
+
+        declared = self._options.outputs or {}
+        if name not in declared:
+            raise UsageError(
+                f"{self.label} declares no output {name!r}; it has {', '.join(map(repr, declared)) or 'none'}"
+            )
+        return sources.TaskFile(self, name)
 
     @property
     def options(self) -> Options:

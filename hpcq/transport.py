@@ -138,6 +138,17 @@ class Link(asyncio.Protocol):
         self.spoke_at = self._loop.time()
         self._pump()
 
+    def detach(self, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Give the connection up to somebody who reads it as a stream; of use after a first word only."""
+        assert self._transport is not None
+        self.flush()
+        transport, self._transport = self._transport, None
+        reader = asyncio.StreamReader(limit, self._loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
+
     def close(self, reason: str) -> None:
         """Close after what was sent has left."""
         self._reason = self._reason or reason
@@ -155,7 +166,7 @@ class Link(asyncio.Protocol):
 async def listen(address: str | None, port: int, tls: ssl.SSLContext, make: Callable[[], Link]) -> asyncio.Server:
     """Listen on ``address`` (None: all, IPv4 and IPv6 on the same port) and ``port`` (0: any free one)."""
     return await asyncio.get_running_loop().create_server(
-        make, sock=_listener(address, port), ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, backlog=1024
+        make, sock=listener(address, port), ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, backlog=1024
     )
 
 
@@ -170,7 +181,7 @@ async def close_server(server: asyncio.Server) -> None:
         await asyncio.sleep(0)
 
 
-def _listener(address: str | None, port: int) -> socket.socket:
+def listener(address: str | None, port: int) -> socket.socket:
     """One socket for both families, so that there is one port to publish; IPv4 alone where there is no IPv6."""
     if address is None and not socket.has_dualstack_ipv6():
         address = "0.0.0.0"  # noqa: S104 - the other side must know our key

@@ -25,6 +25,7 @@ def pilot_argv(
     gateway: str | None = None,
     require: Sequence[str] = (),
     scratch: Path | None = None,
+    cache_mb: int | None = None,
     manager_timeout_s: float | None = None,
     python: Sequence[str] = (sys.executable,),
 ) -> tuple[str, ...]:
@@ -32,9 +33,9 @@ def pilot_argv(
 
     ``-P`` keeps the directory it starts in off its module path: a random.py there must not become ours.
 
-    ``memory_mb`` and ``disk_mb`` are in MB of 2**20 bytes, ``walltime_s`` and ``manager_timeout_s`` in seconds. What is
-    None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job starts
-    somewhere else.
+    ``memory_mb``, ``disk_mb`` and ``cache_mb`` are in MB of 2**20 bytes, ``walltime_s`` and ``manager_timeout_s`` in
+    seconds. What is None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job
+    starts somewhere else.
     """
     argv = [*python, "-P", "-m", "hpcq.pilot", "--connection", str(connection.absolute())]
     for option, value in (
@@ -43,6 +44,7 @@ def pilot_argv(
         ("--disk", disk_mb),
         ("--gpus", gpus),
         ("--walltime", walltime_s),
+        ("--cache-size", cache_mb),
         ("--vpn", vpn),
         ("--gateway", gateway),
     ):

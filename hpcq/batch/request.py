@@ -17,7 +17,7 @@ from vpn import MODES
 
 _SAME = ("partition", "account", "qos", "constraint", "job_name")
 _LISTS = ("options", "setup")
-_PILOT = ("environment", "vpn", "gateway", "require", "scratch", "manager_timeout")
+_PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout")
 _KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
 _TARGET = re.compile(r"(?:roots?|https?)://[^\s/]+\S*|cvmfs:[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -63,6 +63,7 @@ def pilot_request(
         require=_targets(given.get("require", ()), shown("require")),
         scratch=scratch,
         python=python_command(environment, scratch),
+        cache_mb=parse_memory(given["cache_size"], name=shown("cache_size")) if "cache_size" in given else None,
         manager_timeout_s=seconds("manager_timeout"),
     )
     if given.get("vpn", "none") not in MODES:

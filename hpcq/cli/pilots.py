@@ -77,6 +77,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 @click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at.")
 @click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task.")
 @click.option("--scratch", type=click.Path(path_type=Path), metavar="DIR", help="Where tasks run on the nodes.")
+@click.option("--cache-size", metavar="SIZE", help="Of each node's cache of files; 10GB or half the free space.")
 @click.option("--manager-timeout", metavar="TIME", help="How long a pilot waits for the queue's program.")
 @click.option("--create", is_flag=True, help="Make the queue, for a program that starts later.")
 @click.option("--dry-run", is_flag=True, help="Print the exact script and command; do nothing.")

@@ -38,6 +38,8 @@ class ManagerLink:
         self.lost = asyncio.Event()
         self.lost.set()
         self.lost_because = ""
+        self.info: conn.ConnectionInfo | None = None
+        self.address = ""
 
     async def connect(self, timeout: float) -> m.Welcome:
         """Reach the manager and be welcomed, trying again for ``timeout`` seconds.
@@ -76,6 +78,7 @@ class ManagerLink:
             raise RefusedError(f"the manager on {info.hostname} refused this pilot: {welcome.reason}")
         assert isinstance(welcome, m.Welcome)
         self._link = link
+        self.info, self.address = info, link.peer.rsplit(":", 1)[0]
         self.lost.clear()
         self._beat(welcome.silence_limit)
         return welcome

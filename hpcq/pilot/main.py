@@ -38,15 +38,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq.errors import AuthenticationError, HpcqError
+from hpcq.files.cache import Cache
 from hpcq.pilot import options as opts
+from hpcq.pilot.contents import Contents
 from hpcq.pilot.core import Core
 from hpcq.pilot.host import own_cpus
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
 from hpcq.pilot.pool import Pool
 from hpcq.pilot.scratch import scratch_directory
+from hpcq.pilot.staging import Staging
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.task import Outcome
 from hpcq.versions import versions
@@ -91,6 +95,7 @@ class Pilot:
         self._core = Core(options.cores, options.memory, options.disk, cpus, options.gpus)
         self._pool: Pool | None = None
         self._ready: m.Ready | None = None
+        self._staging: Staging | None = None
         self._update = m.Update([], [])
 
     async def live(self) -> int:
@@ -127,6 +132,7 @@ class Pilot:
         self._pool = Pool(self._core, self._scratch, await self._spawners(stack, session), self._report, self._broken)
         stack.push_async_callback(self._pool.close)
         self._ready = self._readiness(session)
+        self._staging = await self._files(stack, self._pool, session)
         self._link.send(self._ready_now())
         log.info("ready: %d cores, tunnel %s %s", self._options.cores, session.info.mode, session.info.kind)
         return await self._keep_manager()
@@ -140,6 +146,7 @@ class Pilot:
             log.warning("the manager is gone (%s); waiting for it", self._link.lost_because)
             self._pool.perform(self._core.abandon("the manager is gone", self._loop.time()))
             await self._pool.idle.wait()
+            await self._drop_files()
             self._update = m.Update([], [])
             self._core.draining = False
             try:
@@ -191,6 +198,33 @@ class Pilot:
         if session.info.mode != "none":
             outside = await stack.enter_async_context(open_session(TunnelConfig(mode="none")))
         return {"any": session.spawn, "host": outside.spawn}
+
+    async def _files(self, stack: AsyncExitStack, pool: Pool, session: Session) -> Staging:
+        assert self._ready is not None
+        limit = None if self._options.cache_size is None else self._options.cache_size << 20
+        cache = await asyncio.to_thread(self._cache, limit)
+        contents = Contents(cache, self._name, self._link, lambda digests: self._link.send(m.Holding(digests)))
+        stack.push_async_callback(contents.close)
+        self._ready.data_addresses, self._ready.data_port = conn.own_addresses(), await contents.serve()
+        staging = Staging(self._scratch, contents, session.spawn, self._run_staged, self._report_more, pool.sandboxes)
+        stack.push_async_callback(staging.abandon)
+        return staging
+
+    def _cache(self, limit: int | None) -> Cache:
+        """The node's, or one of our own where that cannot be used: tasks without files do not depend on it."""
+        try:
+            return Cache(self._scratch.parent, limit)
+        except OSError as error:
+            log.warning("the node's cache of files cannot be used, this pilot keeps its own: %s", error)
+            return Cache(self._scratch, limit)
+
+    def _run_staged(self, tasks: list[m.TaskSpec]) -> None:
+        assert self._pool is not None
+        self._pool.perform(self._core.run(tasks, self._loop.time()))
+
+    async def _drop_files(self) -> None:
+        if self._staging is not None:
+            await self._staging.abandon()
 
     def _readiness(self, session: Session) -> m.Ready:
         info = session.info
@@ -250,15 +284,24 @@ class Pilot:
         elif pool is None:
             log.warning("%s came before we were ready", kind.__name__)
         elif kind is m.Run:
-            pool.run(message)
+            pool.run(self._staging.take(message) if self._staging else message)
         elif kind is m.Retract:
-            pool.perform(self._core.retract(message.tasks, now))
+            pool.perform(self._core.retract(self._without_files(message.tasks), now))
         elif kind is m.Cancel:
-            pool.perform(self._core.cancel(message.tasks, now))
+            pool.perform(self._core.cancel(self._without_files(message.tasks, cancel=True), now))
 
     # --- our reports ---
 
+    def _without_files(self, tasks: list[int], cancel: bool = False) -> list[int]:
+        return self._staging.withdraw(tasks, cancel) if self._staging else tasks
+
     def _report(self, report: Report) -> None:
+        """What became of tasks in the core; those with outputs are told when these have been collected."""
+        if self._staging:
+            report = self._staging.ended(report)
+        self._report_more(report)
+
+    def _report_more(self, report: Report) -> None:
         if not self._update.results and not self._update.started:
             self._loop.call_soon(self._send_update)
         self._update.started.extend(report.started)
@@ -297,17 +340,25 @@ class Pilot:
         await self._link.close(end.reason)
 
     async def _drain(self, pool: Pool, end: End) -> None:
+        if self._staging:
+            self._staging.drain()
         pool.perform(self._core.drain(self._loop.time()))
         hurried = self._loop.create_task(self._hurry.wait())
-        idle = self._loop.create_task(pool.idle.wait())
+        idle = self._loop.create_task(self._all_done(pool))
         gone = self._loop.create_task(self._link.lost.wait())
         if end.drain > 0:
             await asyncio.wait({hurried, idle, gone}, timeout=end.drain, return_when=asyncio.FIRST_COMPLETED)
-        if not pool.idle.is_set():
+        if not idle.done():
             pool.perform(self._core.abandon(f"its pilot ended: {end.reason}", self._loop.time()))
-            await idle
+            await pool.idle.wait()
+            await self._drop_files()
         for waiting in (hurried, idle, gone):
             waiting.cancel()
+
+    async def _all_done(self, pool: Pool) -> None:
+        await pool.idle.wait()
+        if self._staging:
+            await self._staging.idle.wait()
 
 
 def _bounded(result: m.TaskResult) -> m.TaskResult:

@@ -37,6 +37,7 @@ class Options(NamedTuple):
     batch: str
     disk: int
     gpus: tuple[str, ...]
+    cache_size: int | None = None
 
 
 class Job(NamedTuple):
@@ -59,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gateway", default="", metavar="NAME", help="gateway of the user's on the manager's host")
     parser.add_argument("--require", action="append", default=[], metavar="TARGET", help="must answer first")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="node-local directory (default: $TMPDIR or /tmp)")
+    parser.add_argument(
+        "--cache-size",
+        type=int,
+        metavar="MB",
+        help="of the node's cache of files (default: 10240, or half the free space)",
+    )
     parser.add_argument("--manager-timeout", type=float, default=MANAGER_TIMEOUT, metavar="S")
     parser.add_argument("--drain-timeout", type=float, default=DRAIN_TIMEOUT, metavar="S")
     parser.add_argument("--batch", default="", metavar="NAME", help="the batch system that started us")
@@ -71,8 +78,15 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     known = parser.parse_args(argv)
     cores = known.cores or len(os.sched_getaffinity(0))
     memory = known.memory or psutil.virtual_memory().total // 2**20
-    if cores < 1 or memory < 0 or known.walltime < 0 or (known.disk or 0) < 0 or (known.gpus or 0) < 0:
-        parser.error("--cores, --memory, --disk, --gpus and --walltime must be positive")
+    if (
+        cores < 1
+        or memory < 0
+        or known.walltime < 0
+        or (known.disk or 0) < 0
+        or (known.gpus or 0) < 0
+        or (known.cache_size or 0) < 0
+    ):
+        parser.error("--cores, --memory, --disk, --gpus, --cache-size and --walltime must be positive")
     try:
         gpus = own_gpus(known.gpus, os.environ)
         disk = free_disk(scratch_base(known.scratch)) if known.disk is None else known.disk
@@ -81,7 +95,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return Options(
         known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),
         known.scratch, known.manager_timeout, known.drain_timeout, known.batch,
-        disk, gpus,
+        disk, gpus, known.cache_size,
     )  # fmt: skip
 
 

@@ -116,6 +116,7 @@ class Pool:
         self._lives: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
+        self.sandboxes: dict[int, str] = {}
         self._sampler = Sampler(self._at_work, self._exceeded)
         self._sampling = self._loop.create_task(self._sampler.run())
         self.idle = asyncio.Event()
@@ -304,7 +305,7 @@ class Pool:
         if key and key not in runner.known:
             runner.known.add(key)
             self._send(runner, m.Define(key, self._functions[key]))
-        self._send(runner, m.Execute(command.task))
+        self._send(runner, m.Execute(command.task, self.sandboxes.get(command.task.id, "")))
 
     def _send(self, runner: Runner, message: msgspec.Struct) -> None:
         runner.unsent.append(datagrams.pack(message))

@@ -16,8 +16,8 @@ it, is what we were doing when we died.
 
 Standard output and error are files the pilot opened for us; what a task, its threads, its C code or its subprocesses
 write there is read back when it ends and the files are emptied. Each shell command gets a directory of its own, removed
-afterwards; a function shares ours, which is emptied. No child of a task outlives it: we are the reaper of all that we
-started, and kill what is left.
+afterwards; a function shares ours, which is emptied. A task with files finds a sandbox made for it, and leaves it. No
+child of a task outlives it: we are the reaper of all that we started, and kill what is left.
 
 This module is imported in every runner, so it imports little. May not live here: limits, retries, the manager.
 """
@@ -132,6 +132,7 @@ class Runner:
         self._new = resident_mb()
         self._child_mb = 0.0
         self._disk = 0
+        self._sandbox = ""
 
     def run(self) -> None:
         """Until the pilot hangs up, or it is worn."""
@@ -139,7 +140,7 @@ class Runner:
         while (message := datagrams.receive(self._tasks)) is not None:
             kind = type(message)
             if kind is m.Execute:
-                self._results.sendall(frame(self._execute(message.task)))
+                self._results.sendall(frame(self._execute(message.task, message.directory)))
                 if self._worn(message.task):
                     return
             elif kind is m.Define:
@@ -158,12 +159,13 @@ class Runner:
             self._results.sendall(frame(Held(held)))
         return inside.recycling
 
-    def _execute(self, task: m.TaskSpec) -> m.TaskResult:
+    def _execute(self, task: m.TaskSpec, directory: str) -> m.TaskResult:
         started_at = time.time()
         began = time.perf_counter()
         exit_code: int | None = None
         payload = b""
         self._child_mb = 0.0
+        self._sandbox = directory
         with _environment(task.env):
             if task.function:
                 outcome, payload, message = self._call(task)
@@ -190,6 +192,8 @@ class Runner:
         except BaseException as error:
             return Outcome.UNSERIALIZABLE, b"", _cannot_rebuild(error)
         try:
+            if self._sandbox:
+                os.chdir(self._sandbox)
             value = function(*args, **kwargs)
         except BaseException as error:
             return Outcome.EXCEPTION, serialize.dump_exception(error, skip=1), serialize.one_line(error)
@@ -207,9 +211,10 @@ class Runner:
     # --- commands ---
 
     def _shell(self, task: m.TaskSpec) -> tuple[Outcome, int | None, str]:
-        directory = f"{self._home}/task-{task.id}"
+        directory = self._sandbox or f"{self._home}/task-{task.id}"
         try:
-            os.mkdir(directory, 0o700)  # noqa: PTH102 - a hot path of strings
+            if not self._sandbox:
+                os.mkdir(directory, 0o700)  # noqa: PTH102 - a hot path of strings
             os.chdir(directory)
             child = os.posix_spawn(
                 "/bin/sh",

@@ -1,0 +1,178 @@
+"""A node's cache: bounded, shared, whole after crashes, not to be damaged by tasks."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from hpcq.files import cache as module
+from hpcq.files.cache import Cache
+from hpcq.files.digests import of_bytes
+
+
+def put(cache, data):
+    content = of_bytes(data)
+    if not cache.make_room(len(data)):
+        return None
+    descriptor, part = cache.new_part()
+    os.write(descriptor, data)
+    cache.adopt(content.digest, descriptor, part)
+    cache.drop_part(descriptor, part)
+    return content.digest
+
+
+def get(cache, digest):
+    descriptor = cache.open(digest)
+    if descriptor is None:
+        return None
+    try:
+        return os.pread(descriptor, 1 << 20, 0)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return Cache(tmp_path, 1000)
+
+
+def test_what_was_put_is_found_by_every_pilot(cache, tmp_path):
+    digest = put(cache, b"data")
+    assert get(Cache(tmp_path, 1000), digest) == b"data"
+    assert get(cache, of_bytes(b"other").digest) is None
+
+
+def test_private(cache):
+    assert cache.root.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_was_used_longest_ago_goes_first(cache):
+    first, second = put(cache, b"a" * 400), put(cache, b"b" * 400)
+    assert get(cache, first)
+    third = put(cache, b"c" * 400)
+    assert get(cache, second) is None
+    assert get(cache, first)
+    assert get(cache, third)
+
+
+def test_what_can_never_fit_displaces_nothing(cache):
+    digest = put(cache, b"a" * 900)
+    assert put(cache, b"b" * 1001) is None
+    assert get(cache, digest)
+
+
+def test_what_is_kept_stays(cache):
+    kept = put(cache, b"k" * 600)
+    assert cache.pin(kept)
+    assert not cache.make_room(500)
+    assert get(cache, kept)
+    cache.close()
+    assert cache.make_room(500)
+
+
+def test_a_reader_has_all_of_what_is_removed_meanwhile(cache):
+    digest = put(cache, b"a" * 900)
+    descriptor = cache.open(digest)
+    put(cache, b"b" * 900)
+    assert get(cache, digest) is None
+    assert os.pread(descriptor, 1000, 0) == b"a" * 900
+    os.close(descriptor)
+
+
+def test_a_dead_pilots_parts_go_a_living_ones_stay(cache, tmp_path):
+    living, kept = cache.new_part()
+    dead, left = cache.new_part()
+    os.close(dead)
+    Cache(tmp_path, 1000)
+    assert kept.exists()
+    assert not left.exists()
+    cache.drop_part(living, kept)
+
+
+def test_another_boot_begins_empty(cache, tmp_path):
+    digest = put(cache, b"data")
+    (cache.root / "boot").write_text("another")
+    assert get(Cache(tmp_path, 1000), digest) is None
+
+
+def test_a_truncated_object_is_dropped(cache):
+    digest = put(cache, b"data")
+    assert cache.open(digest, 5) is None
+    assert not (cache.root / "objects" / digest.hex()).exists()
+
+
+def test_a_task_that_writes_through_a_link_damages_it_for_nobody_after_it(cache, tmp_path):
+    digest = put(cache, b"data")
+    assert cache.link(digest, tmp_path / "link")
+    (tmp_path / "link").chmod(0o644)
+    (tmp_path / "link").write_bytes(b"DATA")
+    (tmp_path / "link").chmod(0o444)
+    assert cache.open(digest, 4) is None
+
+
+def test_a_copy_is_the_tasks_own(cache, tmp_path):
+    digest = put(cache, b"data")
+    descriptor = cache.open(digest)
+    module.copy(descriptor, tmp_path / "own", 0o644)
+    os.close(descriptor)
+    with (tmp_path / "own").open("ab") as file:
+        file.write(b" more")
+    assert (tmp_path / "own").read_bytes() == b"data more"
+    assert get(cache, digest) == b"data"
+
+
+def test_somebody_elses_directory_is_not_used(tmp_path):
+    (tmp_path / f"hpcq-cache-{os.getuid()}").mkdir(mode=0o777)
+    (tmp_path / f"hpcq-cache-{os.getuid()}").chmod(0o777)
+    with pytest.raises(PermissionError, match="not a private directory"):
+        Cache(tmp_path)
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path):
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / f"hpcq-cache-{os.getuid()}").symlink_to(tmp_path / "real")
+    with pytest.raises(PermissionError):
+        Cache(tmp_path)
+
+
+def test_one_at_a_time_fetches(cache):
+    """Many threads, each with the lock for a moment: never two at once, and no lock file is left."""
+    digest, inside, most = of_bytes(b"x").digest, [], []
+
+    def fetch():
+        for _ in range(50):
+            lock = cache.lock(digest)
+            inside.append(1)
+            most.append(len(inside))
+            inside.pop()
+            cache.unlock(digest, lock)
+
+    threads = [threading.Thread(target=fetch) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert not list((cache.root / "locks").iterdir())
+
+
+def test_the_lock_of_a_killed_pilot_is_free(cache, tmp_path):
+    digest = of_bytes(b"x").digest
+    program = (
+        "import sys, pathlib; from hpcq.files.cache import Cache\n"
+        "Cache(pathlib.Path(sys.argv[1]), 1000).lock(bytes.fromhex(sys.argv[2])); print('locked', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path), digest.hex()],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with other:
+        assert other.stdout.readline() == "locked\n"
+        with (cache.root / "locks" / digest.hex()).open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        other.kill()
+        cache.unlock(digest, cache.lock(digest))
