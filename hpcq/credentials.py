@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from hpcq import messages as m
+from hpcq import transport
+from hpcq.roster import Entry
 from vpn import GatewayClient
+
+log = logging.getLogger("hpcq.manager")
+
+
+class Credentials(Protocol):
+    """Where one-login credentials of tunnels come from; may block, called in a worker thread."""
+
+    def issue(self, gateway: str, label: str) -> tuple[str, bytes]:
+        """A credential's user name and the bytes for the pilot."""
+
+    def revoke(self, gateway: str, username: str) -> None:
+        """Withdraw it; unknown names are ignored."""
 
 
 class GatewayCredentials:
@@ -24,3 +44,37 @@ class GatewayCredentials:
             VpnError: the gateway does not answer.
         """
         GatewayClient(gateway or "default").revoke(username)
+
+
+class CredentialDesk:
+    """Hands credentials to pilots and takes them back. In the manager's thread; a gateway is asked in another."""
+
+    def __init__(self, credentials: Credentials, spawn: Callable[..., Any]) -> None:
+        self._credentials = credentials
+        self._spawn = spawn
+
+    async def issue(self, link: transport.Link, entry: Entry) -> None:
+        """Answer a pilot's request; a pilot that has gone meanwhile has its credential revoked."""
+        try:
+            username, credential = await asyncio.to_thread(self._credentials.issue, entry.gateway, entry.name)
+        except Exception as error:
+            log.warning("no credential for pilot %s: %s", entry.name, error)
+            link.send(m.CredentialReply(b"", str(error) or type(error).__name__))
+            return
+        entry.credentials = [*entry.credentials, username]
+        if link.is_open:
+            link.send(m.CredentialReply(credential))
+        else:
+            self.revoke(entry, username)
+
+    def revoke(self, entry: Entry, username: str) -> None:
+        """Have a pilot's credential revoked; one that is not its own is left alone."""
+        if username in entry.credentials:
+            entry.credentials = [name for name in entry.credentials if name != username]
+            self._spawn(self._revoke, entry.gateway, username)
+
+    async def _revoke(self, gateway: str, username: str) -> None:
+        try:
+            await asyncio.to_thread(self._credentials.revoke, gateway, username)
+        except Exception as error:
+            log.warning("credential %s was not revoked: %s", username, error)

@@ -28,19 +28,21 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
+from hpcq.credentials import CredentialDesk, Credentials
 from hpcq.errors import HpcqError, PilotFailedError, QueueClosedError
 from hpcq.files.service import FileService
 from hpcq.functions import Functions
-from hpcq.roster import Entry, PilotState, PilotView, Roster, view
+from hpcq.questions import Questions, status, views
+from hpcq.roster import Entry, PilotState, PilotView, Roster
 from hpcq.scheduler import (
     AskBack,
     Assign,
@@ -102,16 +104,6 @@ class Finished(NamedTuple):
     attempt: Attempt
 
 
-class Credentials(Protocol):
-    """Where one-login credentials of tunnels come from; may block, called in a worker thread."""
-
-    def issue(self, gateway: str, label: str) -> tuple[str, bytes]:
-        """A credential's user name and the bytes for the pilot."""
-
-    def revoke(self, gateway: str, username: str) -> None:
-        """Withdraw it; unknown names are ignored."""
-
-
 class Manager:
     """The thread that serves one queue. ``deliver`` is called in it with the tasks that are done."""
 
@@ -126,7 +118,7 @@ class Manager:
         self.name = name
         self._deliver = deliver
         self._on_failure = on_failure
-        self._credentials = credentials
+        self._credentials = CredentialDesk(credentials, self.spawn)
         self._identity = conn.own_identity(name)
         self._scheduler = Scheduler(speculate)
         self._roster = Roster()
@@ -143,7 +135,9 @@ class Manager:
         self._server: asyncio.Server | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._awaited: list[tuple[int, concurrent.futures.Future[None]]] = []
-        self._topics: dict[str, Callable[[Any], Any]] = {"pilots": self._answer_pilots, "status": self._answer_status}
+        self._questions = Questions()
+        self._questions.topics["pilots"] = lambda _body: views(self._scheduler, self._roster)
+        self._questions.topics["status"] = lambda _body: self.status()
         self.files = FileService(self._files_ready, self._ended_without_pilot, self.spawn, self._ended)
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
@@ -203,11 +197,11 @@ class Manager:
 
     def answer_to(self, topic: str, function: Callable[[Any], Any]) -> None:
         """Let clients ask for ``topic``; called in the manager's thread with the JSON body, returns JSON."""
-        self._topics[topic] = function
+        self._questions.topics[topic] = function
 
     def pilots(self) -> list[PilotView]:
         """Every pilot that has connected, ended ones included."""
-        return self.call(self._views)
+        return self.call(lambda: views(self._scheduler, self._roster))
 
     def when_ready(self, count: int) -> concurrent.futures.Future[None]:
         """Done when ``count`` pilots are ready; a `PilotFailedError` when one cannot serve meanwhile."""
@@ -425,7 +419,7 @@ class Manager:
         entry = self._owners[link]
         for message in received:
             if entry is None:
-                self._answer(link, message)
+                self._questions.answer(link, message)
             else:
                 self._from_pilot(link, entry, message)
 
@@ -477,7 +471,7 @@ class Manager:
         del self._links[entry.name]
         self._functions.pilot_gone(entry.name)
         for username in entry.credentials:
-            self._revoke(entry, username)
+            self._credentials.revoke(entry, username)
         gone = PilotGone(entry.name, entry.message or reason)
         self.files.pilot_gone(entry.name, partial(self._take, gone))  # after its last results
 
@@ -490,9 +484,9 @@ class Manager:
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:
-            self.spawn(self._issue, link, entry)
+            self.spawn(self._credentials.issue, link, entry)
         elif kind is m.CredentialReturn:
-            self._revoke(entry, message.username)
+            self._credentials.revoke(entry, message.username)
         elif kind is m.Ready:
             if entry.state is not PilotState.STARTING:
                 link.abort("it said twice that it is ready")
@@ -546,82 +540,17 @@ class Manager:
         if ended:
             self._take(Ended(entry.name, ended))
 
-    # --- credentials ---
-
     def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run a coroutine beside everything else, in the manager's thread; it is waited for at the end."""
         task = self._loop.create_task(work(*args))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _issue(self, link: transport.Link, entry: Entry) -> None:
-        try:
-            username, credential = await asyncio.to_thread(self._credentials.issue, entry.gateway, entry.name)
-        except Exception as error:
-            log.warning("no credential for pilot %s: %s", entry.name, error)
-            link.send(m.CredentialReply(b"", str(error) or type(error).__name__))
-            return
-        entry.credentials = [*entry.credentials, username]
-        if link.is_open:
-            link.send(m.CredentialReply(credential))
-        else:
-            self._revoke(entry, username)
-
-    def _revoke(self, entry: Entry, username: str) -> None:
-        if username in entry.credentials:
-            entry.credentials = [name for name in entry.credentials if name != username]
-            self.spawn(self._revoke_now, entry.gateway, username)
-
-    async def _revoke_now(self, gateway: str, username: str) -> None:
-        try:
-            await asyncio.to_thread(self._credentials.revoke, gateway, username)
-        except Exception as error:
-            log.warning("credential %s was not revoked: %s", username, error)
-
-    # --- questions ---
-
-    def _answer(self, link: transport.Link, message: m.Ask) -> None:
-        topic = self._topics.get(message.topic)
-        if topic is None:
-            link.send(m.Answer(b"null", f"the manager knows nothing of {message.topic!r}"))
-            return
-        try:
-            link.send(m.Answer(msgspec.json.encode(topic(msgspec.json.decode(message.body or b"null")))))
-        except Exception as error:
-            log.exception("a question for %s failed", message.topic)
-            link.send(m.Answer(b"null", f"{type(error).__name__}: {error}"))
-
-    def _views(self) -> list[PilotView]:
-        pilots = self._scheduler.pilots
-        busy = {name: pilot.cores - pilot.free_cores for name, pilot in pilots.items()}
-        why = self._scheduler.hosts.why
-        entries = self._roster.entries.values()
-        return [view(entry, busy.get(entry.name, 0), why(entry.hostname)) for entry in entries]
-
-    def _answer_pilots(self, _body: Any) -> list[PilotView]:
-        return self._views()
-
-    def _answer_status(self, _body: Any) -> Mapping[str, Any]:
-        return self.status()
+    # --- what clients and the user ask ---
 
     def status(self) -> dict[str, Any]:
         """Counts of tasks by state and outcome and of pilots by state. In the manager's thread only."""
-        states = [entry.state for entry in self._roster.entries.values()]
-        held = [record.state.name.lower() for p in self._scheduler.pilots.values() for record in p.held()]
-        return {
-            "queue": self.name,
-            "hostname": socket.gethostname(),
-            "pid": os.getpid(),
-            "tasks": {
-                "waiting": self._scheduler.ready_count + self.files.held_count,
-                "sent": held.count("assigned"),
-                "running": held.count("running") + held.count("ending"),
-                "done": dict(self._scheduler.finished),
-            },
-            "pilots": {state.value: states.count(state) for state in PilotState},
-            "cores": sum(pilot.cores for pilot in self._scheduler.pilots.values()),
-            "cores_busy": sum(p.cores - p.free_cores for p in self._scheduler.pilots.values()),
-        }
+        return status(self.name, self._scheduler, self._roster, self.files.held_count)
 
     def tasks(self, limit: int) -> tuple[list[TaskRow], int]:
         """At most ``limit`` unfinished tasks and how many there are. In the manager's thread only."""
