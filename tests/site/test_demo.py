@@ -27,7 +27,7 @@ def test_the_demo_finds_the_z_boson(xrootd: Site, shared_path: Path) -> None:
     assert "nothing is left of it" in answer.stdout
     assert (shared_path / "z.png").read_bytes().startswith(b"\x89PNG")
     for node in ("cn1", "cn2"):
-        assert f"pilot on {node}: tunnel DTLS" in answer.stdout or f"pilot on {node}: tunnel TLS" in answer.stdout
+        assert f"pilot on {node}: DTLS tunnel" in answer.stdout or f"pilot on {node}: TLS tunnel" in answer.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
