@@ -1,7 +1,7 @@
 """Where hpcq keeps its files, and how a private one is written.
 
 ``$XDG_STATE_HOME/hpcq/<queue>/`` (else ``~/.local/state/hpcq/<queue>/``) holds a queue's connection file,
-journal, logs and batch jobs. Here are the paths only: what is in the files belongs to the modules that write
+its keys and its batch jobs. Here are the paths only: what is in the files belongs to the modules that write
 them. Nothing is created by asking for a path; ``ensure_*`` make directories with mode 0700, ``write_private``
 makes files with 0600.
 """
@@ -59,11 +59,6 @@ def jobs_dir(name: str) -> Path:
     return queue_dir(name) / "jobs"
 
 
-def logs_dir(name: str) -> Path:
-    """Return the directory of a queue's logs."""
-    return queue_dir(name) / "logs"
-
-
 def known_queues() -> list[str]:
     """Return the names of the queues that have a directory, sorted; an unreadable root counts as empty."""
     try:
@@ -84,12 +79,6 @@ def ensure_jobs_dir(name: str) -> Path:
     """Make and return ``jobs_dir(name)``, mode 0700."""
     ensure_queue_dir(name)
     return ensure_private_dir(jobs_dir(name))
-
-
-def ensure_logs_dir(name: str) -> Path:
-    """Make and return ``logs_dir(name)``, mode 0700."""
-    ensure_queue_dir(name)
-    return ensure_private_dir(logs_dir(name))
 
 
 def ensure_private_dir(path: Path) -> Path:

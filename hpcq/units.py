@@ -61,16 +61,6 @@ def _memory_fraction(value: str | int | float, name: str) -> Fraction:
     return Fraction(match["number"]) * _MB_PER_UNIT[unit]
 
 
-def format_memory(megabytes: int) -> str:
-    """Write MB in the largest unit that leaves a whole number: 32768 → "32GB". ``parse_memory`` reads it
-    back.
-    """
-    for factor, unit in ((1024**2, "TB"), (1024, "GB")):
-        if megabytes >= factor and megabytes % factor == 0:
-            return f"{megabytes // factor}{unit}"
-    return f"{megabytes}MB"
-
-
 def parse_duration(value: str | int | float, *, name: str = "time") -> float:
     """Return ``value`` in seconds (zero or more; a whole number of seconds comes back as an int).
 

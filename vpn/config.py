@@ -10,7 +10,6 @@ import hmac
 import ipaddress
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
@@ -105,15 +104,13 @@ class Credential:
 class TunnelConfig:
     """How to make a tunnel. Times are in seconds.
 
-    ``scratch`` is a directory for programs' files, if any are needed; ``bring_up_timeout`` covers everything
-    until commands can run; ``dtls_timeout`` is how long of it may go to waiting for DTLS before TLS is
-    settled for; ``reconnect_timeout`` is how long a broken connection may take to come back before the tunnel
-    counts as lost. ``mtu`` is asked of the server (0: it decides).
+    ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
+    for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
+    before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides).
     """
 
     mode: Mode
     credential: Credential | None = None
-    scratch: Path | None = None
     bring_up_timeout: float = 60
     dtls_timeout: float = 5
     reconnect_timeout: int = 60

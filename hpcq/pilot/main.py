@@ -169,7 +169,7 @@ class Pilot:
     async def _tunnel(self, stack: AsyncExitStack) -> Session:
         mode: Any = self._options.vpn
         credential = await self._get_credential() if mode != "none" else None
-        config = TunnelConfig(mode=mode, credential=credential, scratch=self._scratch)
+        config = TunnelConfig(mode=mode, credential=credential)
         session = await stack.enter_async_context(open_session(config))
         if credential is not None:
             stack.callback(self._link.send, m.CredentialReturn(credential.username))

@@ -24,7 +24,6 @@ def mode(path: Path) -> int:
 def test_paths(root):
     assert state_dir.connection_file("q") == root / "q" / "connection.json"
     assert state_dir.jobs_dir("q") == root / "q" / "jobs"
-    assert state_dir.logs_dir("q") == root / "q" / "logs"
     assert not root.exists()
 
 
@@ -64,7 +63,7 @@ def test_directories_are_private(root):
     assert mode(state_dir.ensure_jobs_dir("q")) == 0o700
     assert mode(root) == mode(root / "q") == 0o700
     (root / "q").chmod(0o755)
-    state_dir.ensure_logs_dir("q")
+    state_dir.ensure_jobs_dir("q")
     assert mode(root / "q") == 0o700
 
 

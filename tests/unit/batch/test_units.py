@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from hpcq.errors import UsageError
 from hpcq.units import (
     MAX_DURATION_S,
-    MAX_MEMORY_MB,
     format_duration,
-    format_memory,
     format_slurm_time,
     parse_duration,
     parse_memory,
@@ -113,11 +111,6 @@ def test_duration(text, seconds):
 def test_duration_refused(text):
     with pytest.raises(UsageError, match=r"^--walltime "):
         parse_duration(text, name="--walltime")
-
-
-@given(st.integers(1, MAX_MEMORY_MB))
-def test_memory_round_trip(megabytes):
-    assert parse_memory(format_memory(megabytes)) == megabytes
 
 
 @given(st.integers(0, MAX_DURATION_S))
