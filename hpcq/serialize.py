@@ -10,7 +10,6 @@ dict or instance is pickled anew at each submit, because its content may have ch
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import sys
 import traceback
@@ -180,6 +179,8 @@ def load_exception(data: bytes) -> BaseException:
 
 def digest(body: bytes) -> bytes:
     """The name of a function body."""
+    import hashlib  # noqa: PLC0415 - runners do not need it, and it brings OpenSSL: each fork would copy its map
+
     return hashlib.blake2b(body, digest_size=16).digest()
 
 
