@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import math
 import os
 import socket
 import threading
@@ -44,7 +43,7 @@ from hpcq.files.service import FileService
 from hpcq.functions import Functions
 from hpcq.links import Links
 from hpcq.questions import Questions, status, views
-from hpcq.readiness import Readiness
+from hpcq.readiness import Readiness, ready_event, tunnel_event
 from hpcq.roster import Entry, PilotState, PilotView, Roster
 from hpcq.scheduler import (
     AskBack,
@@ -58,7 +57,6 @@ from hpcq.scheduler import (
     NewTask,
     PilotDraining,
     PilotGone,
-    PilotReady,
     Returned,
     Scheduler,
     Started,
@@ -420,8 +418,11 @@ class Manager:
                 return
             self._roster.ready(entry, message)
             self.files.pilot_ready(entry.name, message)
-            self._take(_readiness(entry, message))
+            self._take(ready_event(entry, message))
             self._readiness.tell()
+        elif kind is m.TunnelDown or kind is m.TunnelUp:
+            self._roster.tunnel(entry, message)
+            self._take(tunnel_event(entry, message))
         elif kind is m.StartFailed:
             log.warning(
                 "pilot %s on %s cannot serve (%s): %s", entry.name, entry.hostname, message.layer, message.message
@@ -482,18 +483,3 @@ class Manager:
         if len(self._inbox) >= free:
             return 0
         return max(0, free - sum(submission.needs.cores for submission in self._inbox))
-
-
-def _readiness(entry: Entry, message: m.Ready) -> PilotReady:
-    features = frozenset({*message.features, f"tunnel={message.tunnel_mode}", f"host={entry.hostname}"})
-    return PilotReady(
-        entry.name,
-        entry.cores,
-        entry.memory,
-        "wan" in features,
-        entry.disk,
-        entry.gpus,
-        features,
-        entry.hostname,
-        message.time_left or math.inf,
-    )

@@ -29,7 +29,7 @@ ALLOWED = {
     "credentials": {"messages", "roster", "transport"},
     "questions": {"messages", "roster", "scheduler", "transport"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
-    "readiness": {"errors", "roster"},
+    "readiness": {"errors", "messages", "roster", "scheduler"},
     "links": {"connection", "files", "messages", "questions", "roster", "transport", "versions"},
     "manager": {
         "connection", "credentials", "errors", "files", "functions", "links", "messages", "questions", "readiness",
