@@ -28,7 +28,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -140,19 +140,21 @@ class Manager:
 
     # --- called from the user's threads ---
 
-    def start(self, address: str | None, port: int) -> conn.ConnectionInfo:
-        """Listen, write the connection file, serve.
+    def start(self, address: str | None, published: list[str], ports: Sequence[int]) -> conn.ConnectionInfo:
+        """Listen on the first of ``ports`` that is free, write the connection file with the ``published`` addresses,
+        serve.
 
         Raises:
             HpcqError: the address cannot be listened on.
         """
         self._thread.start()
         try:
-            return asyncio.run_coroutine_threadsafe(self._listen(address, port), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._listen(address, published, ports), self._loop).result()
         except OSError as error:
             self.stop(0)
+            tried = f"port {ports[0]}" if len(ports) == 1 else f"any of the {len(ports)} ports {ports[0]}…{ports[-1]}"
             raise HpcqError(
-                f"cannot listen on {address or 'all addresses'} port {port} of {socket.gethostname()}: {error.strerror}"
+                f"cannot listen on {address or 'all addresses'} {tried} of {socket.gethostname()}: {error.strerror}"
             ) from error
 
     def submit(self, submission: Submission) -> None:
@@ -224,12 +226,12 @@ class Manager:
         self.files.cancel(tasks)
         self._take(Cancelled(tasks))
 
-    async def _listen(self, address: str | None, port: int) -> conn.ConnectionInfo:
-        port = await self._links.listen(address, port, self._identity)
+    async def _listen(self, address: str | None, published: list[str], ports: Sequence[int]) -> conn.ConnectionInfo:
+        port = await self._links.listen(address, ports, self._identity)
         info = conn.ConnectionInfo(
             queue=self.name,
             protocol=m.PROTOCOL_VERSION,
-            addresses=[address] if address else conn.own_addresses(),
+            addresses=published,
             port=port,
             hostname=socket.gethostname(),
             pid=os.getpid(),

@@ -39,8 +39,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from hpcq import connection as conn
 from hpcq import messages as m
+from hpcq.addresses import own_addresses
 from hpcq.errors import AuthenticationError, HpcqError
 from hpcq.files.cache import Cache
 from hpcq.pilot import options as opts
@@ -213,7 +213,7 @@ class Pilot:
         cache = await asyncio.to_thread(self._cache, limit)
         contents = Contents(cache, self._name, self._link, lambda digests: self._link.send(m.Holding(digests)))
         stack.push_async_callback(contents.close)
-        self._ready.data_addresses, self._ready.data_port = conn.own_addresses(), await contents.serve()
+        self._ready.data_addresses, self._ready.data_port = own_addresses(), await contents.serve()
         staging = Staging(
             self._scratch, contents, self._tunnel.spawn, self._run_staged, self._report_more, pool.sandboxes
         )
