@@ -96,7 +96,7 @@ class SocksService:
 
     async def _serve(self, connection: socket.socket, address: str) -> None:
         ready(connection)
-        stream = TlsStream(connection, self._context, server_side=True)
+        stream, username = TlsStream(connection, self._context, server_side=True), ""
         try:
             async with asyncio.timeout(LOGIN_DEADLINE):
                 await stream.handshake()
@@ -110,6 +110,8 @@ class SocksService:
                 raise
         finally:
             stream.close()
+            if username and self.tickets.never_opened(username):  # it wanted no session: this connection was it
+                self._leave(username, ended=True)
 
     async def _login(self, stream: TlsStream, address: str) -> str:
         """The user who logged in; "" when nobody did."""
@@ -173,11 +175,13 @@ class SocksService:
         self._sessions[username] = task
         if before is not None:
             before.cancel()
+        away = self.tickets.is_away(username)
         token = self.tickets.open(username)
         if not token:
             await stream.send(socks5.give_reply(Answer.DENIED))
             return
-        self._on_event("connect", username, address)
+        if away:
+            self._on_event("connect", username, address)
         ended = False
         try:
             abilities = socks5.HAS_IPV6 if has_ipv6() else 0

@@ -25,7 +25,7 @@ Admission = Literal["password", "token", "spent", "wrong"]
 @dataclass
 class _Ticket:
     password: bytes
-    token: bytes = b""
+    tokens: tuple[bytes, ...] = ()  # of the session's last two connections: one may be in use while it comes back
     state: Literal["issued", "logged in", "open", "away"] = "issued"
     until: float = 0.0
 
@@ -58,16 +58,27 @@ class Tickets:
                 return "spent"
             ticket.state = "logged in"
             return "password"
-        return "token" if ticket.token and hmac.compare_digest(given, ticket.token) else "wrong"
+        return "token" if any(hmac.compare_digest(given, token) for token in ticket.tokens) else "wrong"
 
     def open(self, username: str) -> str:
-        """Its session begins, or comes back: a new token, which replaces the one before; "" if it is gone."""
+        """Its session begins, or comes back: a new token; "" if it is gone."""
         ticket = self._tickets.get(username)
         if ticket is None:
             return ""
         token = secrets.token_urlsafe(32)
-        ticket.token, ticket.state = _digest(token.encode()), "open"
+        ticket.tokens = (_digest(token.encode()), *ticket.tokens[:1])
+        ticket.state = "open"
         return token
+
+    def never_opened(self, username: str) -> bool:
+        """Whether it logged in and opened no session."""
+        ticket = self._tickets.get(username)
+        return ticket is not None and ticket.state == "logged in"
+
+    def is_away(self, username: str) -> bool:
+        """Whether its session waits to come back."""
+        ticket = self._tickets.get(username)
+        return ticket is not None and ticket.state == "away"
 
     def leave(self, username: str, now: float) -> None:
         """Its connection broke."""

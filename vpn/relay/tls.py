@@ -74,6 +74,7 @@ class TlsStream:
                     await self._flush()
                 raise TlsError(f"TLS: {error.reason or error}") from None
         await self._flush()
+        self._rest = bytes(self.unseal(memoryview(b"")))  # what came right behind the last handshake message
 
     async def send(self, data: bytes) -> None:
         """Encrypt and send all of it; not while a pump runs."""
@@ -84,15 +85,18 @@ class TlsStream:
         while (found := take(self._rest)) is None:
             if len(self._rest) > limit:
                 raise ValueError(f"a message of more than {limit} bytes")
+            rest = self.take_rest()
             data = await self.receive_some()
             if not data:
                 raise TlsError("the connection ended in the middle of a message")
-            self._rest += data
+            self._rest = rest + data
         self._rest = self._rest[found[1] :]
         return found[0]
 
     async def receive_some(self) -> bytes:
         """Some plaintext; empty at an orderly end. Raises TlsError when it was cut off."""
+        if self._rest:
+            return self.take_rest()
         while not self.receive_ended:
             data = await self.loop.sock_recv(self.sock, 65536)
             if not data:
