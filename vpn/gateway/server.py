@@ -8,6 +8,10 @@ sequence.
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
 5. ocserv, with the shims ``preload/one_id.c`` and ``host_sockets.c``; ready when it says so.
 
+Where a program, a shim or namespaces are missing, ``refusal`` says so and openconnect is not offered; the relay is.
+Credentials count in one place only: a login at the relay (``relayed``) withdraws the password here, one here is told
+to ``spent``.
+
 The end of any of these processes ends the gateway: ``ended`` resolves with the reason. Its end of a pipe is
 the event channel of ocserv's connect script.
 """
@@ -18,7 +22,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -26,7 +30,7 @@ from vpn.errors import GatewayError, TunnelError, VpnError
 from vpn.gateway import ocserv
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import UNUSED_LIFETIME, Book
-from vpn.gateway.host_sockets import HostSockets, inherit, open_sockets
+from vpn.gateway.host_sockets import HostSockets, has_ipv6, inherit, open_sockets
 from vpn.gateway.slirp import start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.namespace import open_namespace
@@ -38,6 +42,7 @@ log = logging.getLogger("vpn.gateway")
 
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
+_LACKING = {"program", "shim", "user namespaces", "tun"}  # layers without which there is no openconnect
 
 
 class Server:
@@ -51,6 +56,8 @@ class Server:
         self.port = 0
         self.pin = ""
         self.room = ""
+        self.refusal = ""
+        self.spent: Callable[[str], None] = lambda _username: None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._host: HostSockets | None = None
         self._stack = AsyncExitStack()
@@ -59,7 +66,17 @@ class Server:
         self._last_lines: list[str] = []
 
     async def start(self) -> None:
-        """Bring everything up; on an error what was started is ended again."""
+        """Bring everything up, or say in ``refusal`` what this host lacks; on an error what was started is ended."""
+        self.pin = pin_of(load_or_make(self.directory, self.config.name)[1].encode())
+        try:
+            await self._start()
+        except TunnelError as error:
+            if error.layer not in _LACKING:
+                raise
+            self.port, self.refusal = 0, str(error)
+            log.warning("openconnect is not offered: %s", error)
+
+    async def _start(self) -> None:
         programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "ocpasswd", "occtl", "nft")}
         shims = [find_shim("one_id"), *([find_shim("host_sockets")] if self.config.uplink == "sockets" else [])]
         try:
@@ -87,6 +104,8 @@ class Server:
     @property
     def families(self) -> set[int]:
         """The address families it listens on."""
+        if self.refusal:
+            return {socket.AF_INET, *([socket.AF_INET6] if has_ipv6() else [])}
         return self._host.families if self._host is not None else {socket.AF_INET}
 
     async def close(self) -> None:
@@ -114,7 +133,17 @@ class Server:
         elif state:
             await self._disconnect(username)
 
+    async def relayed(self, what: str, username: str, address: str) -> None:
+        """A session of the relay: connect, disconnect, end."""
+        log.info("%s %s %s (relay)", username, what, address)
+        if what == "end":
+            self.book.forget(username)
+        elif self.book.on_event(ocserv.Event(what, username, "relay", address)):
+            await self._quietly(self._ocpasswd(["--delete", username]))
+
     async def _disconnect(self, username: str) -> None:
+        if self.refusal:
+            return
         argv = [find_program("occtl"), "-s", f"{self.room}/occtl", "disconnect", "user", username]
         status, text = await self._run(argv)
         log.info("disconnecting %s: %s", username, text.strip() or f"status {status}")
@@ -146,7 +175,6 @@ class Server:
 
     async def _furnish(self) -> None:
         key, certificate = load_or_make(self.directory, self.config.name)
-        self.pin = pin_of(certificate.encode())
         self.room = room = await self.namespace.private_directory()
         dns = list(self.config.dns) or [ocserv.UPLINK_DNS]
         listen = self.config.listen if self._host else "0.0.0.0"  # noqa: S104  (only slirp4netns reaches it)
@@ -189,6 +217,8 @@ class Server:
         self._watch_process(process)
 
     async def _ocpasswd(self, arguments: list[str], stdin: bytes = b"") -> None:
+        if self.refusal:
+            return
         async with self._passwords:
             status, text = await self._run([find_program("ocpasswd"), "-c", f"{self.room}/passwd", *arguments], stdin)
         if status != 0:
@@ -210,6 +240,7 @@ class Server:
                 forget = self.book.forget_disconnected
                 asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, forget, event.username)
             if self.book.on_event(event):
+                self.spent(event.username)
                 await self._quietly(self._ocpasswd(["--delete", event.username]))
             elif event.reason == "connect" and not self.book.is_known(event.username):
                 await self._quietly(self._disconnect(event.username))  # revoked while it was logging in
@@ -225,6 +256,7 @@ class Server:
         if self.book.is_unused(username):
             log.info("%s was never used; withdrawn", username)
             self.book.forget(username)
+            self.spent(username)
             self._task(self._quietly(self._ocpasswd(["--delete", username])))
 
     def _lines(self, name: str, ready: asyncio.Future[None] | None = None) -> int:
