@@ -20,9 +20,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hpcq.batch import records
-from hpcq.batch.base import BatchJob, BatchSystem, JobState, JobStatus, PilotRequest, RenderedJob
+from hpcq.batch.base import (
+    BatchJob,
+    BatchSystem,
+    JobState,
+    JobStatus,
+    PilotRequest,
+    RenderedJob,
+    shared_values,
+)
 from hpcq.batch.command import CommandResult, refusal
 from hpcq.batch.directives import check_directives
+from hpcq.batch.ranges import ranges
 from hpcq.batch.slurm_options import check_option
 from hpcq.batch.templates import check_shell_syntax, render_template
 from hpcq.batch.text import last_lines
@@ -76,7 +85,7 @@ _OVERRULES = {
     "walltime_s": ("SBATCH_TIMELIMIT",),
     "memory_mb": ("SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"),
 }
-_ALWAYS_HIDDEN = (
+ALWAYS_HIDDEN = (
     "SBATCH_ARRAY_INX",
     "SBATCH_ERROR",
     "HPCQ_JOB_ID",  # of a local pilot that submits: Slurm's pilots would inherit it and take it for theirs
@@ -86,6 +95,7 @@ _ALWAYS_HIDDEN = (
     "SBATCH_SIGNAL",
     "SBATCH_WAIT",
 )
+"""Variables that sbatch, also behind Slurm's qsub, must not see: they would undo what hpcq needs."""
 
 
 class SlurmBatch(BatchSystem):
@@ -151,22 +161,10 @@ def template_values(request: PilotRequest) -> dict[str, object]:
     """Return the variables of ``slurm.sh.j2``; None where an option was not given."""
     walltime = request.walltime_s
     return {
-        "job_name": request.name,
-        "queue": request.queue,
-        "count": request.count,
-        "cores": request.cores,
-        "memory_mb": request.memory_mb,
+        **shared_values(request),
         "walltime": None if walltime is None else format_slurm_time(walltime),
-        "walltime_s": walltime,
         "warning_s": WARNING_S if walltime is None else min(WARNING_S, walltime // 4),
-        "partition": request.partition,
-        "account": request.account,
-        "qos": request.qos,
-        "constraint": request.constraint,
         "options": request.options,
-        "setup": request.setup,
-        "environment": dict(request.environment),
-        "pilot_argv": request.pilot_argv,
     }
 
 
@@ -215,18 +213,7 @@ def cancel_argv(jobs: Sequence[BatchJob], cluster: str = "") -> tuple[str, ...]:
 def _array_expression(base: str, indexes: list[int]) -> str:
     if not indexes:
         return base
-    return f"{base}_{indexes[0]}" if len(indexes) == 1 else f"{base}_[{_ranges(sorted(set(indexes)))}]"
-
-
-def _ranges(indexes: list[int]) -> str:
-    """Write sorted numbers as Slurm does: 0, 1, 2, 5 → "0-2,5"."""
-    runs: list[list[int]] = []
-    for index in indexes:
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{base}_{indexes[0]}" if len(indexes) == 1 else f"{base}_[{','.join(ranges(indexes))}]"
 
 
 def parse_submitted(result: CommandResult, where: str) -> tuple[str, str]:
@@ -272,7 +259,7 @@ def _value(text: str) -> str:
 def hidden_variables(request: PilotRequest) -> frozenset[str]:
     """Return the ``SBATCH_*`` variables that would overrule what ``request`` says or what hpcq needs."""
     stated = [names for field, names in _OVERRULES.items() if getattr(request, field) is not None]
-    return frozenset(_ALWAYS_HIDDEN).union(*stated)
+    return frozenset(ALWAYS_HIDDEN).union(*stated)
 
 
 def _hint(result: CommandResult, count: int) -> str:

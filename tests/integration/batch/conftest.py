@@ -93,6 +93,48 @@ class FakeSlurm:
         return (self.home / "submitted.sh").read_text()
 
 
+class FakePbs:
+    """See ``fake_pbs``: an OpenPBS server of small programs on PATH, whose clock the test moves."""
+
+    def __init__(self, home: Path, monkeypatch) -> None:
+        self.home = home
+        self.bin = home / "bin"
+        self.bin.mkdir(parents=True)
+        program = Path(__file__).with_name("fake_pbs.py").read_text()
+        for name in ("qsub", "qstat", "qdel"):
+            path = self.bin / name
+            path.write_text(f"#!{sys.executable} -I\n{program}")
+            path.chmod(0o755)
+        (home / "state.json").write_text("{}")
+        monkeypatch.setenv("FAKE_PBS", str(home))
+        monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
+
+    def set(self, **settings: object) -> None:
+        """Change the server's state: ``now``, ``slots``, ``down`` …"""
+        known = json.loads((self.home / "state.json").read_text())
+        (self.home / "state.json").write_text(json.dumps({**known, **settings}))
+
+    def later(self, seconds: float) -> None:
+        """Let time pass."""
+        self.set(now=json.loads((self.home / "state.json").read_text()).get("now", 0) + seconds)
+
+    def calls(self, name: str) -> list[list[str]]:
+        try:
+            lines = (self.home / "calls").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [call["argv"] for call in map(json.loads, lines) if call["argv"][0] == name]
+
+    def environment(self) -> dict[str, str]:
+        """What the last command saw."""
+        return json.loads((self.home / "calls").read_text().splitlines()[-1])["environment"]
+
+
+@pytest.fixture
+def fake_pbs(tmp_path, monkeypatch):
+    return FakePbs(tmp_path / "pbs", monkeypatch)
+
+
 @pytest.fixture(autouse=True)
 def state(tmp_path, monkeypatch):
     """A state directory of the test's own; returns where queues are."""

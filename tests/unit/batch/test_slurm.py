@@ -275,7 +275,7 @@ def test_variables_that_would_overrule_the_user_are_hidden():
 
 
 def test_batch_systems_by_name():
-    assert batch_system_names() == ["local", "slurm"]
+    assert batch_system_names() == ["local", "pbs", "slurm", "torque"]
     assert get_batch_system("slurm").name == "slurm"
-    with pytest.raises(UsageError, match="unknown batch system 'lsf'; known are local, slurm"):
+    with pytest.raises(UsageError, match="unknown batch system 'lsf'; known are local, pbs, slurm, torque"):
         get_batch_system("lsf")
