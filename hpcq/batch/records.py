@@ -89,8 +89,9 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
 def new_directory(queue: str) -> Path:
     """Return a path for a new submission's files. It sorts by time and is unique; nothing is created."""
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    return state_dir.jobs_dir(queue) / f"{stamp}-{secrets.token_hex(3)}"
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
+    return state_dir.jobs_dir(queue) / f"{stamp}.{nanoseconds // 1000:06}-{secrets.token_hex(3)}"
 
 
 def script_path(directory: Path) -> Path:

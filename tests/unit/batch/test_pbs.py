@@ -1,7 +1,6 @@
 """PBS's argvs, parsers and golden scripts, and what is refused. No processes but ``bash -n``."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
