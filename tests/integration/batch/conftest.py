@@ -1,7 +1,8 @@
 """A Slurm made of small programs on PATH, scripted by each test, that talks between a site's banners.
 
-``fake_slurm`` puts ``sbatch``, ``squeue`` and ``scancel`` before everything else on PATH. They keep their
-jobs in ``jobs.json`` (id → "STATE|hosts|reason"), note every call in ``calls``, and do as ``behaviour.json``
+``fake_slurm`` puts ``sbatch``, ``squeue``, ``sacct`` and ``scancel`` before everything else on PATH. They keep their
+jobs in ``jobs.json`` (id → "STATE|hosts|reason") and ``accounts.json`` (id → what sacct prints; without the file there
+is no accounting), note every call in ``calls``, and do as ``behaviour.json``
 says (``{"sbatch": {"status": 1, "stderr": "…"}}``, ``{"squeue": {"hang": true}}``).
 """
 
@@ -53,6 +54,13 @@ elif name == "squeue":
         sys.exit("slurm_load_jobs error: Invalid job id specified")
     for i, s in listed.items():
         print("hpcq|%s|%s" % (i, s))
+elif name == "sacct":
+    if not (home / "accounts.json").exists():
+        sys.exit("Slurm accounting storage is disabled")
+    asked = next(a for a in argv if a.startswith("--jobs="))[7:].split(",")
+    for i, s in json.loads((home / "accounts.json").read_text()).items():
+        if i.split("_")[0] in asked:
+            print("%s|%s" % (i, s))
 elif name == "scancel":
     for argument in argv:
         base, _, rest = argument.partition("_")
@@ -69,7 +77,7 @@ class FakeSlurm:
         self.home = home
         self.bin = home / "bin"
         self.bin.mkdir(parents=True)
-        for name in ("sbatch", "squeue", "scancel"):
+        for name in ("sbatch", "squeue", "sacct", "scancel"):
             path = self.bin / name
             path.write_text(HANDLER.format(python=sys.executable, home=str(home)))
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -78,6 +86,9 @@ class FakeSlurm:
 
     def set_jobs(self, jobs: dict[str, str]) -> None:
         (self.home / "jobs.json").write_text(json.dumps(jobs))
+
+    def set_accounts(self, accounts: dict[str, str]) -> None:
+        (self.home / "accounts.json").write_text(json.dumps(accounts))
 
     def behave(self, behaviour: dict[str, object]) -> None:
         (self.home / "behaviour.json").write_text(json.dumps(behaviour))
