@@ -359,13 +359,15 @@ class Queue:
 
     # --- pilots ---
 
-    def submit_pilots(self, count: int = 1, *, batch: str = "local", **options: Any) -> list[Any]:
-        """Put ``count`` pilots through a batch system; returns its jobs.
+    def submit_pilots(self, count: int = 1, *, batch: str | None = None, **options: Any) -> list[Any]:
+        """Put ``count`` jobs with pilots through a batch system (``"local"`` by default); returns them.
 
-        Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` and ``disk`` (MB or ``"32GB"``), ``gpus``,
-        ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``,
-        ``template``, ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``,
-        ``scratch``, ``cache_size``, ``manager_timeout``.
+        Takes what ``hpcq submit-pilots`` takes: ``nodes`` (a pilot on each), ``cores``, ``memory`` and ``disk`` (MB or
+        ``"32GB"``), ``gpus``, ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``,
+        ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
+        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
+        ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is
+        given here (see ``hpcq config``).
 
         Raises:
             UsageError: an unknown or bad option.

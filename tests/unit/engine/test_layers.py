@@ -37,7 +37,8 @@ ALLOWED = {
         "connection", "credentials", "errors", "files", "functions", "links", "messages", "questions", "readiness",
         "roster", "scheduler", "task", "transport",
     },
-    "jobs": {"batch", "errors", "manager", "state_dir", "units"},
+    "config": {"errors"},
+    "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
 }  # fmt: skip
 """Module or package of hpcq: what of hpcq it may import besides itself. Others are not limited here."""
