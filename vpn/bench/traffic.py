@@ -87,6 +87,10 @@ class Series:
             self.samples.append((now, self.total))
         return now >= self.end
 
+    def stop(self) -> None:
+        """Nothing came until the end."""
+        self.samples.append((self.end, self.total))
+
 
 def receive(sock: socket.socket, job: Job) -> dict[str, Any]:
     """Read until the time is over: ``samples`` of time and bytes since the first; raises OSError when data stops."""
@@ -96,9 +100,14 @@ def receive(sock: socket.socket, job: Job) -> dict[str, Any]:
     if not count:
         raise ConnectionError("the other side closed the connection before the first byte")
     series = Series(job, time.monotonic())
-    over = False
+    over = series.add(count, time.monotonic())
     while not over:
-        count = sock.recv_into(block)
+        sock.settimeout(max(0.001, series.end - time.monotonic()))
+        try:
+            count = sock.recv_into(block)
+        except TimeoutError:
+            series.stop()  # starved by the others: nothing is a result too
+            break
         if not count:
             raise ConnectionError("the other side closed the connection in the middle")
         over = series.add(count, time.monotonic())
