@@ -35,7 +35,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 @click.option("--workers", default="1,2,4,8,20", show_default=True, help="Workers at once, each a process.")
 @click.option("--direction", type=click.Choice(["up", "down", "both"]), default="both", show_default=True)
 @click.option("--seconds", type=float, default=3.0, show_default=True, help="Of one transfer, after warming up.")
-@click.option("--warmup", type=float, help="Seconds until slow start is over.  [default: by the round trip]")
+@click.option("--warmup", type=float, help="Seconds before them.  [default: by the round trip and the workers]")
 @click.option("--rounds", type=int, default=3, show_default=True, help="Of everything; medians are told.")
 @click.option("--server", metavar="HOST:PORT", help="The far side, where this command runs with --serve.")
 @click.option("--serve", is_flag=True, help="Be the far side.")
@@ -105,7 +105,7 @@ class _Options(msgspec.Struct):
             ("up", "down") if self.direction == "both" else (self.direction,),
             self.rounds,
             self.seconds,
-            1.0 if self.warmup is None else self.warmup,
+            self.warmup,
             copies=bool(self.copy_url) or (self.site and not self.no_xrdcp),
         )
 
@@ -134,7 +134,7 @@ def _measure(options: _Options, plan: Plan, link: Link | None) -> Report:
     for path in options.files():
         if not os.access(path.parent, os.W_OK):
             raise UsageError(f"cannot write {path}: {path.parent} is not a directory you may write to")
-    settings = Settings(plan, _places(options, plan), link or (Link() if options.site else None), options.warmup)
+    settings = Settings(plan, _places(options, plan), link or (Link() if options.site else None))
     names = ", ".join(plan.labels)
     click.echo(f"measuring {names}: {plan.count()} transfers, about {_clock(plan.duration())}", err=True)
     with _progress(plan.count()) as (settings.say, settings.step):

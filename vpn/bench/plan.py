@@ -6,6 +6,7 @@ machine for a while disturbs all alike, and the median over the rounds leaves it
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -107,7 +108,9 @@ class Plan:
     directions: tuple[str, ...] = ("up", "down")
     rounds: int = 3
     seconds: float = 3.0
-    warmup: float = 1.0
+    warmup: float | None = None
+    """Seconds before what counts; None: by ``round_trip`` and the number of workers."""
+    round_trip: float = 0.02
     copies: bool = False
     copy_seconds: float = 3.0
 
@@ -119,7 +122,7 @@ class Plan:
             raise UsageError("workers: numbers from 1 to 200, such as 1,2,4,8,20")
         if not set(self.directions) <= {"up", "down"} or not self.directions:
             raise UsageError("directions: up, down, or both")
-        if self.rounds < 1 or not 0.2 <= self.seconds <= 120 or not 0 <= self.warmup <= 60:
+        if self.rounds < 1 or not 0.2 <= self.seconds <= 120 or not 0 <= (self.warmup or 0) <= 60:
             raise UsageError("at least one round; 0.2 to 120 s a transfer; at most 60 s of warming up")
 
     @property
@@ -140,22 +143,23 @@ class Plan:
                 for label in turn:
                     yield number, work, label
 
-    def count(self, tunnels: int | None = None) -> int:
+    def warming(self, workers: int) -> float:
+        """Seconds until so many flows have found their rates: some twenty round trips of slow start and of the losses
+        at its end for one, more for several that get into each other's way.
+        """
+        if self.warmup is not None:
+            return self.warmup
+        return 0.5 + 25 * self.round_trip * (1 + math.log2(workers) / 2)
+
+    def count(self) -> int:
         """Steps there will be."""
-        ways = 1 + (len(self.ways) if tunnels is None else tunnels)
-        return self.rounds * ways * (len(self.works()) + self.copies)
+        return self.rounds * (1 + len(self.ways)) * (len(self.works()) + self.copies)
 
     def duration(self) -> float:
         """Seconds the whole will take, about."""
         ways = 1 + len(self.ways)
         one_round = ways * (
-            len(self.works()) * (self.warmup + self.seconds + STEP_OVERHEAD) + self.copies * self.copy_seconds
+            sum(self.warming(work.workers) + self.seconds + STEP_OVERHEAD for work in self.works())
+            + self.copies * self.copy_seconds
         )
         return ways * (OPEN_SECONDS + PING_SECONDS) + self.rounds * one_round
-
-
-def warmup_for(round_trip: float) -> float:
-    """Seconds that TCP's slow start takes on a link of this round trip (s), generously: some twenty round trips, and
-    losses at its end that take as many again.
-    """
-    return 0.5 + 25 * round_trip

@@ -29,7 +29,7 @@ from vpn.bench import messages as m
 from vpn.bench.agent import TRAFFIC
 from vpn.bench.figures import common_rates, fairness
 from vpn.bench.goals import judge
-from vpn.bench.plan import NATIVE, PINGS, Link, Plan, Way, Work, warmup_for
+from vpn.bench.plan import NATIVE, PINGS, Link, Plan, Way, Work
 from vpn.bench.report import Report, Row
 from vpn.errors import TunnelError, UsageError
 from vpn.process import python_argv
@@ -63,7 +63,6 @@ class Settings:
     plan: Plan
     places: Places
     link: Link | None = None
-    warmup: float | None = None
     say: Callable[[str], None] = field(default=lambda _text: None)
     step: Callable[[str], None] = field(default=lambda _text: None)
 
@@ -199,8 +198,7 @@ class Run:
             raise TunnelError(
                 "tunnel", f"the far side, {host}:{port}, does not answer without a tunnel: {error.message}"
             ) from None
-        if self.settings.warmup is None:
-            self.plan = replace(self.plan, warmup=warmup_for(row.round_trip))
+        self.plan = replace(self.plan, round_trip=row.round_trip)
 
     async def _ping(self, label: str) -> float:
         host, port = self.server
@@ -258,13 +256,14 @@ class Run:
         point = row.point(work.direction, work.workers)
         try:
             before = await self._gateway_cpu(label)
-            request = m.Transfer(label, self.server, work.direction, work.workers, self.plan.warmup, self.plan.seconds)
+            warmup = self.plan.warming(work.workers)
+            request = m.Transfer(label, self.server, work.direction, work.workers, warmup, self.plan.seconds)
             answer = await self._agent(label).ask(request, m.Transferred)
             after = await self._gateway_cpu(label)
             wrong = [worker.error for worker in answer.workers if worker.error]
             if wrong:
                 raise TunnelError("tunnel", f"{len(wrong)} of {work.workers} workers failed: {wrong[0]}")
-            rates = common_rates([worker.samples for worker in answer.workers], self.plan.warmup)
+            rates = common_rates([worker.samples for worker in answer.workers], warmup)
         except (TunnelError, ValueError) as error:
             point.problem = str(error)
             self.settings.say(f"{label}, {work.workers} {work.direction}: {error}")
@@ -301,5 +300,6 @@ class Run:
             "node": self.places.node or "here",
             "home": self.places.home or "here",
         }
-        report.settings = {"rounds": plan.rounds, "seconds": plan.seconds, "warmup": round(plan.warmup, 3)}
+        warmup = round(plan.warming(1), 3)
+        report.settings = {"rounds": plan.rounds, "seconds": plan.seconds, "warmup_of_one": warmup}
         report.goals = judge(report, self.settings.link)
