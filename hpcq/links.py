@@ -11,14 +11,17 @@ Failure cases: a stranger fails in TLS; another version is refused with both ver
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
+from hpcq.addresses import raise_descriptor_limit
 from hpcq.files.service import FileService
 from hpcq.questions import Questions
 from hpcq.roster import Entry, Roster
@@ -28,6 +31,10 @@ log = logging.getLogger("hpcq.manager")
 
 SILENCE_LIMIT = 60.0
 """Seconds without a byte after which the other side counts as gone."""
+
+
+CROWDED = 0.7
+"""Pilots per open file allowed at which the user is told: each takes one, and moves files by another."""
 
 
 class Owner(Protocol):
@@ -56,12 +63,22 @@ class Links:
         self._entries: dict[transport.Link, Entry | None] = {}  # None: a client
         self._server: asyncio.Server | None = None
         self._closing = False
+        self._limit = raise_descriptor_limit()
+        self._warned = False
         self._emptied: asyncio.Future[None] | None = None
 
-    async def listen(self, address: str | None, port: int, identity: conn.Identity) -> int:
-        """Serve whoever knows the queue's key; the port. Raises OSError when it cannot be listened on."""
+    async def listen(self, address: str | None, ports: Sequence[int], identity: conn.Identity) -> int:
+        """Serve whoever knows the queue's key, on the first port that is free; returns it. Raises OSError."""
         make = partial(transport.manager_side, self._on_messages, self._on_closed)
-        self._server = await transport.listen(address, port, conn.manager_tls(identity), make)
+        tls = conn.manager_tls(identity)
+        for port in ports:
+            try:
+                self._server = await transport.listen(address, port, tls, make)
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or port == ports[-1]:
+                    raise
+        assert self._server is not None
         return int(self._server.sockets[0].getsockname()[1])
 
     def get(self, pilot: str) -> transport.Link | None:
@@ -138,6 +155,14 @@ class Links:
         entry = self._roster.arrived(hello, time.time())
         self._entries[link] = entry
         self._by_pilot[hello.pilot] = link
+        if not self._warned and len(self._by_pilot) > self._limit * CROWDED:
+            self._warned = True
+            log.warning(
+                "%d pilots are connected, and this process may open %d files at most: raise the limit before the "
+                "program starts (`ulimit -n`, or ask the site for a higher hard limit)",
+                len(self._by_pilot),
+                self._limit,
+            )
         self._owner.arrived(entry)
 
     def _objection(self, hello: m.PilotHello | m.ClientHello | m.DataHello) -> str:
