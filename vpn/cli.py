@@ -262,6 +262,16 @@ def credential(name: str, label: str, output: Path) -> None:
         raise UsageError(f"cannot write {output}: {error.strerror}") from None
 
 
+@cli.command("bench", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Measure tunnels against native (`hpcq bench tunnel`)."""
+    from vpn.bench.cli import tunnel  # noqa: PLC0415 - slow to import, and rarely wanted
+
+    ctx.exit(tunnel.main(args=list(arguments), prog_name=ctx.command_path, standalone_mode=False) or 0)
+
+
 @cli.command()
 @_json
 def probe(as_data: bool) -> None:
