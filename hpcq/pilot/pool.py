@@ -28,6 +28,7 @@ from hpcq.pilot.core import Core
 from hpcq.pilot.host import task_environment
 from hpcq.pilot.lanes import Broken, Command, Give, Kill, Pin, Recall, Report, Start
 from hpcq.pilot.processes import kill_session, kill_tree, pin_tree
+from hpcq.pilot.rest import Readers
 from hpcq.pilot.runner import FromRunner, Held, Ready, read_bounded
 from hpcq.pilot.sampler import YOUNG, Sampler, Target
 from hpcq.pilot.scratch import remove_tree
@@ -117,6 +118,7 @@ class Pool:
         self._runners: dict[int, Runner] = {}
         self._functions: dict[bytes, bytes] = {}
         self._lives: set[asyncio.Task[None]] = set()
+        self._readers: Readers[Runner] = Readers(self._loop, self._read, lambda runner: core.busy_for(runner.lane))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self.sandboxes: dict[int, str] = {}
@@ -177,6 +179,7 @@ class Pool:
 
     def _on_time(self) -> None:
         self._timer = self._timer_at = None
+        self._readers.catch_up()
         self.perform(self._core.time(self._loop.time()))
 
     # --- one runner's life ---
@@ -200,7 +203,7 @@ class Pool:
             unread = {message.task.id for message in self._not_begun(runner) if isinstance(message, m.Execute)}
         finally:
             del self._runners[runner.lane]
-            self._loop.remove_reader(runner.results)
+            self._readers.leave(runner)
             self._loop.remove_writer(runner.tasks)
             runner.close()
         self.on_death()
@@ -229,7 +232,7 @@ class Pool:
             kill_tree(process.pid)
         elif runner.cpus:
             pin_tree(process.pid, runner.cpus)
-        self._loop.add_reader(runner.results, self._read, runner)
+        self._readers.watch(runner)
         status = await process.wait()
         kill_session(process.pid)
         while self._read(runner):
@@ -245,7 +248,7 @@ class Pool:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._loop.remove_reader(runner.results)
+            self._readers.leave(runner)
             return False
         results = []
         for body in runner.frames.feed(data):
@@ -338,6 +341,7 @@ class Pool:
         runner = self._runners.get(lane)
         if runner is None:
             return
+        self._read(runner)  # what it has done it need not be killed for
         back: set[int] = set()
         for message in self._not_begun(runner):
             if isinstance(message, m.Execute):
@@ -371,6 +375,7 @@ class Pool:
             self._kill(lane)
         if self._timer is not None:
             self._timer.cancel()
+        self._readers.close()
         while self._lives:
             await asyncio.wait(self._lives)
 
