@@ -16,13 +16,13 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 
-from hpcq import flow, lock, serialize, state_dir
+from hpcq import addresses, flow, lock, serialize, state_dir
 from hpcq.credentials import GatewayCredentials
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
 from hpcq.jobs import JobWatch
@@ -51,14 +51,15 @@ class Queue:
 
     Args:
         name: how ``hpcq submit-pilots --name`` calls it: letters, digits and ``._-``; made up when not given.
-        address: the address to listen on; all of this host's when not given.
-        port: the port; any free one when 0.
+        address: the address or name to listen on; all of this host's when not given, and pilots try them in turn.
+        interface: the network interface (``"ib0"``) whose address to listen on, instead.
+        port: the port, or a range (``"20000-20100"``) of which the first free one is taken; any free one when 0.
         keep_pilots: leave batch jobs alone at the end; their pilots wait for a program with the same queue name.
         speculate: give a task that has run this many times longer than others of its category (or function) did a copy
             on another pilot, where there is room; the first result counts. Never by default: a task may run twice.
 
     Raises:
-        UsageError: the name cannot be used, or another running program serves that queue.
+        UsageError: the name cannot be used, or another running program serves that queue; no such address or interface.
         HpcqError: the address cannot be listened on.
     """
 
@@ -67,11 +68,13 @@ class Queue:
         name: str | None = None,
         *,
         address: str | None = None,
-        port: int = 0,
+        interface: str | None = None,
+        port: int | str | Sequence[int] = 0,
         keep_pilots: bool = False,
         speculate: float | None = None,
     ) -> None:
         _check_speculate(speculate)
+        where, candidates = addresses.place(address, interface), addresses.ports(port)
         self._temporary = name is None
         self.name = name or f"queue-{os.getpid()}-{secrets.token_hex(3)}"
         self.keep_pilots = keep_pilots
@@ -89,7 +92,7 @@ class Queue:
             self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(), speculate)
             self._manager.answer_to("tasks", self._answer_tasks)
             self._manager.answer_to("explain", self._answer_explain)
-            self.connection = self._manager.start(address, port)
+            self.connection = self._manager.start(*where, candidates)
             try:
                 self._jobs = JobWatch(self.name, self._manager)
             except BaseException:

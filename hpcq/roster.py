@@ -134,6 +134,15 @@ class Roster:
         entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
         entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
 
+    def tunnel(self, entry: Entry, message: m.TunnelDown | m.TunnelUp) -> None:
+        """Its tunnel broke, or is back."""
+        if isinstance(message, m.TunnelDown):
+            entry.message = f"its tunnel is down: {message.message}"
+            return
+        entry.message = ""
+        entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
+        entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
+
     def failed(self, entry: Entry, message: m.StartFailed) -> None:
         """It cannot serve, or no longer."""
         entry.state, entry.failed_layer, entry.message = PilotState.FAILED, message.layer, message.message

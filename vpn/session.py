@@ -50,6 +50,11 @@ class Session:
         self.lost = lost
 
     @property
+    def can_spawn(self) -> bool:
+        """Whether programs can still be started inside; a lost session's namespace may live on without a way out."""
+        return not self._tunnel.client.lost.done()
+
+    @property
     def info(self) -> TunnelInfo:
         """Mode, kind, address, MTU… as they are now."""
         return self._tunnel.info()

@@ -95,7 +95,9 @@ class Runner:
 
 
 class Pool:
-    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager."""
+    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager, ``on_death``
+    before a runner's death is judged: whoever knows that its surroundings broke says so now.
+    """
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class Pool:
         self._spawn = spawn
         self._report = report
         self._broken = broken
+        self.on_death: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._runners: dict[int, Runner] = {}
         self._functions: dict[bytes, bytes] = {}
@@ -200,6 +203,7 @@ class Pool:
             self._loop.remove_reader(runner.results)
             self._loop.remove_writer(runner.tasks)
             runner.close()
+        self.on_death()
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)

@@ -71,6 +71,15 @@ class PilotReady(_Value):
     time_left: float = math.inf
 
 
+class PilotTunnel(_Value):
+    """A pilot's tunnel broke or is back; unless ``usable``, nothing can run there meanwhile."""
+
+    pilot: str
+    wan: bool
+    usable: bool = True
+    features: frozenset[str] = NO_FEATURES
+
+
 class PilotDraining(_Value):
     """A pilot takes nothing new."""
 
@@ -149,6 +158,7 @@ Event = (
     | Cancelled
     | CategorySet
     | PilotReady
+    | PilotTunnel
     | PilotDraining
     | PilotGone
     | StartFailed

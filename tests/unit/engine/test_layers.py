@@ -14,6 +14,7 @@ ALLOWED = {
     "errors": set(),
     "units": {"errors"},
     "state_dir": {"errors"},
+    "addresses": {"errors"},
     "lock": {"errors"},
     "messages": {"errors"},
     "versions": {"messages"},
@@ -27,11 +28,13 @@ ALLOWED = {
     "connection": {"errors", "messages", "state_dir"},
     "transport": {"connection", "errors", "messages", "protocol"},
     "credentials": {"messages", "roster", "transport"},
-    "questions": {"messages", "roster", "scheduler", "transport"},
+    "questions": {"addresses", "messages", "roster", "scheduler", "transport"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
+    "readiness": {"errors", "messages", "roster", "scheduler"},
+    "links": {"addresses", "connection", "files", "messages", "questions", "roster", "transport", "versions"},
     "manager": {
-        "connection", "credentials", "errors", "files", "functions", "messages", "questions", "roster", "scheduler",
-        "task", "transport", "versions",
+        "connection", "credentials", "errors", "files", "functions", "links", "messages", "questions", "readiness",
+        "roster", "scheduler", "task", "transport",
     },
     "jobs": {"batch", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
@@ -54,6 +57,7 @@ PURE = [
     "messages",
     "functions",
     "roster",
+    "readiness",
     "task",
 ]
 
