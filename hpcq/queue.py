@@ -31,7 +31,7 @@ from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
-from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, TaskRow, TaskState
+from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, SpeculationSet, TaskRow, TaskState
 from hpcq.task import Attempt, Options, Outcome, PythonTask, Task, whole_number
 
 PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
@@ -73,8 +73,7 @@ class Queue:
         keep_pilots: bool = False,
         speculate: float | None = None,
     ) -> None:
-        if speculate is not None and not (isinstance(speculate, int | float) and 1 < speculate < math.inf):
-            raise UsageError(f"speculate must be a number of times more than 1, or None, not {speculate!r}")
+        _check_speculate(speculate)
         where, candidates = addresses.place(address, interface), addresses.ports(port)
         self._temporary = name is None
         self.name = name or f"queue-{os.getpid()}-{secrets.token_hex(3)}"
@@ -404,6 +403,15 @@ class Queue:
             raise UsageError(f"seconds must be a positive number or None, not {seconds!r}")
         self._manager.tell(HostBlocked(host, math.inf if seconds is None else float(seconds)))
 
+    def speculate(self, times: float | None) -> None:
+        """From now on what ``Queue(speculate=times)`` does; None: no more copies.
+
+        Raises:
+            UsageError: not a number of times.
+        """
+        _check_speculate(times)
+        self._manager.tell(SpeculationSet(times))
+
     def unblock_host(self, host: str) -> None:
         """Use a host again."""
         _check_host(host)
@@ -462,6 +470,11 @@ class Queue:
 
     def __repr__(self) -> str:
         return f"<hpcq.Queue {self.name!r} port {self.connection.port} {'closed' if self._closed else 'open'}>"
+
+
+def _check_speculate(times: object) -> None:
+    if times is not None and not (isinstance(times, int | float) and 1 < times < math.inf):
+        raise UsageError(f"speculate must be a number of times more than 1, or None, not {times!r}")
 
 
 def _check_host(host: object) -> None:
