@@ -29,6 +29,7 @@ from hpcq.jobs import JobWatch
 from hpcq.mailbox import Mailbox, Receiver
 from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
+from hpcq.parcels import Load, Pieces
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
 from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, SpeculationSet, TaskRow, TaskState
@@ -165,30 +166,35 @@ class Queue:
         options = task.options
         if isinstance(task, PythonTask):
             key, body = self._functions.body(task.function)
-            payload = serialize.dump_arguments(task.args, task.kwargs)
+            arguments = serialize.dump_arguments(task.args, task.kwargs)
+            payload, parcel = (arguments, None) if isinstance(arguments, bytes) else (b"", self._stored(arguments))
             kind = options.category or key.hex()
         else:
-            key, body, payload, kind = (
-                b"",
-                b"",
-                task.command.encode(errors="surrogateescape"),
-                options.category or "",
-            )
+            key, body, parcel = b"", b"", None
+            payload, kind = task.command.encode(errors="surrogateescape"), options.category or ""
         if len(body) + len(payload) > PAYLOAD_LIMIT:
             raise SerializationError(
-                f"the function and its arguments are {len(body) + len(payload)} bytes pickled, over the limit of about "
-                "1 GiB; pass large data through files"
+                f"the function is {len(body)} bytes pickled, over the limit of 1 GiB; pass large data as arguments"
             )
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
+            None, None if parcel is None else parcel.sizes,
         )  # fmt: skip
         needs = NewTask(
             number, options.cores, options.memory, options.network, options.priority, options.retries, kind,
             options.disk, options.gpus, options.features, options.walltime or 0.0,
         )  # fmt: skip
         files = self._files(task, options) if options.inputs or options.outputs else None
-        return Submission(needs, spec, body, files)
+        return Submission(needs, spec, body, files, None if parcel is None else parcel.parcel)
+
+    def _stored(self, arguments: Pieces) -> Load:
+        """A copy of large arguments, as they are now."""
+        try:
+            return Load(self._manager.depot.shelf.store(arguments), arguments.sizes)
+        except OSError as error:
+            size = sum(arguments.sizes)
+            raise SerializationError(f"the arguments, {size} bytes pickled, cannot be kept: {error}") from error
 
     def _files(self, task: Task, options: Options) -> Any:
         from hpcq.files.plan import make_plan  # noqa: PLC0415 - only tasks with files need it
