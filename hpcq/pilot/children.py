@@ -45,6 +45,7 @@ class ChildRunner(Runner):
         started_at = time.time()
         began = time.perf_counter()
         self._sandbox = directory
+        self._pieces = None
         end = self._run_child(task)
         cpu = end.cpu
         if end_children():  # theirs is not in what the child was told to have used
@@ -56,6 +57,7 @@ class ChildRunner(Runner):
         return m.TaskResult(
             task.id, end.outcome.value, end.payload, end.exit_code, output, errors, end.message, started_at,
             time.perf_counter() - began, left_out + errors_left_out, end.memory, self._disk / 2**20, cpu,
+            parcel=self._pieces,
         )  # fmt: skip
 
     def _empty_home(self) -> None:

@@ -35,7 +35,7 @@ class Doom:
 
     def attribute(self, result: TaskResult, seconds: float) -> None:
         """Make the result say why the task was ended after ``seconds``, if it was; one that got done before counts."""
-        if self.strikes and result.id == self.task and result.outcome != Outcome.SUCCESS:
+        if self.strikes and result.id == self.task and result.outcome != Outcome.SUCCESS and result.parcel is None:
             result.outcome, result.message = self.outcome.value, self.why
             result.payload, result.exit_code = b"", None
             result.seconds = max(result.seconds, seconds)

@@ -23,7 +23,7 @@ from hpcq.pilot.runner import flush_c_streams
 from hpcq.task import Outcome
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[str, bytes, str]).decode
+_decode = msgspec.msgpack.Decoder(tuple[str, bytes, str, list[int] | None]).decode
 
 
 class ForkRunner(ChildRunner):
@@ -46,7 +46,7 @@ class ForkRunner(ChildRunner):
         memory, cpu = used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
         answer = self._take_answer()
         if status == 0 and answer:
-            outcome, payload, message = _decode(answer)
+            outcome, payload, message, self._pieces = _decode(answer)
             return End(Outcome(outcome), message, payload, memory=memory, cpu=cpu)
         from hpcq.pilot.deaths import how_it_died  # noqa: PLC0415 - rarely needed
 
@@ -72,7 +72,7 @@ class ForkRunner(ChildRunner):
                 self._output.flush()
                 self._errors.flush()
                 flush_c_streams(None)
-                self._give_answer(_encode((outcome.value, payload, message)))
+                self._give_answer(_encode((outcome.value, payload, message, self._pieces)))
             status = 0
         finally:
             os._exit(status)

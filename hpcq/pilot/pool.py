@@ -26,6 +26,7 @@ import msgspec
 from hpcq import messages as m
 from hpcq.pilot import datagrams
 from hpcq.pilot.core import Core
+from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import task_environment
 from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Pin, Recall, Report, Start
 from hpcq.pilot.process import Runner, Spawn
@@ -45,21 +46,25 @@ KILLERS = 8
 
 
 class Pool:
-    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager."""
+    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager, ``on_death``
+    before a runner's death is judged: whoever knows that its surroundings broke says so now.
+    """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all six differ in type
         self,
         core: Core,
         scratch: Path,
         spawn: dict[str, Spawn],
         report: Callable[[Report], None],
         broken: Callable[[str], None],
+        hold: Hold,
     ) -> None:
         self._core = core
         self._scratch = scratch
         self._spawn = spawn
         self._report = report
         self._broken = broken
+        self.on_death: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._runners: dict[int, Runner] = {}
         self._functions: dict[bytes, bytes] = {}
@@ -69,6 +74,7 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self.sandboxes: dict[int, str] = {}
+        self.hold = hold
         self._sampler = Sampler(self._at_work, self._exceeded)
         self._sampling = self._loop.create_task(self._sampler.run())
         self.idle = asyncio.Event()
@@ -149,12 +155,13 @@ class Pool:
                 os.write(runner.errors, f"{type(error).__name__}: {error}\n".encode())
                 status = 127
             written = runner.written()
-            unread = {message.task.id for message in self._not_begun(runner) if isinstance(message, m.Execute)}
+            unread = self._not_begun(runner)
         finally:
             del self._runners[runner.lane]
             self._readers.leave(runner)
             self._loop.remove_writer(runner.tasks)
             runner.close()
+        self.on_death()
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)
@@ -207,6 +214,8 @@ class Pool:
             elif isinstance(message, Held):
                 runner.held = message.memory
             else:
+                if message.parcel is not None:
+                    self.hold.left(message.id, datagrams.left(runner.tasks, message.id), message.parcel)
                 results.append(self._measured(runner, message))
         if results:
             self.perform(self._core.ended(runner.lane, results, self._loop.time()))
@@ -280,10 +289,13 @@ class Pool:
         if key and key not in runner.known:
             runner.known.add(key)
             self._send(runner, m.Define(key, self._functions[key]))
-        self._send(runner, m.Execute(command.task, self.sandboxes.get(command.task.id, "")))
+        number = command.task.id
+        load = self.hold.given.get(number)
+        execute = m.Execute(command.task, self.sandboxes.get(number, ""), -1, self.hold.shelf.is_full())
+        self._send(runner, execute, -1 if load is None else load.descriptor)
 
-    def _send(self, runner: Runner, message: msgspec.Struct) -> None:
-        runner.unsent.append(datagrams.pack(message))
+    def _send(self, runner: Runner, message: msgspec.Struct, parcel: int = -1) -> None:
+        runner.unsent.append(datagrams.pack(message, parcel))
         if len(runner.unsent) == 1:
             self._send_waiting(runner)
 
@@ -298,8 +310,8 @@ class Pool:
             except OSError:  # it has died: what it was given is found out by that
                 pass
             runner.unsent.popleft()
-            if attached is not None:
-                os.close(attached)
+            for descriptor in attached:
+                os.close(descriptor)
 
     def _on_writable(self, runner: Runner) -> None:
         self._loop.remove_writer(runner.tasks)
@@ -309,17 +321,21 @@ class Pool:
         runner = self._runners.get(lane)
         if runner is None:
             return
-        back: set[int] = set()
-        for message in self._not_begun(runner):
-            if isinstance(message, m.Execute):
-                back.add(message.task.id)
-            elif isinstance(message, m.Define):
-                runner.known.discard(message.key)
-        self._read(runner)  # after that: what came before a task that it has read is done, and told
+        back = self._not_begun(runner)
+        self._read(runner)  # after that: what came before a task that it has got is done, and told
         self.perform(self._core.recalled(lane, back, self._loop.time()))
 
-    def _not_begun(self, runner: Runner) -> list[Any]:
-        return [*self._unread(runner), *self._unsent(runner)]
+    def _not_begun(self, runner: Runner) -> set[int]:
+        """Take back what the runner has not got; which tasks are among it."""
+        back: set[int] = set()
+        for message in [*self._unread(runner), *self._unsent(runner)]:
+            if isinstance(message, m.Execute):
+                back.add(message.task.id)
+                if message.parcel >= 0:
+                    os.close(message.parcel)
+            elif isinstance(message, m.Define):
+                runner.known.discard(message.key)
+        return back
 
     def _unread(self, runner: Runner) -> list[Any]:
         """What is still in the socket; the far end is blocking for the runner, so each read says not to wait."""

@@ -38,7 +38,7 @@ class Runner:
         self.handle = -1
         self.kills: set[asyncio.Future[None]] = set()
         self.known: set[bytes] = set()
-        self.unsent: deque[tuple[bytes, int | None]] = deque()
+        self.unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.killed = False
         self.cpus: tuple[int, ...] = ()
         self.held = 0.0
@@ -76,6 +76,6 @@ class Runner:
             if descriptor >= 0:
                 os.close(descriptor)
         for _, attached in self.unsent:
-            if attached is not None:
-                os.close(attached)
+            for descriptor in attached:
+                os.close(descriptor)
         remove_tree(self.directory)
