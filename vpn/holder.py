@@ -29,7 +29,7 @@ from pathlib import Path
 from vpn import kernel
 from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
-from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Resolve, WriteFile
+from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Resolve, WriteFile
 from vpn.refusals import explain_tun, explain_unshare
 from vpn.spawn import leave_terminal_alone, raise_file_limit
 
@@ -37,6 +37,7 @@ _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 # Where a tmpfs may cover what is there: no site keeps data or programs in /sys, as some do in /mnt.
 _ROOMS = ("/sys", "/media", "/srv", "/mnt")
+LISTEN_BACKLOG = 4096
 _BYPASSES = (  # sockets through which glibc asks a resolver of the host's instead of reading resolv.conf
     "/run/systemd/resolve/io.systemd.Resolve",
     "/run/nscd/socket",
@@ -55,6 +56,7 @@ class Holder(Keeper):
             Resolve: self.on_resolve,
             WriteFile: self.on_write_file,
             PrivateDirectory: self.on_private_directory,
+            Listen: self.on_listen,
         }
 
     def started(self) -> None:
@@ -102,15 +104,27 @@ class Holder(Keeper):
         self.report(Done(message.id))
 
     def on_write_file(self, message: WriteFile, _fds: list[int]) -> None:
-        """Write a setting, or a file of its own; one that has a mode never exists with another."""
+        """Write a setting, or a file of its own: that is replaced as a whole, and never exists with another mode."""
+        path = Path(f"{message.path}.new" if message.mode else message.path)
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (os.O_CREAT if message.mode else 0)
-        with os.fdopen(os.open(message.path, flags, message.mode), "w") as file:
+        with os.fdopen(os.open(path, flags, message.mode), "w") as file:
             file.write(message.text)
+        if message.mode:
+            path.replace(message.path)
         self.report(Done(message.id))
 
     def on_private_directory(self, message: PrivateDirectory, _fds: list[int]) -> None:
         """Mount a tmpfs over a directory no program here needs."""
         self.report(Done(message.id, mount_room()))
+
+    def on_listen(self, message: Listen, _fds: list[int]) -> None:
+        """A listening socket; it belongs to this namespace wherever it is sent."""
+        family = socket.AF_INET6 if ":" in message.address else socket.AF_INET
+        with socket.socket(family, message.kind) as sock:
+            sock.bind((message.address, message.port))
+            if message.kind == socket.SOCK_STREAM:
+                sock.listen(LISTEN_BACKLOG)
+            self.report(Done(message.id), (sock.fileno(),))
 
 
 def configure_link(message: Configure) -> None:

@@ -8,6 +8,8 @@ inside (the holder), which also configures it. Requests carry an ``id`` and are 
 
 from __future__ import annotations
 
+import socket
+
 import msgspec
 
 from vpn.errors import Layer
@@ -79,6 +81,17 @@ class PrivateDirectory(Message, frozen=True):
     id: int
 
 
+class Listen(Message, frozen=True):
+    """Make a listening socket in the namespace and send it back (holder only): an IP address, a port (0: the
+    kernel chooses), SOCK_STREAM or SOCK_DGRAM.
+    """
+
+    id: int
+    address: str
+    port: int = 0
+    kind: int = socket.SOCK_STREAM
+
+
 class Ready(Message, frozen=True):
     """The keeper serves; ``notes`` are things that were refused but are not needed."""
 
@@ -114,5 +127,5 @@ class Exited(Message, frozen=True):
     max_rss: int = 0
 
 
-Request = Spawn | Kill | OpenTun | Configure | Resolve | WriteFile | PrivateDirectory
+Request = Spawn | Kill | OpenTun | Configure | Resolve | WriteFile | PrivateDirectory | Listen
 Report = Ready | Done | Failed | Exited

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import Literal
 
 from vpn.channel import Packet, pair
-from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Report, Resolve, WriteFile
+from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Report, Resolve, WriteFile
 from vpn.process import REAP_DEADLINE, Client, Process, python_argv
 
 Identity = Literal["user", "root"]
@@ -51,6 +52,11 @@ class Namespace:
         """A tmpfs only this namespace sees."""
         packet: Packet[Report] = await self.client.request(PrivateDirectory(self.client.number()))
         return packet.message.value if isinstance(packet.message, Done) else ""
+
+    async def listen(self, address: str, port: int = 0, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A listening socket that stands inside; the caller closes it. Port 0: the kernel chooses one."""
+        packet = await self.client.request(Listen(self.client.number(), address, port, kind))
+        return socket.socket(fileno=packet.fds[0])
 
     async def close(self) -> None:
         """End everything inside; returns when the kernel says it is gone."""

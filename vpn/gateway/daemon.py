@@ -23,8 +23,9 @@ import msgspec
 
 from vpn.config import Credential, Secret
 from vpn.errors import GatewayError, VpnError
-from vpn.gateway import control, state
-from vpn.gateway.ocserv import UPLINK_DNS
+from vpn.gateway import control, ocserv, state
+from vpn.gateway.addresses import UPLINK_DNS
+from vpn.gateway.plane_messages import Figure
 from vpn.gateway.server import Server
 from vpn.gateway.state import GatewayConfig, Record
 from vpn.process import first_of
@@ -123,17 +124,19 @@ class Daemon:
             case control.Issue(label):
                 username, password = await self.server.issue(label)
                 addresses = tuple(self._addresses())
-                credential = Credential(addresses, self.server.port, self.server.pin, username, Secret(password))
+                mtu, dtls = (ocserv.MTU, False) if self.config.uplink == "sockets" else (0, True)
+                where = (addresses, self.server.port, self.server.pin)
+                credential = Credential(*where, username, Secret(password), mtu, dtls)
                 return control.Issued(credential.to_bytes())
             case control.Revoke(username):
                 await self.server.revoke(username)
             case control.Status():
-                return self._report()
+                return self._report(await self.server.figures())
             case control.Stop():
                 self.stopped.set()
         return control.Agreed()
 
-    def _report(self) -> control.Report:
+    def _report(self, figures: dict[str, Figure]) -> control.Report:
         return control.Report(
             name=self.config.name,
             host=socket.gethostname(),
@@ -142,7 +145,7 @@ class Daemon:
             pin=self.server.pin,
             dns=list(self.config.dns) or [UPLINK_DNS],
             uptime=time.monotonic() - self.started_at,
-            pilots=self.server.book.pilots(),
+            pilots=self.server.book.pilots(figures),
         )
 
 
