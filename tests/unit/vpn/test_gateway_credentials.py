@@ -139,7 +139,7 @@ def test_the_store_keeps_and_replaces(tmp_path):
 
 
 def test_a_store_that_cannot_be_written_or_read_is_said_and_survived(tmp_path, caplog):
-    store = Store(tmp_path / "no" / "file", lambda: [])
+    store = Store(tmp_path / "no" / "file", list)
 
     async def main():
         await store.save()
@@ -149,5 +149,5 @@ def test_a_store_that_cannot_be_written_or_read_is_said_and_survived(tmp_path, c
     assert len(caplog.records) == 1
     assert "will not outlive this gateway" in caplog.text
     (tmp_path / "file").write_text("[{}]")
-    assert Store(tmp_path / "file", lambda: []).load() == []
+    assert Store(tmp_path / "file", list).load() == []
     assert "cannot be read" in caplog.text
