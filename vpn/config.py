@@ -16,7 +16,7 @@ import msgspec
 
 from vpn.errors import UsageError
 
-Mode = Literal["openconnect", "none"]
+Mode = Literal["openconnect", "relay", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
@@ -50,8 +50,8 @@ class Secret:
     __copy__ = __deepcopy__ = lambda self, *_: self
 
 
-class _Wire(msgspec.Struct, forbid_unknown_fields=True):
-    """A credential as JSON; ``version`` grows when a field changes its meaning."""
+class _Wire(msgspec.Struct, omit_defaults=True):
+    """A credential as JSON; ``version`` grows when a field changes its meaning, not when one is added."""
 
     addresses: list[str]
     port: int
@@ -59,6 +59,7 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True):
     username: str
     password: str
     version: int = 1
+    relay_port: int = 0
     mtu: int = 0
     dtls: bool = True
 
@@ -68,8 +69,9 @@ class Credential:
     """Who to be at which server: tried address after address, the server's key pinned.
 
     ``pin`` is ``pin-sha256:`` and the base64 SHA-256 of the server's public key (RFC 7469's form, as
-    openconnect takes it). ``mtu`` (bytes; 0: unsaid) and ``dtls`` are what serves best at this server: one that ends
-    pilots' TCP itself is reached fastest by TLS with the largest packets.
+    openconnect takes it). ``port`` is where openconnect is served, ``relay_port`` the relay; 0 where it is not.
+    ``mtu`` (bytes; 0: unsaid) and ``dtls`` are what serves openconnect best at this server: one that ends pilots' TCP
+    itself is reached fastest by TLS with the largest packets.
     """
 
     addresses: tuple[str, ...]
@@ -77,6 +79,7 @@ class Credential:
     pin: str
     username: str
     password: Secret
+    relay_port: int = 0
     mtu: int = 0
     dtls: bool = True
 
@@ -84,7 +87,9 @@ class Credential:
         _require(bool(self.addresses), "a credential needs at least one server address")
         for address in self.addresses:
             _require(_is_host(address), f"{address!r} is not a host name or address")
-        check_port(self.port)
+        for port in filter(None, (self.port, self.relay_port)):
+            check_port(port)
+        _require(bool(self.port or self.relay_port), "a credential needs a port")
         check_pin(self.pin)
         check_mtu(self.mtu)
         _require(_USER.fullmatch(self.username) is not None, f"{self.username!r} cannot be a user name")
@@ -94,14 +99,9 @@ class Credential:
     def to_bytes(self) -> bytes:
         """JSON with the password in it: for an encrypted channel or a 0600 file only."""
         wire = _Wire(
-            list(self.addresses),
-            self.port,
-            self.pin,
-            self.username,
-            self.password.reveal(),
-            mtu=self.mtu,
-            dtls=self.dtls,
-        )
+            list(self.addresses), self.port, self.pin, self.username, self.password.reveal(),
+            relay_port=self.relay_port, mtu=self.mtu, dtls=self.dtls,
+        )  # fmt: skip
         return msgspec.json.encode(wire)
 
     @classmethod
@@ -112,8 +112,9 @@ class Credential:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise UsageError("not a credential of a gateway (or one of another version)") from None
         return cls(
-            tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password), wire.mtu, wire.dtls
-        )
+            tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password),
+            wire.relay_port, wire.mtu, wire.dtls,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class TunnelConfig:
     ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
     before the tunnel counts as lost. ``dtls`` and ``mtu`` are asked of the server (None, 0: what its credential says).
+    ``direct`` are networks reached from the node itself.
     """
 
     mode: Mode
@@ -133,16 +135,20 @@ class TunnelConfig:
     dtls: bool | None = None
     mtu: int = 0
     dns: tuple[str, ...] = ()
+    direct: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        _require(self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential")
+        if self.mode in ("openconnect", "relay"):
+            _require(self.credential is not None, f"mode {self.mode} needs a credential")
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
         check_mtu(self.mtu)
         for server in self.dns:
             check_address(server)
+        for network in self.direct:
+            check_network(network)
 
 
 def check_port(port: int) -> int:
@@ -169,6 +175,14 @@ def check_address(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         raise UsageError(f"{text!r} is not an IP address") from None
+
+
+def check_network(text: str) -> str:
+    """An IP network: ADDRESS/BITS, or an address alone."""
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise UsageError(f"{text!r} is not a network (192.0.2.0/24, 2001:db8::/32)") from None
 
 
 def parse_server(text: str) -> tuple[str, int]:

@@ -8,8 +8,6 @@ inside (the holder), which also configures it. Requests carry an ``id`` and are 
 
 from __future__ import annotations
 
-import socket
-
 import msgspec
 
 from vpn.errors import Layer
@@ -43,6 +41,26 @@ class OpenTun(Message, frozen=True):
 
     id: int
     name: str
+
+
+class Listen(Message, frozen=True):
+    """Bind a socket in the namespace, TCP and listening or UDP, and send its descriptor back; the answer's value is
+    its port (0: the kernel chooses).
+    """
+
+    id: int
+    address: str
+    port: int = 0
+    udp: bool = False
+
+
+class Redirect(Message, frozen=True):
+    """Send TCP that leaves through ``device`` to this port of the namespace's own loopback instead, IPv4 or IPv6."""
+
+    id: int
+    device: str
+    port: int
+    six: bool = False
 
 
 class Configure(Message, frozen=True):
@@ -81,17 +99,6 @@ class PrivateDirectory(Message, frozen=True):
     id: int
 
 
-class Listen(Message, frozen=True):
-    """Make a listening socket in the namespace and send it back (holder only): an IP address, a port (0: the
-    kernel chooses), SOCK_STREAM or SOCK_DGRAM.
-    """
-
-    id: int
-    address: str
-    port: int = 0
-    kind: int = socket.SOCK_STREAM
-
-
 class Ready(Message, frozen=True):
     """The keeper serves; ``notes`` are things that were refused but are not needed."""
 
@@ -127,5 +134,5 @@ class Exited(Message, frozen=True):
     max_rss: int = 0
 
 
-Request = Spawn | Kill | OpenTun | Configure | Resolve | WriteFile | PrivateDirectory | Listen
+Request = Spawn | Kill | OpenTun | Listen | Redirect | Configure | Resolve | WriteFile | PrivateDirectory
 Report = Ready | Done | Failed | Exited

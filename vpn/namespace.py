@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from typing import Literal
 
 from vpn.channel import Packet, pair
-from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Report, Resolve, WriteFile
+from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Report, Resolve, WriteFile
 from vpn.process import REAP_DEADLINE, Client, Process, python_argv
 
 Identity = Literal["user", "root"]
@@ -36,6 +35,15 @@ class Namespace:
         packet = await self.client.request(OpenTun(self.client.number(), name))
         return packet.fds[0]
 
+    async def listen(self, address: str, port: int = 0, *, udp: bool = False) -> tuple[int, int]:
+        """A bound socket of the namespace, listening unless UDP: a descriptor the caller closes, and its port."""
+        packet: Packet[Report] = await self.client.request(Listen(self.client.number(), address, port, udp))
+        return packet.fds[0], int(packet.message.value) if isinstance(packet.message, Done) else port
+
+    async def redirect(self, device: str, port: int, *, six: bool = False) -> None:
+        """Send TCP that leaves through a device to this port of the namespace's loopback instead."""
+        await self.client.request(Redirect(self.client.number(), device, port, six))
+
     async def configure(self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None) -> None:
         """Address (CIDR, "" for none), MTU in bytes (0: as it is), up, routes through it."""
         await self.client.request(Configure(self.client.number(), device, address, mtu, routes or []))
@@ -52,11 +60,6 @@ class Namespace:
         """A tmpfs only this namespace sees."""
         packet: Packet[Report] = await self.client.request(PrivateDirectory(self.client.number()))
         return packet.message.value if isinstance(packet.message, Done) else ""
-
-    async def listen(self, address: str, port: int = 0, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        """A listening socket that stands inside; the caller closes it. Port 0: the kernel chooses one."""
-        packet = await self.client.request(Listen(self.client.number(), address, port, kind))
-        return socket.socket(fileno=packet.fds[0])
 
     async def close(self) -> None:
         """End everything inside; returns when the kernel says it is gone."""

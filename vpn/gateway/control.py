@@ -69,6 +69,8 @@ class Report(msgspec.Struct, tag=True, frozen=True):
     dns: list[str]
     uptime: float
     pilots: list[Pilot]
+    relay_port: int = 0
+    refusal: str = ""
 
 
 class Agreed(msgspec.Struct, tag=True, frozen=True):

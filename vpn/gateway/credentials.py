@@ -19,6 +19,7 @@ from vpn.gateway.control import Pilot
 from vpn.gateway.ocserv import Event
 from vpn.gateway.passwords import hash_password
 from vpn.gateway.plane_messages import Figure
+from vpn.gateway.tickets import digest_of
 
 UNUSED_LIFETIME = 3600.0  # seconds a credential waits for its login
 UNUSED = ("issued", "restored")  # states in which the password is good
@@ -27,12 +28,14 @@ UNUSED = ("issued", "restored")  # states in which the password is good
 class Saved(msgspec.Struct, frozen=True):
     """A credential as it is kept on disk, for a gateway that is started again; ``until`` in seconds of the epoch.
 
-    The hash is of a random password: it is of no use to who reads it, but nobody else's business either.
+    The hash is for ocserv, the digest for the relay. Both are of a random password: of no use to who reads them, but
+    nobody else's business either.
     """
 
     label: str
     username: str
     hash: str
+    digest: bytes
     until: float
     used: bool
 
@@ -44,6 +47,7 @@ class Entry:
     label: str
     username: str
     hash: str
+    digest: bytes
     until: float
     state: str = "issued"
     address: str = ""
@@ -59,7 +63,8 @@ class Book:
     def issue(self, label: str, now: float) -> tuple[str, str]:
         """A fresh user and password."""
         username, password = f"pilot-{secrets.token_hex(8)}", secrets.token_urlsafe(24)
-        self._entries[username] = Entry(label, username, hash_password(password), now + UNUSED_LIFETIME)
+        digest = digest_of(password.encode())
+        self._entries[username] = Entry(label, username, hash_password(password), digest, now + UNUSED_LIFETIME)
         return username, password
 
     def restore(self, saved: Iterable[Saved], now: float) -> None:
@@ -68,18 +73,22 @@ class Book:
             until = now + UNUSED_LIFETIME if one.used else min(one.until, now + UNUSED_LIFETIME)
             if until > now:
                 state = "restored" if one.used else "issued"
-                self._entries[one.username] = Entry(one.label, one.username, one.hash, until, state)
+                self._entries[one.username] = Entry(one.label, one.username, one.hash, one.digest, until, state)
 
     def saved(self) -> list[Saved]:
         """What to keep."""
         return [
-            Saved(entry.label, entry.username, entry.hash, entry.until, entry.state != "issued")
+            Saved(entry.label, entry.username, entry.hash, entry.digest, entry.until, entry.state != "issued")
             for entry in self._entries.values()
         ]
 
     def passwords(self) -> list[tuple[str, str]]:
         """User and hash of those who may log in with a password."""
         return [(entry.username, entry.hash) for entry in self._entries.values() if entry.state in UNUSED]
+
+    def digests(self) -> list[tuple[str, bytes]]:
+        """User and digest of those who may log in with a password."""
+        return [(entry.username, entry.digest) for entry in self._entries.values() if entry.state in UNUSED]
 
     def on_event(self, event: Event) -> bool:
         """Note a connection or its end; True when it spent the password, which is then to be withdrawn."""

@@ -46,7 +46,7 @@ class DataPlane:
     def __init__(
         self,
         keeper: Client,
-        listener: socket.socket,
+        listener: int,
         settings: Settings,
         open_log: Callable[[], int],
         failed: Callable[[str], None],
@@ -78,7 +78,7 @@ class DataPlane:
             self._writer.close()
         if self._process is not None:
             await self._process.end()
-        self._listener.close()
+        os.close(self._listener)
 
     def arrived(self, address: str, client: str) -> None:
         """This tunnel address is this client's now."""
@@ -120,7 +120,7 @@ class DataPlane:
                 stdin=null,
                 stdout=null,
                 stderr=output,
-                fds={CONTROL_FD: theirs.fileno(), LISTENER_FD: self._listener.fileno()},
+                fds={CONTROL_FD: theirs.fileno(), LISTENER_FD: self._listener},
             )
         except BaseException:
             ours.close()

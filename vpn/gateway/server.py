@@ -8,9 +8,12 @@ sequence.
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
 5. ocserv, with the shims ``preload/one_id.c`` and ``host_sockets.c``; ready when it says so.
 
+Where a program, a shim or namespaces are missing, ``refusal`` says so and openconnect is not offered; the relay is.
+Credentials count in one place only: a login at the relay (``relayed``) withdraws the password here, one here is told
+to ``spent``. They are kept on disk (``store``): a gateway that is started again under its name takes them over.
+
 The end of any of these processes ends the gateway (``ended`` resolves with the reason), but for the data plane's: it
-is started again. A pipe is the event channel of ocserv's connect script. Credentials are kept on disk (``store``): a
-gateway that is started again under its name takes them over.
+is started again. A pipe is the event channel of ocserv's connect script.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -29,7 +32,7 @@ from vpn.gateway import ocserv, state
 from vpn.gateway.addresses import PLANE, UPLINK_DNS
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import UNUSED, UNUSED_LIFETIME, Book
-from vpn.gateway.host_sockets import HostSockets, inherit, open_sockets
+from vpn.gateway.host_sockets import HostSockets, has_ipv6, inherit, open_sockets
 from vpn.gateway.outside import own_addresses
 from vpn.gateway.passwords import file_text
 from vpn.gateway.plane_client import DataPlane
@@ -48,6 +51,7 @@ log = logging.getLogger("vpn.gateway")
 
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
+_LACKING = {"program", "shim", "user namespaces", "tun"}  # layers without which there is no openconnect
 
 
 class Server:
@@ -61,6 +65,8 @@ class Server:
         self.port = 0
         self.pin = ""
         self.room = ""
+        self.refusal = ""
+        self.spent: Callable[[str], None] = lambda _username: None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._host: HostSockets | None = None
         self._plane: DataPlane | None = None
@@ -73,7 +79,20 @@ class Server:
         self._last_lines: list[str] = []
 
     async def start(self) -> None:
-        """Bring everything up; on an error what was started is ended again."""
+        """Bring everything up, or say in ``refusal`` what this host lacks; on an error what was started is ended."""
+        self.pin = pin_of(load_or_make(self.directory, self.config.name)[1].encode())
+        self.book.restore(self._store.load(), self._now())
+        if self.book.passwords():
+            asyncio.get_running_loop().call_later(UNUSED_LIFETIME, self._expire)
+        try:
+            await self._start()
+        except TunnelError as error:
+            if error.layer not in _LACKING:
+                raise
+            self.port, self.refusal = 0, str(error)
+            log.warning("openconnect is not offered: %s", error)
+
+    async def _start(self) -> None:
         programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "occtl", "nft")}
         shims = [find_shim("one_id"), *([find_shim("host_sockets")] if self.config.uplink == "sockets" else [])]
         try:
@@ -103,6 +122,8 @@ class Server:
     @property
     def families(self) -> set[int]:
         """The address families it listens on."""
+        if self.refusal:
+            return {socket.AF_INET, *([socket.AF_INET6] if has_ipv6() else [])}
         return self._host.families if self._host is not None else {socket.AF_INET}
 
     async def close(self) -> None:
@@ -136,10 +157,20 @@ class Server:
         """What each client has moved by TCP to the outside."""
         return await self._plane.figures() if self._plane is not None else {}
 
+    async def relayed(self, what: str, username: str, address: str) -> None:
+        """A session of the relay: connect, disconnect, end."""
+        log.info("%s %s %s (relay)", username, what, address)
+        if what == "end":
+            self.book.forget(username)
+            await self._store.save()
+        elif self.book.on_event(ocserv.Event(what, username, "relay", address)):
+            await self._quietly(self._publish())
+
     async def _publish(self) -> None:
         """Tell ocserv who may log in, and keep the book on disk."""
-        async with self._passwords:
-            await self.namespace.write(f"{self.room}/passwd", file_text(self.book.passwords()), 0o600)
+        if not self.refusal:
+            async with self._passwords:
+                await self.namespace.write(f"{self.room}/passwd", file_text(self.book.passwords()), 0o600)
         await self._store.save()
 
     def _cut(self, username: str) -> None:
@@ -147,6 +178,8 @@ class Server:
             self._plane.left(username)
 
     async def _disconnect(self, username: str) -> None:
+        if self.refusal:
+            return
         argv = [find_program("occtl"), "-s", f"{self.room}/occtl", "disconnect", "user", username]
         status, text = await self._run(argv)
         log.info("disconnecting %s: %s", username, text.strip() or f"status {status}")
@@ -169,16 +202,17 @@ class Server:
     async def _start_plane(self, keeper: Client) -> int:
         """The data plane, and the listener inside that TCP is redirected to; its port."""
         await self.namespace.configure("lo", f"{PLANE}/32")
-        listener = await self.namespace.listen(PLANE)
-        settings = Settings(log=str(self.directory / "access.log"))
+        listener, port = await self.namespace.listen(PLANE)
+        config = self.config
+        settings = Settings(config.allow, str(self.directory / "access.log"), config.rate, config.rate_per_pilot)
         self._plane = DataPlane(keeper, listener, settings, lambda: self._lines("plane"), self._end)
         self._stack.push_async_callback(self._plane.close)
         await self._plane.start()
-        return int(listener.getsockname()[1])
+        return port
 
     async def _filter(self, nft: str, plane_port: int) -> None:
         await self.namespace.write("/proc/sys/net/ipv4/ip_forward", "1")
-        text = ruleset(Policy(own=own_addresses()), self._name_servers, plane_port)
+        text = ruleset(Policy(self.config.allow, own_addresses()), self._name_servers, plane_port)
         status, text = await self._run([nft, "-f", "-"], text.encode())
         if status != 0:
             first = text.strip().splitlines()[0] if text.strip() else f"status {status}"
@@ -189,15 +223,11 @@ class Server:
 
     async def _furnish(self) -> None:
         key, certificate = load_or_make(self.directory, self.config.name)
-        self.pin = pin_of(certificate.encode())
         self.room = room = await self.namespace.private_directory()
         listen = self.config.listen if self._host else "0.0.0.0"  # noqa: S104  (only slirp4netns reaches it)
         write = self.namespace.write
         await write(f"{room}/key.pem", key, 0o600)
         await write(f"{room}/cert.pem", certificate, 0o600)
-        self.book.restore(self._store.load(), self._now())
-        if self.book.passwords():
-            asyncio.get_running_loop().call_later(UNUSED_LIFETIME, self._expire)
         await self._publish()
         await write(f"{room}/event", ocserv.SCRIPT, 0o700)
         await write(f"{room}/ocserv.conf", ocserv.configuration(room, self.port, self._name_servers, listen), 0o600)
@@ -252,13 +282,14 @@ class Server:
             elif self._plane is not None:
                 self._plane.arrived(event.address, event.username)
             if self.book.on_event(event):
+                self.spent(event.username)
                 await self._quietly(self._publish())
 
     async def _quietly(self, action: Awaitable[None]) -> None:
         """What nobody waits for must not end the reading of events."""
         try:
             await action
-        except VpnError as error:
+        except (VpnError, OSError) as error:
             log.error("%s", error)
 
     def _expire(self) -> None:
@@ -266,6 +297,7 @@ class Server:
         for username in expired:
             log.info("%s was never used; withdrawn", username)
             self.book.forget(username)
+            self.spent(username)
         if expired:
             self._task(self._quietly(self._publish()))
 

@@ -24,6 +24,7 @@ import msgspec
 
 from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
+from vpn.gateway.policy import parse_rule
 
 Uplink = Literal["sockets", "slirp4netns"]
 UPLINKS: tuple[str, ...] = get_args(Uplink)
@@ -44,6 +45,8 @@ class Record(msgspec.Struct, frozen=True):
     port: int
     pin: str
     control: str
+    relay_port: int = 0
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class GatewayConfig:
     """How to run a gateway: ``listen`` is an address ("": all of this host), ``port`` 0 chooses one.
 
     ``dns`` are the name servers given to pilots; none means this host's own, through slirp4netns. ``uplink`` is
-    what carries clients' packets to ocserv: the host's own sockets, or slirp4netns.
+    what carries clients' packets to ocserv: the host's own sockets, or slirp4netns. ``relay_port`` 0 is one after
+    ``port``. ``allow`` are rules of ``vpn.gateway.policy``; ``rate`` and ``rate_per_pilot`` bytes a second each way.
     """
 
     name: str = "default"
@@ -59,9 +63,17 @@ class GatewayConfig:
     port: int = 0
     dns: tuple[str, ...] = ()
     uplink: Uplink = "sockets"
+    relay_port: int = 0
+    allow: tuple[str, ...] = ()
+    rate: float = 0.0
+    rate_per_pilot: float = 0.0
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        for rule in self.allow:
+            parse_rule(rule)
+        if self.relay_port:
+            check_port(self.relay_port)
         if self.listen and ":" in check_address(self.listen) and self.uplink == "slirp4netns":
             raise UsageError(f"--listen {self.listen}: slirp4netns forwards IPv4 ports only")
         if self.port:

@@ -29,9 +29,11 @@ ALLOWED = {
     "credentials": {"messages", "roster", "transport"},
     "questions": {"messages", "roster", "scheduler", "transport"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
+    "readiness": {"errors", "roster"},
+    "links": {"connection", "files", "messages", "questions", "roster", "transport", "versions"},
     "manager": {
-        "connection", "credentials", "errors", "files", "functions", "messages", "questions", "roster", "scheduler",
-        "task", "transport", "versions",
+        "connection", "credentials", "errors", "files", "functions", "links", "messages", "questions", "readiness",
+        "roster", "scheduler", "task", "transport",
     },
     "jobs": {"batch", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
@@ -54,6 +56,7 @@ PURE = [
     "messages",
     "functions",
     "roster",
+    "readiness",
     "task",
 ]
 

@@ -122,7 +122,7 @@ def test_a_password_line_has_three_fields(password):
 
 
 def test_the_store_keeps_and_replaces(tmp_path):
-    contents = [Saved("l", "u", "h", 1.5, True)]
+    contents = [Saved("l", "u", "h", b"d", 1.5, True)]
     store = Store(tmp_path / "file", lambda: contents)
     assert store.load() == []
 
@@ -130,7 +130,7 @@ def test_the_store_keeps_and_replaces(tmp_path):
         await store.save()
         assert store.load() == contents
         assert store.path.stat().st_mode & 0o777 == 0o600
-        contents.append(Saved("m", "v", "h", 2.5, False))
+        contents.append(Saved("m", "v", "h", b"d", 2.5, False))
         await asyncio.gather(*(store.save() for _ in range(10)))
         assert store.load() == contents
 
