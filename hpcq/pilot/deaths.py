@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 
+ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGKILL)
+"""Exit statuses of what a batch system ends with its job: it signals every process of it, tasks among them."""
+
 START_FAILURES = 3
 """Runners in a row that end before they are ready: then something is wrong with this host."""
 

@@ -70,6 +70,10 @@ WALLTIME_MARGIN = 15.0
 """Seconds before the end of the walltime by which everything must be over."""
 
 
+SAME_SIGNAL = 1.0
+"""Seconds within which two signals are one: a batch system signals the job's script, which passes it on, and us."""
+
+
 class End(NamedTuple):
     """Why a pilot ends: what to tell, with which status, how long running tasks may go on."""
 
@@ -91,6 +95,7 @@ class Pilot:
         self._ends_at = self._loop.time() + options.walltime if options.walltime else float("inf")
         self._end: asyncio.Future[End] = self._loop.create_future()
         self._hurry = asyncio.Event()
+        self._signalled_at = -SAME_SIGNAL
         self._credential: asyncio.Future[m.CredentialReply] = self._loop.create_future()
         self._link = ManagerLink(options.connection, self._hello, self._on_message)
         cpus = own_cpus(options.cores, options.batch)
@@ -286,8 +291,13 @@ class Pilot:
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self._end.done():
+        now = self._loop.time()
+        if self._end.done() and now - self._signalled_at > SAME_SIGNAL:
             self._hurry.set()
+        self._signalled_at = now
+        self._core.job_ends = f"its job was ended: the pilot got {name}"
+        if self._pool is not None:
+            self._pool.job_ends.set()
         self._finish(End(f"it got {name}", drain=self._time_to_drain()))
 
     def _time_to_drain(self) -> float:

@@ -94,6 +94,10 @@ class Runner:
         remove_tree(self.directory)
 
 
+NEWS_TIMEOUT = 0.3
+"""Seconds in which we hear that the job is being ended, when a task dies of that before our own signal has arrived."""
+
+
 class Pool:
     """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager, ``on_death``
     before a runner's death is judged: whoever knows that its surroundings broke says so now.
@@ -113,6 +117,7 @@ class Pool:
         self._report = report
         self._broken = broken
         self.on_death: Callable[[], None] = lambda: None
+        self.job_ends = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._runners: dict[int, Runner] = {}
         self._functions: dict[bytes, bytes] = {}
@@ -204,6 +209,10 @@ class Pool:
             self._loop.remove_writer(runner.tasks)
             runner.close()
         self.on_death()
+        if self._core.may_be_the_jobs_end(runner.lane, status):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NEWS_TIMEOUT):
+                    await self.job_ends.wait()
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)
