@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence, Set
 from msgspec import structs
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.deaths import ENDED_FROM_OUTSIDE, START_FAILURES, how_it_died, start_failure
+from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, ENDED_FROM_OUTSIDE, START_FAILURES, how_it_died, start_failure
 from hpcq.pilot.lanes import (
     Broken,
     Command,
@@ -140,7 +140,7 @@ class Core:
             assert task.id == result.id, f"lane {lane_number} ended {result.id} instead of {task.id}"
             self._leave(task)
             self._learn(task, result.seconds)
-            self._results.append(self._excused(result))
+            self._results.append(self.excused(result))
             lane.spent = lane.spent or lane.kind.isolation == "fresh"
             if task.network == "wan" and not self.wan and result.outcome in FAILED:
                 result.outcome, result.message = Outcome.NETWORK.value, "the tunnel was down while it ran"
@@ -422,9 +422,9 @@ class Core:
                 again[task.id] = task
         self.waiting = {**again, **self.waiting}
 
-    def _excused(self, result: TaskResult) -> TaskResult:
+    def excused(self, result: TaskResult) -> TaskResult:
         """What the batch system ended with our job, a command or a fork, is lost, so that it runs again."""
-        if not self.job_ends or (result.exit_code not in ENDED_FROM_OUTSIDE and result.outcome != Outcome.CRASH.value):
+        if not self.job_ends or (result.exit_code not in CODES_FROM_OUTSIDE and result.outcome != Outcome.CRASH.value):
             return result
         return structs.replace(result, outcome=Outcome.LOST.value, message=self.job_ends)
 

@@ -46,6 +46,7 @@ from hpcq.files.cache import Cache
 from hpcq.pilot import options as opts
 from hpcq.pilot.contents import Contents
 from hpcq.pilot.core import Core
+from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, NEWS_TIMEOUT
 from hpcq.pilot.host import own_cpus
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
@@ -96,6 +97,7 @@ class Pilot:
         self._end: asyncio.Future[End] = self._loop.create_future()
         self._hurry = asyncio.Event()
         self._signalled_at = -SAME_SIGNAL
+        self._doubtful: list[m.TaskResult] = []
         self._credential: asyncio.Future[m.CredentialReply] = self._loop.create_future()
         self._link = ManagerLink(options.connection, self._hello, self._on_message)
         cpus = own_cpus(options.cores, options.batch)
@@ -161,7 +163,7 @@ class Pilot:
             self._pool.perform(self._core.abandon("the manager is gone", self._loop.time()))
             await self._pool.idle.wait()
             await self._drop_files()
-            self._update = m.Update([], [])
+            self._update, self._doubtful = m.Update([], []), []
             self._core.draining = False
             try:
                 await self._link.connect(self._options.manager_timeout)
@@ -344,10 +346,24 @@ class Pilot:
         if not self._update.results and not self._update.started:
             self._loop.call_soon(self._send_update)
         self._update.started.extend(report.started)
-        self._update.results.extend(map(_bounded, report.results))
+        self._update.results.extend(map(_bounded, self._without_doubtful(report.results)))
         if report.returned or report.answers:
             self._send_update()  # a task that was announced and comes back: in this order
             self._link.send(m.Returned(report.returned))
+
+    def _without_doubtful(self, results: list[m.TaskResult]) -> list[m.TaskResult]:
+        """All but commands that a signal ended: we may be about to hear that it ends the whole job."""
+        doubtful = [one for one in results if one.exit_code in CODES_FROM_OUTSIDE]
+        if not doubtful or self._core.job_ends:
+            return results
+        self._doubtful += doubtful
+        self._loop.call_later(NEWS_TIMEOUT, self._report_doubtful)
+        return [one for one in results if one.exit_code not in CODES_FROM_OUTSIDE]
+
+    def _report_doubtful(self) -> None:
+        doubtful, self._doubtful = self._doubtful, []
+        self._update.results.extend(_bounded(self._core.excused(one)) for one in doubtful)
+        self._send_update()
 
     def _send_update(self) -> None:
         update, self._update = self._update, m.Update([], [])
@@ -374,7 +390,7 @@ class Pilot:
             self._link.send(m.Draining(end.reason))
         if self._pool is not None:
             await self._drain(self._pool, end)
-        self._send_update()
+        self._report_doubtful()
         self._link.send(m.Goodbye(end.reason))
         await self._link.close(end.reason)
 

@@ -25,6 +25,7 @@ import msgspec
 from hpcq import messages as m
 from hpcq.pilot import datagrams
 from hpcq.pilot.core import Core
+from hpcq.pilot.deaths import NEWS_TIMEOUT
 from hpcq.pilot.host import task_environment
 from hpcq.pilot.lanes import Broken, Command, Give, Kill, Pin, Recall, Report, Start
 from hpcq.pilot.processes import kill_session, kill_tree, pin_tree
@@ -92,10 +93,6 @@ class Runner:
             if attached is not None:
                 os.close(attached)
         remove_tree(self.directory)
-
-
-NEWS_TIMEOUT = 0.3
-"""Seconds in which we hear that the job is being ended, when a task dies of that before our own signal has arrived."""
 
 
 class Pool:

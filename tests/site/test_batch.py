@@ -128,7 +128,8 @@ def test_a_requeued_job_is_another_incarnation(cluster: Cluster) -> None:
 def test_a_node_that_fails(cluster: Cluster) -> None:
     marks = cluster.directory / "marks"
     program = cluster.program(WAIT, f"echo $$ >> {marks}; test $(wc -l < {marks}) -ge 2 || sleep 600")
-    cluster.submit("--vpn", "none")
+    cluster.submit("-n", "2", "--cores", "4", "--vpn", "none")
+    ready(cluster, 2)
     row = busy(cluster)
     until(marks.exists, "the task runs")
     node = f"NodeName={row['hostname']}"

@@ -388,7 +388,13 @@ def test_a_runner_that_crashes_while_its_job_ends_is_still_a_crash(core):
 
 @pytest.mark.parametrize(
     ("outcome", "exit_code", "told"),
-    [("exit_code", -15, "lost"), ("exit_code", 3, "exit_code"), ("crash", None, "lost"), ("success", 0, "success")],
+    [
+        ("exit_code", -15, "lost"),
+        ("exit_code", 143, "lost"),
+        ("exit_code", 3, "exit_code"),
+        ("crash", None, "lost"),
+        ("success", 0, "success"),
+    ],
 )
 def test_commands_and_forks_that_the_end_of_the_job_kills(core, outcome, exit_code, told):
     core.run([task(1)], 0.0)
