@@ -1,7 +1,15 @@
 """A queue that submits its own pilots: local ones come for waiting tasks and leave when there are none."""
 
+import contextlib
+import fcntl
 import json
+import os
 import shlex
+import signal
+import struct
+import subprocess
+import sys
+import termios
 import time
 
 import pytest
@@ -101,3 +109,24 @@ def test_mistakes_are_told_at_once(hpcq, tmp_path):
         )
         assert hpcq(f"submit-pilots --name ana --autoscale --template {tmp_path}/none")[0] == 2
         assert hpcq("submit-pilots --name ana --autoscale --idle-timeout soon")[0] == 2
+
+
+def test_a_live_view_on_a_terminal_ends_with_ctrl_c(tmp_path):
+    """On a real terminal: rows of pilots, redrawn; Ctrl-C is how one leaves it."""
+    with Queue("ana") as queue:
+        queue.submit_pilots(1, batch="local")
+        queue.wait_for_pilots(1, DEADLINE)
+        own, its = os.openpty()
+        fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+        command = [sys.executable, "-m", "hpcq", "status", "--name", "ana", "--watch"]
+        with subprocess.Popen(command, stdout=its, stderr=its, env={**os.environ, "TERM": "xterm"}) as view:
+            os.close(its)
+            shown = b""
+            while shown.count(b"1 ready") < 2 or b"CORES" not in shown:
+                shown += os.read(own, 65536)
+            view.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):
+                while os.read(own, 65536):
+                    pass
+        os.close(own)
+        assert view.returncode == 0
