@@ -40,7 +40,9 @@ ALLOWED = {
         "connection", "credentials", "errors", "files", "functions", "links", "messages", "parcels", "questions",
         "readiness", "roster", "scheduler", "task", "transport",
     },
+    "autoscale": {"errors"},
     "config": {"errors"},
+    "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "units"},
     "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
 }  # fmt: skip
@@ -64,6 +66,7 @@ PURE = [
     "roster",
     "readiness",
     "task",
+    "autoscale",
 ]
 
 
