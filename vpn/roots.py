@@ -15,7 +15,6 @@ from pathlib import Path
 from vpn import kernel
 from vpn.errors import TunnelError
 
-_BUILDING_SITES = ("/sys", "/tmp", "/mnt", "/srv", "/media", "/usr")  # noqa: S108 - covered for a moment, never written
 _TMPFS = kernel.MS_NOSUID | kernel.MS_NODEV
 
 
@@ -40,25 +39,38 @@ def _is_name(text: str) -> bool:
 
 def replace_root(more: list[str]) -> None:
     """Give this mount namespace a root with the same entries, and empty directories ``more``."""
-    base = next((path for path in _BUILDING_SITES if Path(path).is_dir() and not Path(path).is_symlink()), None)
-    if base is None:
-        raise TunnelError("cvmfs", f"none of {', '.join(_BUILDING_SITES)} is a directory to build a new root on")
     with ExitStack() as stack:
         entries = [(entry.name, entry.is_symlink(), entry.is_dir(follow_symlinks=False)) for entry in os.scandir("/")]
+        covered = building_site(
+            [name for name, _, directory in entries if directory], Path("/proc/self/mountinfo").read_text()
+        )
         # Held from before, since one of them is about to be covered.
         held = {name: _hold(stack, f"/{name}", os.O_PATH | os.O_NOFOLLOW) for name, link, _ in entries if not link}
-        kernel.mount("tmpfs", base, "tmpfs", _TMPFS, "mode=0755,size=1m")
+        base = Path("/", covered)
+        kernel.mount("tmpfs", str(base), "tmpfs", _TMPFS, "mode=0755,size=1m")
         for name, link, directory in entries:
-            place = Path(base, name)
+            place = base / name
             if link:
                 place.symlink_to(os.readlink(f"/{name}"))  # noqa: PTH115 - exactly as it is
                 continue
             place.mkdir() if directory else place.touch()
-            kernel.mount(f"/proc/self/fd/{held[name]}", str(place), None, kernel.MS_BIND | kernel.MS_REC)
+            flags = kernel.MS_BIND if name == covered else kernel.MS_BIND | kernel.MS_REC
+            kernel.mount(f"/proc/self/fd/{held[name]}", str(place), None, flags)
         for name in more:
-            Path(base, name).mkdir()
-    kernel.pivot_root(base)
+            (base / name).mkdir()
+    kernel.pivot_root(str(base))
     kernel.mount("none", "/", None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | _TMPFS)
+
+
+def building_site(directories: list[str], mounts: str) -> str:
+    """The directory of the root to build a new one on: with no mount below it, so that it can be bound without the
+    mount that covers it. ``mounts`` is the text of mountinfo (proc(5)).
+    """
+    points = [line.split(" ")[4] for line in mounts.splitlines() if line.count(" ") > 4]
+    for name in sorted(directories):
+        if name not in ("proc", "dev") and not any(point.startswith(f"/{name}/") for point in points):
+            return name
+    raise TunnelError("cvmfs", "no directory of the root is without mounts: there is none to build a new root on")
 
 
 def _hold(stack: ExitStack, path: str, flags: int) -> int:

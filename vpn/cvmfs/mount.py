@@ -82,6 +82,9 @@ async def prove(settings: Cvmfs, client: Client, up: BringUp) -> None:
     targets = [f"cvmfs:{name}" for name in names if name]
     up.step = ("cvmfs", f"reading {', '.join(targets)}")
     for result in await ask(client.spawn, targets, READ_DEADLINE) if targets else ():
+        if not result.ok and settings.whole:
+            name = result.target.removeprefix("cvmfs:")
+            raise TunnelError("cvmfs", f"{name} cannot be read in the image {settings.whole.path}")
         if not result.ok:
             raise TunnelError("cvmfs", result.message)
 
