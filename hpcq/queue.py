@@ -374,8 +374,9 @@ class Queue:
         ``"32GB"``), ``gpus``, ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``,
         ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
-        ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is
-        given here (see ``hpcq config``).
+        ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
+        ``cvmfs_cache``, ``cvmfs_quota``, ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name
+        whose settings stand behind what is given here (see ``hpcq config``).
 
         Raises:
             UsageError: an unknown or bad option.

@@ -109,8 +109,9 @@ class Pilot:
         self._pool: Pool | None = None
         self._ready: m.Ready | None = None
         self._tunnel = Tunnel(
-            options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout
-        )
+            options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout,
+            cvmfs=options.cvmfs,
+        )  # fmt: skip
         self._staging: Staging | None = None
         self._parcels: Parcels | None = None
         self._update = m.Update([], [])
