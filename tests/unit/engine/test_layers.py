@@ -31,7 +31,8 @@ ALLOWED = {
     "questions": {"addresses", "messages", "roster", "scheduler", "transport"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
     "readiness": {"errors", "messages", "roster", "scheduler"},
-    "links": {"addresses", "connection", "files", "messages", "questions", "roster", "transport", "versions"},
+    "door": set(),
+    "links": {"addresses", "connection", "door", "files", "messages", "questions", "roster", "transport", "versions"},
     "manager": {
         "connection", "credentials", "errors", "files", "functions", "links", "messages", "questions", "readiness",
         "roster", "scheduler", "task", "transport",
