@@ -26,8 +26,10 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence, Set
 
+from msgspec import structs
+
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.deaths import START_FAILURES, how_it_died, start_failure
+from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, ENDED_FROM_OUTSIDE, START_FAILURES, how_it_died, start_failure
 from hpcq.pilot.doom import STRIKE_AGAIN, Doom
 from hpcq.pilot.durations import Durations
 from hpcq.pilot.lanes import (
@@ -84,6 +86,8 @@ class Core:
         self.lanes: dict[int, Lane] = {}
         self.waiting: dict[int, TaskSpec] = {}
         self.draining = False
+        self.job_ends = ""
+        """Why tasks may die that are not to blame for it: the batch system ends our job and signals them too."""
         self.wan = True
         self.inside = True
         self._next_lane = 1
@@ -141,10 +145,10 @@ class Core:
                 lane.doom.attribute(result, now - lane.head_since)
             self._leave(task)
             self._durations.learn(task, result.seconds)
-            self._results.append(result)
             lane.spent = lane.spent or lane.kind.isolation == "fresh"
             if task.network == "wan" and not self.wan and result.outcome in FAILED:
                 result.outcome, result.message = Outcome.NETWORK.value, "the tunnel was down while it ran"
+            self._results.append(self.excused(result))
         lane.head_since = now
         self._strike(lane)
         self._retire_further(lane)
@@ -277,6 +281,10 @@ class Core:
     def busy(self) -> bool:
         """Whether any task is here."""
         return bool(self.waiting) or bool(self._where)
+
+    def may_be_the_jobs_end(self, lane_number: int, status: int) -> bool:
+        """Whether a runner that ended with ``status`` was, for all we know, ended from outside."""
+        return status in ENDED_FROM_OUTSIDE and self.lanes[lane_number].doom is None and not self.job_ends
 
     def head(self, lane_number: int) -> TaskSpec | None:
         """The task at a lane's runner, if any."""
@@ -437,6 +445,12 @@ class Core:
                 again[task.id] = task
         self.waiting = {**again, **self.waiting}
 
+    def excused(self, result: TaskResult) -> TaskResult:
+        """What the batch system ended with our job, a command or a fork, is lost, so that it runs again."""
+        if not self.job_ends or (result.exit_code not in CODES_FROM_OUTSIDE and result.outcome != Outcome.CRASH.value):
+            return result
+        return structs.replace(result, outcome=Outcome.LOST.value, message=self.job_ends)
+
     def _finish_cancelling(self, lane: Lane) -> None:
         for task in lane.tasks:
             if task.id in self._to_cancel:
@@ -463,6 +477,8 @@ class Core:
         outcome, why = Outcome.CRASH, how_it_died(status)
         if lane.doom is not None:
             outcome, why = lane.doom.sentence(victim.id)
+        elif self.job_ends and status in ENDED_FROM_OUTSIDE:
+            outcome, why = Outcome.LOST, self.job_ends
         seconds = max(0.0, now - lane.head_since)
         self._results.append(
             TaskResult(victim.id, outcome.value, b"", None, output[0], output[1], why, 0.0, seconds, 0, *used)

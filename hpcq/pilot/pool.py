@@ -26,6 +26,7 @@ import msgspec
 from hpcq import messages as m
 from hpcq.pilot import datagrams
 from hpcq.pilot.core import Core
+from hpcq.pilot.deaths import NEWS_TIMEOUT
 from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import task_environment
 from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Pin, Recall, Report, Start
@@ -65,6 +66,7 @@ class Pool:
         self._report = report
         self._broken = broken
         self.on_death: Callable[[], None] = lambda: None
+        self.job_ends = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._runners: dict[int, Runner] = {}
         self._functions: dict[bytes, bytes] = {}
@@ -162,6 +164,10 @@ class Pool:
             self._loop.remove_writer(runner.tasks)
             runner.close()
         self.on_death()
+        if self._core.may_be_the_jobs_end(runner.lane, status):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NEWS_TIMEOUT):
+                    await self.job_ends.wait()
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)

@@ -456,3 +456,38 @@ def test_a_lane_that_was_told_to_give_back_or_is_unknown_is_not_busy(core):
     core.time(1.0 + STUCK)
     assert core.busy_for(1) == 0
     assert core.busy_for(7) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_runner_that_the_end_of_the_job_kills_costs_its_task_nothing(core, number):
+    core.run([task(1)], 0.0)
+    core.warm(1, 0.0)
+    assert core.may_be_the_jobs_end(1, -number)
+    core.job_ends = "its job was ended"
+    commands = core.dead(1, -number, NOTHING, 1.0)
+    assert results(commands) == {1: "lost"}
+
+
+def test_a_runner_that_crashes_while_its_job_ends_is_still_a_crash(core):
+    core.run([task(1)], 0.0)
+    core.warm(1, 0.0)
+    assert not core.may_be_the_jobs_end(1, -signal.SIGSEGV)
+    core.job_ends = "its job was ended"
+    assert results(core.dead(1, -signal.SIGSEGV, NOTHING, 1.0)) == {1: "crash"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code", "told"),
+    [
+        ("exit_code", -15, "lost"),
+        ("exit_code", 143, "lost"),
+        ("exit_code", 3, "exit_code"),
+        ("crash", None, "lost"),
+        ("success", 0, "success"),
+    ],
+)
+def test_commands_and_forks_that_the_end_of_the_job_kills(core, outcome, exit_code, told):
+    core.run([task(1)], 0.0)
+    core.warm(1, 0.0)
+    core.job_ends = "its job was ended"
+    assert results(core.ended(1, [TaskResult(1, outcome, b"", exit_code)], 1.0)) == {1: told}
