@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hpcq import benchmark, benchmark_pilots, benchmark_scheduler
+from hpcq import benchmark, benchmark_data, benchmark_pilots, benchmark_scheduler
 from hpcq.cli.common import json_option, print_json, verbose_option
 
 
@@ -88,6 +88,27 @@ def scheduler(as_json: bool) -> None:
         )
     click.echo(f"ratio  {figures['ratio']:.2f}")
     click.echo(f"memory {figures['bytes_per_task']:.0f} bytes for each queued Python task, all in all")
+
+
+@bench.command("data")
+@click.option("--megabytes", type=click.IntRange(2), default=1024, show_default=True, help="Size of the argument.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs; the medians are told.")
+@json_option
+@verbose_option
+def data(megabytes: int, repeat: int, as_json: bool) -> None:
+    """A large argument to a local pilot and back, against what TLS moves between two processes of this machine.
+
+    Both are measured in turns. Takes four times the size in memory.
+    """
+    figures = benchmark_data.measure_data(megabytes, repeat)
+    if as_json:
+        print_json({"hostname": socket.gethostname(), **figures})
+        return
+    for run in [*figures["runs"], figures]:
+        click.echo(
+            f"{'median' if run is figures else '':6}  TLS {run['tls']:>6,.0f} MB/s   round trip of {megabytes:,} MiB "
+            f"{run['round_trip']:>6,.0f} MB/s both ways   ratio {run['ratio']:.2f}"
+        )
 
 
 def lines(figures: dict[str, Any]) -> list[str]:
