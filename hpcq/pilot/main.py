@@ -398,10 +398,10 @@ class Pilot:
             part.append(result)
             size += len(result.payload) + len(result.std_output) + len(result.std_error)
             if size > UPDATE_BYTES:
-                self._link.send(m.Update([], part))
+                self._link.send(m.Update([], part), now=True)
                 part, size = [], 0
         if part or started:
-            self._link.send(m.Update(started, part))
+            self._link.send(m.Update(started, part), now=True)
 
     # --- the end ---
 
