@@ -142,7 +142,7 @@ class Pilot:
         stack.push_async_callback(self._parcels.close)
         self._ready = self._readiness(session)
         self._staging = await self._files(stack, self._pool, session)
-        self._link.send(self._ready_now())
+        await self._present_ourselves()
         log.info("ready: %d cores, tunnel %s %s", self._options.cores, session.info.mode, session.info.kind)
         return await self._keep_manager()
 
@@ -162,7 +162,15 @@ class Pilot:
                 await self._link.connect(self._options.manager_timeout)
             except HpcqError as error:
                 return End(str(error), status=0 if not isinstance(error, AuthenticationError) else error.exit_status)
-            self._link.send(self._ready_now())
+            await self._present_ourselves()
+
+    async def _present_ourselves(self) -> None:
+        """Say that we are ready, and what of our node's cache others can have."""
+        assert self._staging is not None
+        held = await asyncio.to_thread(self._staging.contents.cache.digests)
+        self._link.send(self._ready_now())
+        if held:
+            self._link.send(m.Holding(held))
 
     # --- start ---
 
