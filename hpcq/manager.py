@@ -23,13 +23,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import math
 import os
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -47,7 +46,7 @@ from hpcq.functions import Functions
 from hpcq.links import Links
 from hpcq.parcels import Load, Parcel, Shelf
 from hpcq.questions import Questions, status, views
-from hpcq.readiness import Readiness
+from hpcq.readiness import Readiness, ready_event, tunnel_event
 from hpcq.roster import Entry, PilotState, PilotView, Roster
 from hpcq.scheduler import (
     AskBack,
@@ -61,7 +60,6 @@ from hpcq.scheduler import (
     NewTask,
     PilotDraining,
     PilotGone,
-    PilotReady,
     Returned,
     Scheduler,
     Started,
@@ -150,19 +148,21 @@ class Manager:
 
     # --- called from the user's threads ---
 
-    def start(self, address: str | None, port: int) -> conn.ConnectionInfo:
-        """Listen, write the connection file, serve.
+    def start(self, address: str | None, published: list[str], ports: Sequence[int]) -> conn.ConnectionInfo:
+        """Listen on the first of ``ports`` that is free, write the connection file with the ``published`` addresses,
+        serve.
 
         Raises:
             HpcqError: the address cannot be listened on.
         """
         self._thread.start()
         try:
-            return asyncio.run_coroutine_threadsafe(self._listen(address, port), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._listen(address, published, ports), self._loop).result()
         except OSError as error:
             self.stop(0)
+            tried = f"port {ports[0]}" if len(ports) == 1 else f"any of the {len(ports)} ports {ports[0]}…{ports[-1]}"
             raise HpcqError(
-                f"cannot listen on {address or 'all addresses'} port {port} of {socket.gethostname()}: {error.strerror}"
+                f"cannot listen on {address or 'all addresses'} {tried} of {socket.gethostname()}: {error.strerror}"
             ) from error
 
     def submit(self, submission: Submission) -> None:
@@ -234,12 +234,12 @@ class Manager:
         self.files.cancel(tasks)
         self._take(Cancelled(tasks))
 
-    async def _listen(self, address: str | None, port: int) -> conn.ConnectionInfo:
-        port = await self._links.listen(address, port, self._identity)
+    async def _listen(self, address: str | None, published: list[str], ports: Sequence[int]) -> conn.ConnectionInfo:
+        port = await self._links.listen(address, ports, self._identity)
         info = conn.ConnectionInfo(
             queue=self.name,
             protocol=m.PROTOCOL_VERSION,
-            addresses=[address] if address else conn.own_addresses(),
+            addresses=published,
             port=port,
             hostname=socket.gethostname(),
             pid=os.getpid(),
@@ -436,8 +436,11 @@ class Manager:
                 return
             self._roster.ready(entry, message)
             self.files.pilot_ready(entry.name, message)
-            self._take(_readiness(entry, message))
+            self._take(ready_event(entry, message))
             self._readiness.tell()
+        elif kind is m.TunnelDown or kind is m.TunnelUp:
+            self._roster.tunnel(entry, message)
+            self._take(tunnel_event(entry, message))
         elif kind is m.StartFailed:
             log.warning(
                 "pilot %s on %s cannot serve (%s): %s", entry.name, entry.hostname, message.layer, message.message
@@ -472,6 +475,13 @@ class Manager:
         if ended:
             self._take(Ended(entry.name, ended))
 
+    def send_away(self, pilot: str, reason: str) -> None:
+        """Place nothing more on a pilot and let it leave. In the manager's thread only."""
+        link = self._links.get(pilot)
+        if link is not None:
+            self._take(PilotDraining(pilot))
+            link.send(m.Leave(reason, drain=True))
+
     def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run a coroutine beside everything else, in the manager's thread; it is waited for at the end."""
         task = self._loop.create_task(work(*args))
@@ -501,18 +511,3 @@ class Manager:
         if len(self._inbox) >= free:
             return 0
         return max(0, free - sum(submission.needs.cores for submission in self._inbox))
-
-
-def _readiness(entry: Entry, message: m.Ready) -> PilotReady:
-    features = frozenset({*message.features, f"tunnel={message.tunnel_mode}", f"host={entry.hostname}"})
-    return PilotReady(
-        entry.name,
-        entry.cores,
-        entry.memory,
-        "wan" in features,
-        entry.disk,
-        entry.gpus,
-        features,
-        entry.hostname,
-        message.time_left or math.inf,
-    )

@@ -216,6 +216,24 @@ class Ready(Message):
     data_port: int = 0
 
 
+class TunnelDown(Message):
+    """The tunnel broke; the pilot makes it anew. ``inside`` is false when nothing can run in it meanwhile."""
+
+    layer: Name
+    message: Text
+    inside: bool
+
+
+class TunnelUp(Message):
+    """The tunnel is up again, perhaps in another mode; ``features`` replaces those of `Ready`."""
+
+    tunnel_mode: Name
+    tunnel_kind: Name
+    tunnel_seconds: float
+    tunnel_address: Name
+    features: list[Name]
+
+
 class StartFailed(Message):
     """The pilot cannot serve: which layer failed, and what to do. It ends after this."""
 
@@ -317,6 +335,8 @@ FromPilot = (
     CredentialRequest
     | CredentialReturn
     | Ready
+    | TunnelDown
+    | TunnelUp
     | StartFailed
     | Update
     | Holding

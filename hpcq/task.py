@@ -36,6 +36,7 @@ class Outcome(enum.StrEnum):
     RESOURCES = "resources"
     LOST = "lost"
     CRASH = "crash"
+    NETWORK = "network"
     CANCELLED = "cancelled"
     UNSERIALIZABLE = "unserializable"
     FILES = "files"

@@ -8,32 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CLIENTS = "198.18.0.0/16"  # RFC 2544's range for tests: no real server has such an address
-UPLINK = "198.19.0.0/24"
-UPLINK_DNS = "198.19.0.3"  # slirp4netns' name server: third address of its network
-UPLINK_GUEST = "198.19.0.100"
+from vpn.gateway.addresses import CLIENTS
+
 EVENT_FD = 9
+SOCKETS_FD = 10
+MTU = 16000  # bytes: a TLS record holds 16384
 COOKIE_LIFETIME = 300  # seconds after a connection's end within which its cookie can connect again
 
 READY = "initialized ocserv"
-
-NFT_RULES = """\
-table ip gateway {
-    chain forward {
-        type filter hook forward priority 0; policy drop;
-        iifname "vpns*" oifname "tap0" accept
-        iifname "tap0" oifname "vpns*" ct state established,related accept
-    }
-    chain input {
-        type filter hook input priority 0; policy accept;
-        iifname "vpns*" ip protocol != icmp drop
-    }
-    chain nat {
-        type nat hook postrouting priority 100; policy accept;
-        iifname "vpns*" oifname "tap0" masquerade
-    }
-}
-"""
 
 # A login spends the credential; a later connection of the same user can only be a reconnect by its cookie.
 SCRIPT = f"""\
@@ -42,12 +24,12 @@ printf '%s %s %s %s\\n' "$REASON" "$USERNAME" "$ID" "$IP_REMOTE" >&{EVENT_FD}
 """
 
 
-def configuration(room: str, port: int, dns: list[str]) -> str:
-    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships."""
+def configuration(room: str, port: int, dns: list[str], listen: str) -> str:
+    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships. ``listen`` "" is any address."""
     network, _, _ = CLIENTS.partition("/")
     settings = {
         "auth": f'"plain[passwd={room}/passwd]"',
-        "listen-host": "0.0.0.0",  # noqa: S104  (inside the namespace: only slirp4netns reaches it)
+        **({"listen-host": listen} if listen else {}),
         "tcp-port": port,
         "udp-port": port,
         "run-as-user": "root",  # the namespace's root, which is the caller
@@ -63,7 +45,7 @@ def configuration(room: str, port: int, dns: list[str]) -> str:
         "max-clients": 0,
         "max-same-clients": 1,
         "rate-limit-ms": 0,
-        "max-ban-score": 0,  # every client has slirp4netns' address: banning one would ban all
+        "max-ban-score": 0,  # the pilots of a node share its address: banning one would ban all
         "keepalive": 300,
         "dpd": 30,
         "mobile-dpd": 30,
@@ -80,7 +62,7 @@ def configuration(room: str, port: int, dns: list[str]) -> str:
         "ipv4-network": network,
         "ipv4-netmask": "255.255.0.0",
         "ping-leases": "false",
-        "mtu": 16000,
+        "mtu": MTU,
         "output-buffer": 100,
         "dtls-psk": "true",
         "dtls-legacy": "false",

@@ -14,6 +14,8 @@ ALLOWED = {
     "errors": set(),
     "units": {"errors"},
     "state_dir": {"errors"},
+    "addresses": {"errors"},
+    "reach": set(),
     "lock": {"errors"},
     "messages": {"errors"},
     "versions": {"messages"},
@@ -26,17 +28,24 @@ ALLOWED = {
     "roster": {"messages"},
     "scheduler": {"errors", "task"},
     "connection": {"errors", "messages", "state_dir"},
-    "transport": {"connection", "errors", "messages", "protocol"},
+    "transport": {"reach", "connection", "errors", "messages", "protocol"},
     "credentials": {"messages", "roster", "transport"},
-    "questions": {"messages", "roster", "scheduler", "transport"},
+    "questions": {"addresses", "messages", "roster", "scheduler", "transport"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
-    "readiness": {"errors", "roster"},
-    "links": {"connection", "files", "messages", "parcels", "questions", "roster", "transport", "versions"},
+    "readiness": {"errors", "messages", "roster", "scheduler"},
+    "door": set(),
+    "links": {
+        "addresses", "connection", "door", "files", "messages", "parcels", "questions", "roster", "transport",
+        "versions",
+    },
     "manager": {
         "connection", "credentials", "errors", "files", "functions", "links", "messages", "parcels", "questions",
         "readiness", "roster", "scheduler", "task", "transport",
     },
-    "jobs": {"batch", "errors", "manager", "state_dir", "units"},
+    "autoscale": {"errors"},
+    "config": {"errors"},
+    "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "units"},
+    "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
 }  # fmt: skip
 """Module or package of hpcq: what of hpcq it may import besides itself. Others are not limited here."""
@@ -59,6 +68,7 @@ PURE = [
     "roster",
     "readiness",
     "task",
+    "autoscale",
 ]
 
 
