@@ -199,10 +199,11 @@ async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:
 async def _reach(address: str, port: int) -> socket.socket:
     """A connection without TLS yet."""
     loop = asyncio.get_running_loop()
-    family, _, _, _, where = (await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM))[0]
-    channel = socket.socket(family, socket.SOCK_STREAM)
+    family, kind, protocol, _, where = (await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM))[0]
+    channel = socket.socket(family, kind, protocol)
     try:
         channel.setblocking(False)
+        channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await loop.sock_connect(channel, where)
     except BaseException:

@@ -9,7 +9,7 @@ import ssl
 import pytest
 from running import eventually
 
-from hpcq import benchmark_pilots, connection, door, state_dir
+from hpcq import benchmark_pilots, connection, door, state_dir, transport
 
 
 class Guest(asyncio.Protocol):
@@ -81,6 +81,22 @@ def test_all_come_in_though_only_a_few_at_a_time(keys, monkeypatch):
 
     async def scenario(one, guests, visit):
         assert await asyncio.gather(*(visit() for _ in range(30))) == [b"hello"] * 30
+
+    talk(keys, scenario)
+
+
+def test_nothing_waits_for_an_acknowledgement(keys):
+    async def scenario(one, guests, visit):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", one.port, ssl=keys[1], server_hostname=connection.MANAGER_NAME
+        )
+        assert await reader.read(5) == b"hello"
+        inside = guests[0].transport.get_extra_info("socket")
+        assert inside.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.transport.abort()
+        outside = await transport._reach("127.0.0.1", one.port)
+        assert outside.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        outside.close()
 
     talk(keys, scenario)
 
