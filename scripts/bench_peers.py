@@ -114,7 +114,7 @@ def run(argv: list[str], timeout: float) -> dict[str, Any]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
         shutil.rmtree(directory, ignore_errors=True)
     if process.returncode:
         raise PeerError(f"ended with status {process.returncode}: {last_line(errors)}")
