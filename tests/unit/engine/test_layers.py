@@ -15,29 +15,37 @@ ALLOWED = {
     "units": {"errors"},
     "state_dir": {"errors"},
     "addresses": {"errors"},
+    "reach": set(),
     "lock": {"errors"},
     "messages": {"errors"},
     "versions": {"messages"},
     "task": {"errors", "files", "serialize"},
-    "files": {"errors", "messages", "protocol", "roster", "task", "transport"},
+    "files": {"errors", "messages", "parcels", "protocol", "roster", "task", "transport"},
     "protocol": {"errors", "messages"},
-    "serialize": {"errors"},
+    "parcels": set(),
+    "serialize": {"errors", "parcels"},
     "functions": {"messages"},
     "roster": {"messages"},
     "scheduler": {"errors", "task"},
     "connection": {"errors", "messages", "state_dir"},
-    "transport": {"connection", "errors", "messages", "protocol"},
+    "transport": {"reach", "connection", "errors", "messages", "protocol"},
     "credentials": {"messages", "roster", "transport"},
     "questions": {"addresses", "messages", "roster", "scheduler", "transport"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
     "readiness": {"errors", "messages", "roster", "scheduler"},
     "door": set(),
-    "links": {"addresses", "connection", "door", "files", "messages", "questions", "roster", "transport", "versions"},
-    "manager": {
-        "connection", "credentials", "errors", "files", "functions", "links", "messages", "questions", "readiness",
-        "roster", "scheduler", "task", "transport",
+    "links": {
+        "addresses", "connection", "door", "files", "messages", "parcels", "questions", "roster", "transport",
+        "versions",
     },
-    "jobs": {"batch", "errors", "manager", "state_dir", "units"},
+    "manager": {
+        "connection", "credentials", "errors", "files", "functions", "links", "messages", "parcels", "questions",
+        "readiness", "roster", "scheduler", "task", "transport",
+    },
+    "autoscale": {"errors"},
+    "config": {"errors"},
+    "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "units"},
+    "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
 }  # fmt: skip
 """Module or package of hpcq: what of hpcq it may import besides itself. Others are not limited here."""
@@ -60,6 +68,7 @@ PURE = [
     "roster",
     "readiness",
     "task",
+    "autoscale",
 ]
 
 
