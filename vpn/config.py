@@ -16,7 +16,7 @@ import msgspec
 
 from vpn.errors import UsageError
 
-Mode = Literal["openconnect", "relay", "none"]
+Mode = Literal["openconnect", "relay", "prototype", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
@@ -139,7 +139,7 @@ class TunnelConfig:
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        if self.mode in ("openconnect", "relay"):
+        if self.mode != "none":
             _require(self.credential is not None, f"mode {self.mode} needs a credential")
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")

@@ -28,7 +28,7 @@ import msgspec
 
 from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
-from vpn.modes import none, openconnect, relay
+from vpn.modes import none, openconnect, prototype, relay
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
 from vpn.pipes import read_lines
 from vpn.probes import ProbeResult, check_target
@@ -39,6 +39,7 @@ PROBE_START = 10.0  # seconds a probe's Python may take to start, on top of the 
 BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "openconnect": openconnect.bring_up,
     "relay": relay.bring_up,
+    "prototype": prototype.bring_up,
     "none": none.bring_up,
 }
 

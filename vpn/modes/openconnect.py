@@ -78,7 +78,7 @@ class OpenconnectTunnel:
         """As it is now."""
         now = self.configured or NetworkSettings("", 0, (), (), ())
         return TunnelInfo(
-            mode="openconnect",
+            mode=self.config.mode,
             kind=self.kind,
             cipher=self.ciphers[self.kind],
             bring_up_seconds=self.seconds,
