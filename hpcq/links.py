@@ -1,8 +1,8 @@
 """The connections of one manager: who they are from, whether they may come in, whether they are still there.
 
-A first word decides what a connection is: a pilot's, a client's of the command line, or a data connection, which goes
-to `files`. A pilot that connects again takes the place of its old connection, whose end is told first. In the
-manager's thread; what pilots say after their first word is the manager's (`Owner`).
+A first word decides what a connection is: a pilot's, a client's of the command line, or one for contents, which goes to
+`files`, or for parcels, which goes to the `depot`. A pilot that connects again takes the place of its old connection,
+whose end is told first. In the manager's thread; what pilots say after their first word is the manager's (`Owner`).
 
 Failure cases: a stranger fails in TLS; another version is refused with both versions named; a link silent for
 `SILENCE_LIMIT` is dropped; at the end pilots are told, given time to hang up, then hung up on.
@@ -11,14 +11,19 @@ Failure cases: a stranger fails in TLS; another version is refused with both ver
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
+from hpcq.addresses import raise_descriptor_limit
+from hpcq.door import Door, listener
+from hpcq.files.depot import Depot
 from hpcq.files.service import FileService
 from hpcq.questions import Questions
 from hpcq.roster import Entry, Roster
@@ -28,6 +33,13 @@ log = logging.getLogger("hpcq.manager")
 
 SILENCE_LIMIT = 60.0
 """Seconds without a byte after which the other side counts as gone."""
+
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks for silent links."""
+
+CROWDED = 0.7
+"""Pilots per open file allowed at which the user is told: each takes one, and moves files by another."""
 
 
 class Owner(Protocol):
@@ -46,30 +58,48 @@ class Owner(Protocol):
 class Links:
     """All connections of one queue."""
 
-    def __init__(self, queue: str, owner: Owner, roster: Roster, questions: Questions, files: FileService) -> None:
+    def __init__(  # noqa: PLR0917 - all six differ in type
+        self, queue: str, owner: Owner, roster: Roster, questions: Questions, files: FileService, depot: Depot
+    ) -> None:
         self._queue = queue
         self._owner = owner
         self._roster = roster
         self._questions = questions
         self._files = files
+        self._depot = depot
         self._by_pilot: dict[str, transport.Link] = {}
         self._entries: dict[transport.Link, Entry | None] = {}  # None: a client
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         self._closing = False
+        self._limit = raise_descriptor_limit()
+        self._warned = False
         self._emptied: asyncio.Future[None] | None = None
+        self._looked_at = 0.0
 
-    async def listen(self, address: str | None, port: int, identity: conn.Identity) -> int:
-        """Serve whoever knows the queue's key; the port. Raises OSError when it cannot be listened on."""
+    async def listen(self, address: str | None, ports: Sequence[int], identity: conn.Identity) -> int:
+        """Serve whoever knows the queue's key, on the first port that is free; returns it. Raises OSError."""
         make = partial(transport.manager_side, self._on_messages, self._on_closed)
-        self._server = await transport.listen(address, port, conn.manager_tls(identity), make)
-        return int(self._server.sockets[0].getsockname()[1])
+        tls = conn.manager_tls(identity)
+        for port in ports:
+            try:
+                self._door = Door(listener(address, port), tls, make)
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or port == ports[-1]:
+                    raise
+        assert self._door is not None
+        return self._door.port
 
     def get(self, pilot: str) -> transport.Link | None:
         """The link of a pilot; None when it has gone."""
         return self._by_pilot.get(pilot)
 
     def keep(self, now: float) -> None:
-        """Drop who is silent, say a word where we were; ``now`` is the loop's time."""
+        """Drop who is silent, say a word where we were; ``now`` is the loop's time. All links are looked at, but not
+        more often than `LOOK_EVERY`."""
+        if now < self._looked_at + LOOK_EVERY:
+            return
+        self._looked_at = now
         for link in list(self._entries):
             if now - link.heard_at > SILENCE_LIMIT:
                 link.abort(f"nothing heard for {SILENCE_LIMIT:.0f} s")
@@ -79,8 +109,8 @@ class Links:
     def shut(self) -> None:
         """Let nobody in any more."""
         self._closing = True
-        if self._server is not None:
-            self._server.close()
+        if self._door is not None:
+            self._door.shut()
 
     async def dismiss(self, timeout: float, reason: str) -> None:
         """Send everybody away; whoever has not hung up after ``timeout`` seconds (0: nobody is told) is hung up on."""
@@ -98,8 +128,8 @@ class Links:
 
     async def close(self) -> None:
         """End the listening, and those whose handshake was under way."""
-        if self._server is not None:
-            await transport.close_server(self._server)
+        if self._door is not None:
+            await self._door.close()
 
     def _on_messages(self, link: transport.Link, received: list[Any]) -> None:
         if link not in self._entries:
@@ -120,7 +150,9 @@ class Links:
             link.close(reason)
             return
         link.send(m.Welcome(m.PROTOCOL_VERSION, self._queue, SILENCE_LIMIT))
-        if isinstance(hello, m.DataHello):
+        if isinstance(hello, m.DataHello) and hello.parcels:
+            self._depot.accept(link.hand_over(), hello.pilot, link.peer)
+        elif isinstance(hello, m.DataHello):
             self._files.accept(link, hello.pilot)
         elif isinstance(hello, m.ClientHello):
             link.connection.expect(m.FromClient)
@@ -138,6 +170,14 @@ class Links:
         entry = self._roster.arrived(hello, time.time())
         self._entries[link] = entry
         self._by_pilot[hello.pilot] = link
+        if not self._warned and len(self._by_pilot) > self._limit * CROWDED:
+            self._warned = True
+            log.warning(
+                "%d pilots are connected, and this process may open %d files at most: raise the limit before the "
+                "program starts (`ulimit -n`, or ask the site for a higher hard limit)",
+                len(self._by_pilot),
+                self._limit,
+            )
         self._owner.arrived(entry)
 
     def _objection(self, hello: m.PilotHello | m.ClientHello | m.DataHello) -> str:

@@ -16,22 +16,24 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 
-from hpcq import flow, lock, serialize, state_dir
+from hpcq import addresses, flow, lock, serialize, state_dir
 from hpcq.credentials import GatewayCredentials
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
 from hpcq.jobs import JobWatch
 from hpcq.mailbox import Mailbox, Receiver
 from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
+from hpcq.parcels import Load, Pieces
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
-from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, TaskRow, TaskState
+from hpcq.scaling import Scaling
+from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, SpeculationSet, TaskRow, TaskState
 from hpcq.task import Attempt, Options, Outcome, PythonTask, Task, whole_number
 
 PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
@@ -51,14 +53,15 @@ class Queue:
 
     Args:
         name: how ``hpcq submit-pilots --name`` calls it: letters, digits and ``._-``; made up when not given.
-        address: the address to listen on; all of this host's when not given.
-        port: the port; any free one when 0.
+        address: the address or name to listen on; all of this host's when not given, and pilots try them in turn.
+        interface: the network interface (``"ib0"``) whose address to listen on, instead.
+        port: the port, or a range (``"20000-20100"``) of which the first free one is taken; any free one when 0.
         keep_pilots: leave batch jobs alone at the end; their pilots wait for a program with the same queue name.
         speculate: give a task that has run this many times longer than others of its category (or function) did a copy
             on another pilot, where there is room; the first result counts. Never by default: a task may run twice.
 
     Raises:
-        UsageError: the name cannot be used, or another running program serves that queue.
+        UsageError: the name cannot be used, or another running program serves that queue; no such address or interface.
         HpcqError: the address cannot be listened on.
     """
 
@@ -67,12 +70,13 @@ class Queue:
         name: str | None = None,
         *,
         address: str | None = None,
-        port: int = 0,
+        interface: str | None = None,
+        port: int | str | Sequence[int] = 0,
         keep_pilots: bool = False,
         speculate: float | None = None,
     ) -> None:
-        if speculate is not None and not (isinstance(speculate, int | float) and 1 < speculate < math.inf):
-            raise UsageError(f"speculate must be a number of times more than 1, or None, not {speculate!r}")
+        _check_speculate(speculate)
+        where, candidates = addresses.place(address, interface), addresses.ports(port)
         self._temporary = name is None
         self.name = name or f"queue-{os.getpid()}-{secrets.token_hex(3)}"
         self.keep_pilots = keep_pilots
@@ -90,9 +94,10 @@ class Queue:
             self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(), speculate)
             self._manager.answer_to("tasks", self._answer_tasks)
             self._manager.answer_to("explain", self._answer_explain)
-            self.connection = self._manager.start(address, port)
+            self.connection = self._manager.start(*where, candidates)
             try:
                 self._jobs = JobWatch(self.name, self._manager)
+                self._scaling = Scaling(self.name, self._manager, self._jobs)
             except BaseException:
                 self._manager.stop(0)
                 raise
@@ -163,30 +168,35 @@ class Queue:
         options = task.options
         if isinstance(task, PythonTask):
             key, body = self._functions.body(task.function)
-            payload = serialize.dump_arguments(task.args, task.kwargs)
+            arguments = serialize.dump_arguments(task.args, task.kwargs)
+            payload, parcel = (arguments, None) if isinstance(arguments, bytes) else (b"", self._stored(arguments))
             kind = options.category or key.hex()
         else:
-            key, body, payload, kind = (
-                b"",
-                b"",
-                task.command.encode(errors="surrogateescape"),
-                options.category or "",
-            )
+            key, body, parcel = b"", b"", None
+            payload, kind = task.command.encode(errors="surrogateescape"), options.category or ""
         if len(body) + len(payload) > PAYLOAD_LIMIT:
             raise SerializationError(
-                f"the function and its arguments are {len(body) + len(payload)} bytes pickled, over the limit of about "
-                "1 GiB; pass large data through files"
+                f"the function is {len(body)} bytes pickled, over the limit of 1 GiB; pass large data as arguments"
             )
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
+            None, None if parcel is None else parcel.sizes,
         )  # fmt: skip
         needs = NewTask(
             number, options.cores, options.memory, options.network, options.priority, options.retries, kind,
             options.disk, options.gpus, options.features, options.walltime or 0.0,
         )  # fmt: skip
         files = self._files(task, options) if options.inputs or options.outputs else None
-        return Submission(needs, spec, body, files)
+        return Submission(needs, spec, body, files, None if parcel is None else parcel.parcel)
+
+    def _stored(self, arguments: Pieces) -> Load:
+        """A copy of large arguments, as they are now."""
+        try:
+            return Load(self._manager.depot.shelf.store(arguments), arguments.sizes)
+        except OSError as error:
+            size = sum(arguments.sizes)
+            raise SerializationError(f"the arguments, {size} bytes pickled, cannot be kept: {error}") from error
 
     def _files(self, task: Task, options: Options) -> Any:
         from hpcq.files.plan import make_plan  # noqa: PLC0415 - only tasks with files need it
@@ -334,7 +344,8 @@ class Queue:
             raise UsageError(f"no task {number!r} was submitted to queue {self.name!r}")
         if self._unfinished(number) is None:
             return f"task {number} has ended"
-        return self._manager.explain(number)
+        why = self._scaling.why_none()
+        return f"{self._manager.explain(number)}; {why}" if why else self._manager.explain(number)
 
     def _unfinished(self, number: int) -> Task | None:
         receiver = self._elsewhere.get(number)
@@ -356,13 +367,16 @@ class Queue:
 
     # --- pilots ---
 
-    def submit_pilots(self, count: int = 1, *, batch: str = "local", **options: Any) -> list[Any]:
-        """Put ``count`` pilots through a batch system; returns its jobs.
+    def submit_pilots(self, count: int = 1, *, batch: str | None = None, **options: Any) -> list[Any]:
+        """Put ``count`` jobs with pilots through a batch system (``"local"`` by default); returns them.
 
-        Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` and ``disk`` (MB or ``"32GB"``), ``gpus``,
-        ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``,
-        ``template``, ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``,
-        ``scratch``, ``cache_size``, ``manager_timeout``.
+        Takes what ``hpcq submit-pilots`` takes: ``nodes`` (a pilot on each), ``cores``, ``memory`` and ``disk`` (MB or
+        ``"32GB"``), ``gpus``, ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``,
+        ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
+        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
+        ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
+        ``cvmfs_cache``, ``cvmfs_quota``, ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name
+        whose settings stand behind what is given here (see ``hpcq config``).
 
         Raises:
             UsageError: an unknown or bad option.
@@ -370,6 +384,43 @@ class Queue:
             BatchError: the batch system refused or did not answer.
         """
         return self._jobs.submit(count, batch=batch, **options)
+
+    def autoscale(
+        self,
+        batch: str | None = None,
+        *,
+        min: int = 0,
+        max: int = 10,
+        step: int = 5,
+        interval: float = 30.0,
+        backlog: int = 20,
+        idle_timeout: float = 300.0,
+        site: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Submit pilots as the waiting tasks need them, and send idle ones away, from now on. May be called again.
+
+        Which and how many tasks wait counts, what they take and how long their kind lasts. When ten submissions in a
+        row are refused, or three pilots in a row never come to serve, it pauses and says why in the log, in `explain`
+        and to ``hpcq autoscale``; setting the limits again, here or by ``hpcq autoscale set``, resumes it.
+
+        Args:
+            batch: the batch system, ``"local"`` by default.
+            min: pilots kept, with or without work.
+            max: pilots there are at most.
+            step: jobs submitted in ``interval`` seconds at most.
+            interval: seconds.
+            backlog: jobs of its own that wait in the batch system at most.
+            idle_timeout: seconds without work after which a pilot is sent away.
+            site: a name whose settings stand behind the options.
+            options: as in `submit_pilots`.
+
+        Raises:
+            UsageError: an unknown or bad option.
+            TemplateError: the template cannot be rendered.
+        """
+        limits = {"min": min, "max": max, "step": step, "interval": interval, "backlog": backlog}
+        self._scaling.start(batch, site, {**limits, "idle_timeout": idle_timeout}, options)
 
     def wait_for_pilots(self, count: int = 1, timeout: float | None = None) -> list[PilotView]:
         """Wait until ``count`` pilots are ready; returns those that are, fewer after ``timeout`` seconds.
@@ -399,6 +450,15 @@ class Queue:
             raise UsageError(f"seconds must be a positive number or None, not {seconds!r}")
         self._manager.tell(HostBlocked(host, math.inf if seconds is None else float(seconds)))
 
+    def speculate(self, times: float | None) -> None:
+        """From now on what ``Queue(speculate=times)`` does; None: no more copies.
+
+        Raises:
+            UsageError: not a number of times.
+        """
+        _check_speculate(times)
+        self._manager.tell(SpeculationSet(times))
+
     def unblock_host(self, host: str) -> None:
         """Use a host again."""
         _check_host(host)
@@ -420,7 +480,10 @@ class Queue:
         """
 
         def look() -> str:
-            return "" if self._manager._scheduler.pilots else self._jobs.why_none_left()
+            if self._manager._scheduler.pilots:
+                return ""
+            why = self._scaling.why_none()
+            return self._jobs.why_none_left() if why is None else why
 
         return self._manager.call(look)
 
@@ -440,6 +503,7 @@ class Queue:
         try:
             with contextlib.suppress(OSError):
                 state_dir.connection_file(self.name).unlink()
+            self._scaling.stop()
             self._jobs.stop()
             if self.keep_pilots:
                 self._manager.stop(0)
@@ -457,6 +521,11 @@ class Queue:
 
     def __repr__(self) -> str:
         return f"<hpcq.Queue {self.name!r} port {self.connection.port} {'closed' if self._closed else 'open'}>"
+
+
+def _check_speculate(times: object) -> None:
+    if times is not None and not (isinstance(times, int | float) and 1 < times < math.inf):
+        raise UsageError(f"speculate must be a number of times more than 1, or None, not {times!r}")
 
 
 def _check_host(host: object) -> None:

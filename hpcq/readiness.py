@@ -1,11 +1,14 @@
-"""Who waits until pilots are ready, and when they have waited long enough. Pure; in the manager's thread."""
+"""Ready pilots: what their words mean to the scheduler, and who waits for them. Pure; in the manager's thread."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import math
 
+from hpcq import messages as m
 from hpcq.errors import PilotFailedError, QueueClosedError
-from hpcq.roster import Entry, PilotState, Roster
+from hpcq.roster import Entry, Roster
+from hpcq.scheduler import PilotReady, PilotTunnel
 
 
 class Readiness:
@@ -24,7 +27,7 @@ class Readiness:
         """A pilot became ready, or ``failed`` to: a `PilotFailedError` for those who still wait."""
         if not self._waiters:
             return
-        ready = sum(entry.state is PilotState.READY for entry in self._roster.entries.values())
+        ready = self._roster.ready_count
         for count, waiter in self._waiters:
             if waiter.done():  # whoever waited has given up
                 continue
@@ -43,3 +46,30 @@ class Readiness:
             if not waiter.done():
                 waiter.set_exception(QueueClosedError(f"queue {queue!r} is closed"))
         self._waiters = []
+
+
+def _features(entry: Entry, message: m.Ready | m.TunnelUp) -> frozenset[str]:
+    return frozenset({*message.features, f"tunnel={message.tunnel_mode}", f"host={entry.hostname}"})
+
+
+def tunnel_event(entry: Entry, message: m.TunnelDown | m.TunnelUp) -> PilotTunnel:
+    """What a change of a pilot's tunnel is to the scheduler."""
+    if isinstance(message, m.TunnelDown):
+        return PilotTunnel(entry.name, wan=False, usable=message.inside, features=frozenset({f"host={entry.hostname}"}))
+    return PilotTunnel(entry.name, wan=True, features=_features(entry, message))
+
+
+def ready_event(entry: Entry, message: m.Ready) -> PilotReady:
+    """What a pilot's readiness is to the scheduler."""
+    features = _features(entry, message)
+    return PilotReady(
+        entry.name,
+        entry.cores,
+        entry.memory,
+        "wan" in features,
+        entry.disk,
+        entry.gpus,
+        features,
+        entry.hostname,
+        message.time_left or math.inf,
+    )

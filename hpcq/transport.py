@@ -8,7 +8,6 @@ together in one write, which is what batches them under load. Its owner gets `on
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
@@ -20,15 +19,18 @@ from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq.errors import AuthenticationError, ProtocolError, QueueNotFoundError
 from hpcq.protocol import Connection, State, frame
+from hpcq.reach import reach
 
 log = logging.getLogger("hpcq.transport")
 
-HANDSHAKE_TIMEOUT = 10.0
-"""Seconds a stranger has to finish the TLS handshake, and again to say its first word."""
+FIRST_WORD_TIMEOUT = 10.0
+"""Seconds the other side has to say its first word after the TLS handshake."""
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds to try one address of a manager."""
+"""Seconds to reach one address of a manager."""
 
+TURN_TIMEOUT = 60.0
+"""Seconds until a manager that was reached has come to us: there may be a thousand before us."""
 
 CHUNK = 256 * 1024
 """Bytes given to TLS at a time."""
@@ -64,7 +66,7 @@ class Link(asyncio.Protocol):
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if address else "?"
         self._first_word = self._loop.call_later(
-            HANDSHAKE_TIMEOUT, self.abort, f"no first word within {HANDSHAKE_TIMEOUT:.0f} s"
+            FIRST_WORD_TIMEOUT, self.abort, f"no first word within {FIRST_WORD_TIMEOUT:.0f} s"
         )
 
     def data_received(self, data: bytes) -> None:
@@ -149,6 +151,15 @@ class Link(asyncio.Protocol):
         protocol.connection_made(transport)
         return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
 
+    def hand_over(self) -> socket.socket:
+        """Give up the TCP connection to somebody who begins anew on it; of use after a first word, once answered."""
+        assert self._transport is not None
+        self.flush()
+        transport, self._transport = self._transport, None
+        sock: socket.socket = transport.get_extra_info("socket").dup()
+        transport.abort()  # says nothing to the other side
+        return sock
+
     def close(self, reason: str) -> None:
         """Close after what was sent has left."""
         self._reason = self._reason or reason
@@ -163,71 +174,48 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
 
-async def listen(address: str | None, port: int, tls: ssl.SSLContext, make: Callable[[], Link]) -> asyncio.Server:
-    """Listen on ``address`` (None: all, IPv4 and IPv6 on the same port) and ``port`` (0: any free one)."""
-    return await asyncio.get_running_loop().create_server(
-        make, sock=listener(address, port), ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, backlog=1024
-    )
-
-
-async def close_server(server: asyncio.Server) -> None:
-    """Stop listening, and hang up on everybody, also those still in their handshake, who have no `Link` yet."""
-    server.close()
-    loop = asyncio.get_running_loop()
-    # Server.abort_clients is of Python 3.13; before, the loop alone knows the transports below TLS.
-    for transport in list(getattr(loop, "_transports", {}).values()):
-        transport.abort()
-    for _ in range(3):  # the transport is told in one turn of the loop, what is above it in the next
-        await asyncio.sleep(0)
-
-
-def listener(address: str | None, port: int) -> socket.socket:
-    """One socket for both families, so that there is one port to publish; IPv4 alone where there is no IPv6."""
-    if address is None and not socket.has_dualstack_ipv6():
-        address = "0.0.0.0"  # noqa: S104 - the other side must know our key
-    if address is None:
-        return socket.create_server(("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
-    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(where[:2], family=family, backlog=1024)
-
-
 async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:
-    """Connect to the manager of a connection file, trying its addresses in turn.
+    """Connect to the manager of a connection file, at whichever of its addresses it is.
 
     Raises:
         QueueNotFoundError: none answers.
-        AuthenticationError: one answers whose key is not the queue's, or it does not know ours.
+        AuthenticationError: only such answer whose key is not the queue's, or who do not know ours.
     """
     tls = conn.pilot_tls(info)
-    loop = asyncio.get_running_loop()
     failures = []
-    for address in info.addresses:
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                _, link = await loop.create_connection(
-                    make, address, info.port, ssl=tls, server_hostname=conn.MANAGER_NAME
+    stranger: AuthenticationError | None = None
+    async with reach(info.addresses, info.port, CONNECT_TIMEOUT) as reached:
+        async for address, found in reached:
+            if isinstance(found, str):
+                failures.append(f"{address}: {found}")
+                continue
+            try:
+                return await _secured(found, tls, make)
+            except ssl.SSLError as error:
+                stranger = AuthenticationError(
+                    f"whoever listens at {address}:{info.port} is not the manager of queue {info.queue!r} "
+                    f"({error.reason or error}); start its program again, or remove its connection file"
                 )
-        except ssl.SSLError as error:
-            raise AuthenticationError(
-                f"whoever listens at {address}:{info.port} is not the manager of queue {info.queue!r} "
-                f"({error.reason or error}); start its program again, or remove its connection file"
-            ) from error
-        except (OSError, TimeoutError) as error:
-            failures.append(f"{address}: {_why(error)}")
-            continue
-        return link
+                stranger.__cause__ = error
+            except (OSError, TimeoutError) as error:
+                failures.append(f"{address}: {error or 'no answer'}")
+    if stranger is not None:
+        raise stranger
     raise QueueNotFoundError(
         f"the manager of queue {info.queue!r} (process {info.pid} on {info.hostname}, port {info.port}) does not "
         f"answer ({'; '.join(failures) or 'it has no address'}): its program has ended or cannot be reached from here"
     )
 
 
-def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT:.0f} s"
-    with contextlib.suppress(AttributeError):
-        return str(getattr(error, "strerror", None) or error)
-    return str(error)
+async def _secured(sock: socket.socket, tls: ssl.SSLContext, make: Callable[[], Link]) -> Link:
+    try:
+        _, link = await asyncio.get_running_loop().create_connection(
+            make, sock=sock, ssl=tls, server_hostname=conn.MANAGER_NAME, ssl_handshake_timeout=TURN_TIMEOUT
+        )
+    except BaseException:
+        sock.close()
+        raise
+    return link
 
 
 def manager_side(on_messages: Callable[[Link, list[Any]], None], on_closed: Callable[[Link, str], None]) -> Link:

@@ -19,6 +19,8 @@ import click
 from vpn import capabilities
 from vpn.command import Run, read_password
 from vpn.config import MODES, Credential, Mode, Secret, TunnelConfig, as_json, check_pin, parse_server
+from vpn.cvmfs.options import cvmfs_options
+from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import UsageError, VpnError
 from vpn.gateway.client import GatewayClient, start_gateway
 from vpn.gateway.daemon import describe, run_daemon
@@ -82,6 +84,7 @@ def cli() -> None:
 @click.option("--dtls/--no-dtls", default=None, help="UDP, or TLS alone [default: what is faster at this server].")
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
 @click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (mode relay).")
+@cvmfs_options
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
@@ -99,6 +102,7 @@ def run(
     dtls: bool | None,
     mtu: int,
     direct: tuple[str, ...],
+    cvmfs: Cvmfs | None,
     verbose: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -110,7 +114,7 @@ def run(
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
         who = None if mode == "none" else _credential(stack, gateway, credential, (server, servercert, user))
-        config = TunnelConfig(mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks)
+        config = TunnelConfig(mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, cvmfs=cvmfs)
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)
@@ -260,6 +264,16 @@ def credential(name: str, label: str, output: Path) -> None:
             file.write(data)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from None
+
+
+@cli.command("bench", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Measure tunnels against native (`hpcq bench tunnel`)."""
+    from vpn.bench.cli import tunnel  # noqa: PLC0415 - slow to import, and rarely wanted
+
+    ctx.exit(tunnel.main(args=list(arguments), prog_name=ctx.command_path, standalone_mode=False) or 0)
 
 
 @cli.command()

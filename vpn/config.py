@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
 
+from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import UsageError
 
 Mode = Literal["openconnect", "relay", "prototype", "none"]
@@ -136,6 +137,7 @@ class TunnelConfig:
     mtu: int = 0
     dns: tuple[str, ...] = ()
     direct: tuple[str, ...] = ()
+    cvmfs: Cvmfs | None = None
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")

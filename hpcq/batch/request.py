@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,19 @@ from hpcq.batch.environment import python_command
 from hpcq.batch.pilot_command import pilot_argv
 from hpcq.errors import UsageError
 from hpcq.units import parse_duration, parse_memory
-from vpn import MODES
+from vpn import MODES, make_cvmfs
+from vpn import UsageError as VpnUsageError
 
-_SAME = ("partition", "account", "qos", "constraint", "job_name")
-_LISTS = ("options", "setup")
-_PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout")
-_KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
+_SAME = ("nodes", "partition", "account", "qos", "constraint", "reservation", "exclusive", "mail", "job_name")
+_LISTS = ("options", "modules", "setup", "epilogue")
+_PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout", "drain_timeout")
+_CVMFS = ("cvmfs", "cvmfs_image", "cvmfs_proxy", "cvmfs_server", "cvmfs_key", "cvmfs_cache", "cvmfs_quota")
+KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT, *_CVMFS)
+"""The options of pilots, by name."""
+_DRAIN_TIMEOUT = {"pbs": 7.0}
+"""Seconds a pilot gives its running tasks after SIGTERM, where the batch system leaves it less time than it would
+take: PBS sends SIGKILL after 10 s, unless the site has set another kill_delay.
+"""
 _TARGET = re.compile(r"(?:roots?|https?)://[^\s/]+\S*|cvmfs:[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -32,9 +39,9 @@ def pilot_request(
     Raises:
         UsageError: an unknown option or a value that cannot be used, by name.
     """
-    unknown = sorted(set(options) - set(_KNOWN))
+    unknown = sorted(set(options) - set(KNOWN))
     if unknown:
-        raise UsageError(f"unknown pilot option {unknown[0]!r}; known are {', '.join(_KNOWN)}")
+        raise UsageError(f"unknown pilot option {unknown[0]!r}; known are {', '.join(KNOWN)}")
     given = {name: value for name, value in options.items() if value is not None}
 
     def shown(name: str) -> str:
@@ -48,6 +55,8 @@ def pilot_request(
     disk_mb = parse_memory(given["disk"], name=shown("disk")) if "disk" in given else None
     walltime_s = None if walltime is None else int(walltime)
     cores = given.get("cores", 1)
+    gpus = _count(given["gpus"], shown("gpus")) if "gpus" in given else None
+    drain_timeout = seconds("drain_timeout")
     scratch = Path(given["scratch"]) if "scratch" in given else None
     environment = Path(given["environment"]) if "environment" in given else None
     argv = pilot_argv(
@@ -56,15 +65,17 @@ def pilot_request(
         cores=cores,
         memory_mb=memory_mb,
         disk_mb=disk_mb,
-        gpus=_count(given["gpus"], shown("gpus")) if "gpus" in given else None,
+        gpus=gpus,
         walltime_s=walltime_s,
         vpn=given.get("vpn"),
         gateway=given.get("gateway"),
+        cvmfs=_cvmfs(given, scratch, shown),
         require=_targets(given.get("require", ()), shown("require")),
         scratch=scratch,
         python=python_command(environment, scratch),
         cache_mb=parse_memory(given["cache_size"], name=shown("cache_size")) if "cache_size" in given else None,
         manager_timeout_s=seconds("manager_timeout"),
+        drain_timeout_s=_DRAIN_TIMEOUT.get(batch) if drain_timeout is None else drain_timeout,
     )
     if given.get("vpn", "none") not in MODES:
         raise UsageError(f"{shown('vpn')} {given['vpn']!r} is not a tunnel mode; known are {', '.join(MODES)}")
@@ -75,6 +86,7 @@ def pilot_request(
         pilot_argv=argv,
         count=count,
         cores=cores,
+        gpus=gpus,
         memory_mb=memory_mb,
         walltime_s=walltime_s,
         template=Path(given["template"]) if "template" in given else None,
@@ -93,6 +105,33 @@ def _strings(value: Any, name: str) -> tuple[str, ...]:
     if isinstance(value, str) or not all(isinstance(item, str) for item in value):
         raise UsageError(f"{name} must be a list of strings, not {value!r}")
     return tuple(value)
+
+
+def _cvmfs(given: Mapping[str, Any], scratch: Path | None, shown: Callable[[str], str]) -> str | None:
+    """CVMFS settings as a pilot takes them; relative paths are taken from here."""
+    names = ("image", "key", "server")
+    lists = {name: _strings(given.get(f"cvmfs_{name}", ()), shown(f"cvmfs_{name}")) for name in names}
+    quota = parse_memory(given["cvmfs_quota"], name=shown("cvmfs_quota")) if "cvmfs_quota" in given else None
+    asked = given.get("cvmfs") or lists["image"]
+    cache = Path(given["cvmfs_cache"]) if "cvmfs_cache" in given else scratch if asked else None
+    try:
+        settings = make_cvmfs(
+            given.get("cvmfs"),
+            images=[_absolute(image) for image in lists["image"]],
+            proxy=given.get("cvmfs_proxy"),
+            servers=lists["server"],
+            keys=[str(Path(key).absolute()) for key in lists["key"]],
+            cache=None if cache is None else str(cache.absolute()),
+            quota=quota,
+        )
+    except VpnUsageError as error:
+        raise UsageError(str(error)) from None
+    return None if settings is None else settings.to_json()
+
+
+def _absolute(image: str) -> str:
+    repository, equals, path = image.rpartition("=")
+    return f"{repository}{equals}{Path(path).absolute()}"
 
 
 def _targets(value: Any, name: str) -> tuple[str, ...]:

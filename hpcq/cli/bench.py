@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from typing import Any
 
 import click
 
-from hpcq import benchmark, benchmark_scheduler
+from hpcq import benchmark, benchmark_pilots, benchmark_scheduler
 from hpcq.cli.common import json_option, print_json, verbose_option
 
 
-@click.group("bench")
+class _Bench(click.Group):
+    """``tunnel`` is the command of the package ``vpn``, imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "tunnel"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "tunnel":
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = importlib.import_module("vpn.bench.cli").tunnel
+        return command
+
+
+@click.group("bench", cls=_Bench)
 def bench() -> None:
-    """Measure the queue on this machine."""
+    """Measure the queue on this machine, or tunnels."""
 
 
 @bench.command("tasks")
@@ -35,6 +49,24 @@ def tasks(pilots: int, cores: int, count: int, repeat: int, as_json: bool) -> No
         print_json({"hostname": socket.gethostname(), "pilots": pilots, "cores": cores, **figures})
         return
     click.echo("\n".join(lines(figures)))
+
+
+@bench.command("pilots")
+@click.option("-n", "--count", type=click.IntRange(1), default=1000, show_default=True, help="Pilots to simulate.")
+@click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="Processes that simulate them.")
+@json_option
+@verbose_option
+def pilots(count: int, processes: int, as_json: bool) -> None:
+    """Simulated pilots that connect to one manager all at once, over TLS and with the real protocol.
+
+    How long until all serve, the manager's memory and CPU time, its share of a core with nothing to do, and tasks until
+    each has worked. The simulated pilots run on this machine too and share its cores.
+    """
+    figures = benchmark_pilots.measure_pilots(count, min(processes, count))
+    if as_json:
+        print_json({"hostname": socket.gethostname(), **figures})
+        return
+    click.echo("\n".join(pilot_lines(figures)))
 
 
 @bench.command("scheduler")
@@ -71,4 +103,16 @@ def lines(figures: dict[str, Any]) -> list[str]:
         f"({calls['slowest']:,.0f} to {calls['fastest']:,.0f})",
         f"fork tasks    {fork['per_second']:>8,.0f} /s   median of {fork['runs']} runs of {fork['count']:,}",
         f"shell tasks   {shell['per_second']:>8,.0f} /s   median of {shell['runs']} runs of {shell['count']:,}",
+    ]
+
+
+def pilot_lines(figures: dict[str, Any]) -> list[str]:
+    """The figures of many pilots for people."""
+    cpu = f"CPU: manager {figures['manager_cpu_seconds']:.2f} s, they {figures['simulators_cpu_seconds']:.2f} s"
+    return [
+        f"all serving   {figures['seconds_until_all_serve']:>8.2f} s    {figures['pilots']:,} pilots at once; {cpu}",
+        f"memory        {figures['memory_connected']:>8.0f} MB   manager; before {figures['memory_before']:.0f} MB",
+        f"idle          {100 * figures['idle_core_share']:>8.2f} %    of a core",
+        f"tasks         {figures['tasks_per_second']:>8,.0f} /s   {figures['tasks']:,} of them; "
+        f"{figures['pilots_that_worked']:,} pilots worked; then {figures['memory_after_tasks']:.0f} MB",
     ]

@@ -13,9 +13,13 @@ import psutil
 
 from hpcq.pilot.host import free_disk, own_gpus
 from hpcq.pilot.scratch import scratch_base
+from vpn import Cvmfs
 
 MANAGER_TIMEOUT = 300.0
 """Seconds a pilot goes on looking for a manager that is not there, by default."""
+
+TUNNEL_TIMEOUT = 1800.0
+"""Seconds a pilot tries to make its broken tunnel anew, by default; tasks that need no tunnel run on meanwhile."""
 
 DRAIN_TIMEOUT = 20.0
 """Seconds running tasks have to finish after SIGTERM, by default: less than Slurm's KillWait of 30."""
@@ -38,6 +42,8 @@ class Options(NamedTuple):
     disk: int
     gpus: tuple[str, ...]
     cache_size: int | None = None
+    tunnel_timeout: float = TUNNEL_TIMEOUT
+    cvmfs: Cvmfs | None = None
 
 
 class Job(NamedTuple):
@@ -58,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--walltime", type=float, default=0, metavar="S", help="seconds until the job is killed")
     parser.add_argument("--vpn", default="none", metavar="MODE", help="tunnel mode")
     parser.add_argument("--gateway", default="", metavar="NAME", help="gateway of the user's on the manager's host")
+    parser.add_argument("--cvmfs", metavar="JSON", help="settings of CVMFS, as `hpcq submit-pilots` writes them")
     parser.add_argument("--require", action="append", default=[], metavar="TARGET", help="must answer first")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="node-local directory (default: $TMPDIR or /tmp)")
     parser.add_argument(
@@ -67,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the node's cache of files (default: 10240, or half the free space)",
     )
     parser.add_argument("--manager-timeout", type=float, default=MANAGER_TIMEOUT, metavar="S")
+    parser.add_argument("--tunnel-timeout", type=float, default=TUNNEL_TIMEOUT, metavar="S")
     parser.add_argument("--drain-timeout", type=float, default=DRAIN_TIMEOUT, metavar="S")
     parser.add_argument("--batch", default="", metavar="NAME", help="the batch system that started us")
     return parser
@@ -88,6 +96,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     ):
         parser.error("--cores, --memory, --disk, --gpus, --cache-size and --walltime must be positive")
     try:
+        cvmfs = Cvmfs.from_json(known.cvmfs) if known.cvmfs else None
         gpus = own_gpus(known.gpus, os.environ)
         disk = free_disk(scratch_base(known.scratch)) if known.disk is None else known.disk
     except (OSError, ValueError) as error:
@@ -95,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return Options(
         known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),
         known.scratch, known.manager_timeout, known.drain_timeout, known.batch,
-        disk, gpus, known.cache_size,
+        disk, gpus, known.cache_size, known.tunnel_timeout, cvmfs,
     )  # fmt: skip
 
 

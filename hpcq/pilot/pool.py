@@ -15,108 +15,68 @@ import os
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from hpcq import messages as m
 from hpcq.pilot import datagrams
 from hpcq.pilot.core import Core
+from hpcq.pilot.deaths import NEWS_TIMEOUT
+from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import task_environment
-from hpcq.pilot.lanes import Broken, Command, Give, Kill, Pin, Recall, Report, Start
-from hpcq.pilot.processes import kill_session, kill_tree, pin_tree
-from hpcq.pilot.runner import FromRunner, Held, Ready, read_bounded
+from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Pin, Recall, Report, Start
+from hpcq.pilot.process import Runner, Spawn
+from hpcq.pilot.processes import kill_descendants, kill_session, kill_tree, pin_tree
+from hpcq.pilot.rest import Readers
+from hpcq.pilot.runner import FromRunner, Held, Ready
 from hpcq.pilot.sampler import YOUNG, Sampler, Target
-from hpcq.pilot.scratch import remove_tree
 from hpcq.pilot.usage import NOTHING_USED
-from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
 
 _from_runner: Callable[[bytes | bytearray], Any] = msgspec.msgpack.Decoder(FromRunner).decode
 
 
-class Spawned(Protocol):
-    """A process started in or outside the tunnel's namespace."""
-
-    pid: int
-
-    async def wait(self) -> int:
-        """Its status, negative for a signal."""
-
-
-Spawn = Callable[..., Awaitable[Spawned]]
-
-
-class Runner:
-    """One runner process and its sockets."""
-
-    def __init__(self, lane: int, directory: Path) -> None:
-        self.lane = lane
-        self.directory = directory
-        self.process: Spawned | None = None
-        self.known: set[bytes] = set()
-        self.unsent: deque[tuple[bytes, int | None]] = deque()
-        self.killed = False
-        self.cpus: tuple[int, ...] = ()
-        self.held = 0.0
-        self.spent = 0.0
-        self.tasks, self.tasks_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.results, self.results_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for end in (self.tasks, self.results):
-            end.setblocking(False)
-        self.frames = FrameReader(FRAME_LIMIT)
-        directory.mkdir(mode=0o700)
-        (directory / "home").mkdir(mode=0o700)
-        self.output, self.errors = (self._open(name) for name in ("stdout", "stderr"))
-
-    def _open(self, name: str) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(self.directory / name, flags, 0o600)
-
-    def written(self) -> tuple[bytes, bytes]:
-        """What the task at hand has written so far."""
-        output, errors = (read_bounded(fd, os.fstat(fd).st_size) for fd in (self.output, self.errors))
-        return output, errors
-
-    def close(self) -> None:
-        """Let go of everything but the process."""
-        for end in (self.tasks, self.tasks_far, self.results, self.results_far):
-            end.close()
-        for descriptor in (self.output, self.errors):
-            os.close(descriptor)
-        for _, attached in self.unsent:
-            if attached is not None:
-                os.close(attached)
-        remove_tree(self.directory)
+KILLERS = 8
+"""Process trees that are ended at a time; each takes `processes.DEATH_TIMEOUT_MS` at most."""
 
 
 class Pool:
-    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager."""
+    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager, ``on_death``
+    before a runner's death is judged: whoever knows that its surroundings broke says so now.
+    """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all six differ in type
         self,
         core: Core,
         scratch: Path,
         spawn: dict[str, Spawn],
         report: Callable[[Report], None],
         broken: Callable[[str], None],
+        hold: Hold,
     ) -> None:
         self._core = core
         self._scratch = scratch
         self._spawn = spawn
         self._report = report
         self._broken = broken
+        self.on_death: Callable[[], None] = lambda: None
+        self.job_ends = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._runners: dict[int, Runner] = {}
         self._functions: dict[bytes, bytes] = {}
         self._lives: set[asyncio.Task[None]] = set()
+        self._readers: Readers[Runner] = Readers(self._loop, self._read, lambda runner: core.busy_for(runner.lane))
+        self._killers = ThreadPoolExecutor(KILLERS, "hpcq-kill")
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self.sandboxes: dict[int, str] = {}
+        self.hold = hold
         self._sampler = Sampler(self._at_work, self._exceeded)
         self._sampling = self._loop.create_task(self._sampler.run())
         self.idle = asyncio.Event()
@@ -155,6 +115,8 @@ class Pool:
                 self._loop.call_soon(self._recall, command.lane)  # type: ignore[union-attr]
             elif kind is Kill:
                 self._kill(command.lane)  # type: ignore[union-attr]
+            elif kind is End:
+                self._end_children(command.lane)  # type: ignore[union-attr]
             elif isinstance(command, Broken):
                 self._broken(command.message)
         self._set_timer()
@@ -174,6 +136,7 @@ class Pool:
 
     def _on_time(self) -> None:
         self._timer = self._timer_at = None
+        self._readers.catch_up()
         self.perform(self._core.time(self._loop.time()))
 
     # --- one runner's life ---
@@ -194,12 +157,17 @@ class Pool:
                 os.write(runner.errors, f"{type(error).__name__}: {error}\n".encode())
                 status = 127
             written = runner.written()
-            unread = {message.task.id for message in self._not_begun(runner) if isinstance(message, m.Execute)}
+            unread = self._not_begun(runner)
         finally:
             del self._runners[runner.lane]
-            self._loop.remove_reader(runner.results)
+            self._readers.leave(runner)
             self._loop.remove_writer(runner.tasks)
             runner.close()
+        self.on_death()
+        if self._core.may_be_the_jobs_end(runner.lane, status):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NEWS_TIMEOUT):
+                    await self.job_ends.wait()
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)
@@ -219,15 +187,16 @@ class Pool:
                 stderr=runner.errors,
                 pass_fds=far,
             )
-        runner.process = process
-        runner.results_far.close()
-        if runner.killed:
-            kill_tree(process.pid)
+        runner.started(process)
+        if runner.killed and runner.handle >= 0:
+            self._kill_in_thread(runner, kill_tree)
         elif runner.cpus:
             pin_tree(process.pid, runner.cpus)
-        self._loop.add_reader(runner.results, self._read, runner)
+        self._readers.watch(runner)
         status = await process.wait()
-        kill_session(process.pid)
+        while runner.kills:
+            await asyncio.wait(runner.kills)
+        await self._loop.run_in_executor(self._killers, kill_session, process.pid)
         while self._read(runner):
             pass
         return status
@@ -241,7 +210,7 @@ class Pool:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._loop.remove_reader(runner.results)
+            self._readers.leave(runner)
             return False
         results = []
         for body in runner.frames.feed(data):
@@ -251,6 +220,8 @@ class Pool:
             elif isinstance(message, Held):
                 runner.held = message.memory
             else:
+                if message.parcel is not None:
+                    self.hold.left(message.id, datagrams.left(runner.tasks, message.id), message.parcel)
                 results.append(self._measured(runner, message))
         if results:
             self.perform(self._core.ended(runner.lane, results, self._loop.time()))
@@ -294,8 +265,27 @@ class Pool:
             return
         if runner.process is None:
             runner.killed = True
-        else:
-            kill_tree(runner.process.pid)
+        elif runner.handle >= 0:
+            self._kill_in_thread(runner, kill_tree)
+
+    def _end_children(self, lane: int) -> None:
+        """Kill what a runner has started; the core gives it nothing until that is done, so nothing new is hit."""
+        runner = self._runners.get(lane)
+        if runner is None or runner.handle < 0:
+            return  # it is gone, which the core is told elsewhere
+        ending = self._kill_in_thread(runner, kill_descendants)
+        ending.add_done_callback(lambda _: self._children_ended(lane))
+
+    def _children_ended(self, lane: int) -> None:
+        self.perform(self._core.children_ended(lane, self._loop.time()))
+
+    def _kill_in_thread(self, runner: Runner, kill: Callable[[int, int], None]) -> asyncio.Future[None]:
+        """A process may take seconds to die: nobody else is to wait for that."""
+        assert runner.process is not None
+        killing = self._loop.run_in_executor(self._killers, kill, runner.process.pid, runner.handle)
+        runner.kills.add(killing)
+        killing.add_done_callback(partial(_killed, runner))
+        return killing
 
     # --- tasks on their way ---
 
@@ -305,10 +295,13 @@ class Pool:
         if key and key not in runner.known:
             runner.known.add(key)
             self._send(runner, m.Define(key, self._functions[key]))
-        self._send(runner, m.Execute(command.task, self.sandboxes.get(command.task.id, "")))
+        number = command.task.id
+        load = self.hold.given.get(number)
+        execute = m.Execute(command.task, self.sandboxes.get(number, ""), -1, self.hold.shelf.is_full())
+        self._send(runner, execute, -1 if load is None else load.descriptor)
 
-    def _send(self, runner: Runner, message: msgspec.Struct) -> None:
-        runner.unsent.append(datagrams.pack(message))
+    def _send(self, runner: Runner, message: msgspec.Struct, parcel: int = -1) -> None:
+        runner.unsent.append(datagrams.pack(message, parcel))
         if len(runner.unsent) == 1:
             self._send_waiting(runner)
 
@@ -323,8 +316,8 @@ class Pool:
             except OSError:  # it has died: what it was given is found out by that
                 pass
             runner.unsent.popleft()
-            if attached is not None:
-                os.close(attached)
+            for descriptor in attached:
+                os.close(descriptor)
 
     def _on_writable(self, runner: Runner) -> None:
         self._loop.remove_writer(runner.tasks)
@@ -334,16 +327,21 @@ class Pool:
         runner = self._runners.get(lane)
         if runner is None:
             return
-        back: set[int] = set()
-        for message in self._not_begun(runner):
-            if isinstance(message, m.Execute):
-                back.add(message.task.id)
-            elif isinstance(message, m.Define):
-                runner.known.discard(message.key)
+        back = self._not_begun(runner)
+        self._read(runner)  # after that: what came before a task that it has got is done, and told
         self.perform(self._core.recalled(lane, back, self._loop.time()))
 
-    def _not_begun(self, runner: Runner) -> list[Any]:
-        return [*self._unread(runner), *self._unsent(runner)]
+    def _not_begun(self, runner: Runner) -> set[int]:
+        """Take back what the runner has not got; which tasks are among it."""
+        back: set[int] = set()
+        for message in [*self._unread(runner), *self._unsent(runner)]:
+            if isinstance(message, m.Execute):
+                back.add(message.task.id)
+                if message.parcel >= 0:
+                    os.close(message.parcel)
+            elif isinstance(message, m.Define):
+                runner.known.discard(message.key)
+        return back
 
     def _unread(self, runner: Runner) -> list[Any]:
         """What is still in the socket; the far end is blocking for the runner, so each read says not to wait."""
@@ -367,8 +365,16 @@ class Pool:
             self._kill(lane)
         if self._timer is not None:
             self._timer.cancel()
+        self._readers.close()
         while self._lives:
             await asyncio.wait(self._lives)
+        self._killers.shutdown()
+
+
+def _killed(runner: Runner, killing: asyncio.Future[None]) -> None:
+    runner.kills.discard(killing)
+    if error := killing.exception():
+        log.error("the processes of runner %d could not be ended: %s", runner.lane, error)
 
 
 def _dated(report: Report) -> Report:
