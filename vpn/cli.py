@@ -81,7 +81,7 @@ def cli() -> None:
     show_default=True,
     help="Bring-up, in seconds.",
 )
-@click.option("--no-dtls", is_flag=True, help="Stay on TLS.")
+@click.option("--dtls/--no-dtls", default=None, help="UDP, or TLS alone [default: what is faster at this server].")
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
 @click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (mode relay).")
 @cvmfs_options
@@ -99,7 +99,7 @@ def run(
     user: str | None,
     require: tuple[str, ...],
     timeout: float,
-    no_dtls: bool,
+    dtls: bool | None,
     mtu: int,
     direct: tuple[str, ...],
     cvmfs: Cvmfs | None,
@@ -114,9 +114,7 @@ def run(
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
         who = None if mode == "none" else _credential(stack, gateway, credential, (server, servercert, user))
-        config = TunnelConfig(
-            mode, who, bring_up_timeout=timeout, no_dtls=no_dtls, mtu=mtu, direct=networks, cvmfs=cvmfs
-        )
+        config = TunnelConfig(mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, cvmfs=cvmfs)
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)

@@ -61,6 +61,8 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     password: str
     version: int = 1
     relay_port: int = 0
+    mtu: int = 0
+    dtls: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Credential:
 
     ``pin`` is ``pin-sha256:`` and the base64 SHA-256 of the server's public key (RFC 7469's form, as
     openconnect takes it). ``port`` is where openconnect is served, ``relay_port`` the relay; 0 where it is not.
+    ``mtu`` (bytes; 0: unsaid) and ``dtls`` are what serves openconnect best at this server: one that ends pilots' TCP
+    itself is reached fastest by TLS with the largest packets.
     """
 
     addresses: tuple[str, ...]
@@ -77,6 +81,8 @@ class Credential:
     username: str
     password: Secret
     relay_port: int = 0
+    mtu: int = 0
+    dtls: bool = True
 
     def __post_init__(self) -> None:
         _require(bool(self.addresses), "a credential needs at least one server address")
@@ -86,6 +92,7 @@ class Credential:
             check_port(port)
         _require(bool(self.port or self.relay_port), "a credential needs a port")
         check_pin(self.pin)
+        check_mtu(self.mtu)
         _require(_USER.fullmatch(self.username) is not None, f"{self.username!r} cannot be a user name")
         _require(not self.username.startswith("-"), f"{self.username!r} cannot be a user name")
         _require("\n" not in self.password.reveal(), "the password holds a line break")
@@ -93,8 +100,9 @@ class Credential:
     def to_bytes(self) -> bytes:
         """JSON with the password in it: for an encrypted channel or a 0600 file only."""
         wire = _Wire(
-            list(self.addresses), self.port, self.pin, self.username, self.password.reveal(), relay_port=self.relay_port
-        )
+            list(self.addresses), self.port, self.pin, self.username, self.password.reveal(),
+            relay_port=self.relay_port, mtu=self.mtu, dtls=self.dtls,
+        )  # fmt: skip
         return msgspec.json.encode(wire)
 
     @classmethod
@@ -104,7 +112,10 @@ class Credential:
             wire = msgspec.json.decode(data, type=_Wire)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise UsageError("not a credential of a gateway (or one of another version)") from None
-        return cls(tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password), wire.relay_port)
+        return cls(
+            tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password),
+            wire.relay_port, wire.mtu, wire.dtls,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,16 +124,16 @@ class TunnelConfig:
 
     ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
-    before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides). ``direct`` are networks reached
-    from the node itself.
+    before the tunnel counts as lost. ``dtls`` and ``mtu`` are asked of the server (None, 0: what its credential says).
+    ``direct`` are networks reached from the node itself.
     """
 
     mode: Mode
     credential: Credential | None = None
     bring_up_timeout: float = 60
-    dtls_timeout: float = 5
+    dtls_timeout: float = 1
     reconnect_timeout: int = 60
-    no_dtls: bool = False
+    dtls: bool | None = None
     mtu: int = 0
     dns: tuple[str, ...] = ()
     direct: tuple[str, ...] = ()
@@ -135,7 +146,7 @@ class TunnelConfig:
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
-        _require(self.mtu == 0 or 576 <= self.mtu <= 65535, f"mtu {self.mtu} is outside 576…65535")
+        check_mtu(self.mtu)
         for server in self.dns:
             check_address(server)
         for network in self.direct:
@@ -146,6 +157,12 @@ def check_port(port: int) -> int:
     """A TCP or UDP port."""
     _require(0 < port < 65536, f"{port} is not a port (1…65535)")
     return port
+
+
+def check_mtu(mtu: int) -> int:
+    """A tunnel's MTU in bytes; 0: unsaid."""
+    _require(mtu == 0 or 576 <= mtu <= 65535, f"mtu {mtu} is outside 576…65535")
+    return mtu
 
 
 def check_pin(pin: str) -> str:

@@ -119,10 +119,13 @@ class Holder(Keeper):
         self.report(Done(message.id))
 
     def on_write_file(self, message: WriteFile, _fds: list[int]) -> None:
-        """Write a setting, or a file of its own; one that has a mode never exists with another."""
+        """Write a setting, or a file of its own: that is replaced as a whole, and never exists with another mode."""
+        path = Path(f"{message.path}.new" if message.mode else message.path)
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (os.O_CREAT if message.mode else 0)
-        with os.fdopen(os.open(message.path, flags, message.mode), "w") as file:
+        with os.fdopen(os.open(path, flags, message.mode), "w") as file:
             file.write(message.text)
+        if message.mode:
+            path.replace(message.path)
         self.report(Done(message.id))
 
     def on_private_directory(self, message: PrivateDirectory, _fds: list[int]) -> None:

@@ -47,7 +47,7 @@ class Issued(msgspec.Struct, tag=True, frozen=True):
 
 
 class Pilot(msgspec.Struct, frozen=True):
-    """One credential: ``state`` is issued, connected, disconnected; connections open and bytes by the relay."""
+    """One credential: ``state`` is issued, connected, disconnected, restored; TCP connections open, and bytes."""
 
     label: str
     username: str

@@ -24,8 +24,9 @@ from msgspec import structs
 
 from vpn.config import Credential, Secret
 from vpn.errors import GatewayError, VpnError
-from vpn.gateway import control, relay_process, state
-from vpn.gateway.ocserv import UPLINK_DNS
+from vpn.gateway import control, ocserv, relay_process, state
+from vpn.gateway.addresses import UPLINK_DNS
+from vpn.gateway.plane_messages import Figure
 from vpn.gateway.relay_process import Relay, start_relay
 from vpn.gateway.server import Server
 from vpn.gateway.state import GatewayConfig, Record
@@ -101,6 +102,8 @@ class Daemon:
         where = (config.listen, config.relay_port, config.port or self.server.port)
         self.relay: Relay = await start_relay(stack, settings, where, self._on_session)
         self.server.spent = self.relay.spend
+        for username, digest in self.server.book.digests():
+            self.relay.restore(username, digest)
 
     def _on_session(self, session: relay_process.Session) -> None:
         task = asyncio.create_task(self.server.relayed(session.what, session.username, session.address))
@@ -143,24 +146,25 @@ class Daemon:
             case control.Issue(label):
                 username, password = await self.server.issue(label)
                 self.relay.add(username, password)
+                mtu, dtls = (ocserv.MTU, False) if self.config.uplink == "sockets" else (0, True)
                 where = (tuple(self._addresses()), self.server.port, self.server.pin)
-                credential = Credential(*where, username, Secret(password), self.relay.port)
+                credential = Credential(*where, username, Secret(password), self.relay.port, mtu, dtls)
                 return control.Issued(credential.to_bytes())
             case control.Revoke(username):
                 self.relay.revoke(username)
                 await self.server.revoke(username)
             case control.Status():
-                return self._report(await self.relay.used())
+                return self._report(await self.server.figures(), await self.relay.used())
             case control.Stop():
                 self.stopped.set()
         return control.Agreed()
 
-    def _report(self, used: dict[str, relay_process.Use]) -> control.Report:
+    def _report(self, figures: dict[str, Figure], used: dict[str, relay_process.Use]) -> control.Report:
         pilots = [
             structs.replace(pilot, connections=use.connections, up=use.up, down=use.down)
             if (use := used.get(pilot.username))
             else pilot
-            for pilot in self.server.book.pilots()
+            for pilot in self.server.book.pilots(figures)
         ]
         return control.Report(
             name=self.config.name,

@@ -60,6 +60,13 @@ class Add(msgspec.Struct, tag=True, frozen=True):
     password: str
 
 
+class Restore(msgspec.Struct, tag=True, frozen=True):
+    """A credential of an earlier gateway, by the digest of its password."""
+
+    username: str
+    digest: bytes
+
+
 class Spend(msgspec.Struct, tag=True, frozen=True):
     """Its password was used elsewhere."""
 
@@ -103,7 +110,7 @@ class Used(msgspec.Struct, tag=True, frozen=True):
     pilots: list[Use]
 
 
-Order = Add | Spend | Revoke | Ask
+Order = Add | Restore | Spend | Revoke | Ask
 News = Serving | Session | Used
 _decode_order: Callable[[bytes], Order] = msgspec.msgpack.Decoder(Order).decode
 _decode_news: Callable[[bytes], News] = msgspec.msgpack.Decoder(News).decode
@@ -127,6 +134,10 @@ class Relay:
     def add(self, username: str, password: str) -> None:
         """Take a fresh credential."""
         self._post(Add(username, password))
+
+    def restore(self, username: str, digest: bytes) -> None:
+        """Take a credential of an earlier gateway."""
+        self._post(Restore(username, digest))
 
     def spend(self, username: str) -> None:
         """Its password was used at ocserv."""
@@ -339,6 +350,8 @@ class Process:
         match _decode_order(data):
             case Add(username, password):
                 self.service.tickets.add(username, password)
+            case Restore(username, digest):
+                self.service.tickets.restore(username, digest)
             case Spend(username):
                 self.service.tickets.spend(username)
             case Revoke(username):

@@ -15,6 +15,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -148,11 +149,37 @@ def read_record(directory: Path) -> Record | None:
 
 def write_record(directory: Path, record: Record) -> None:
     """Write the record at once or not at all, 0600."""
-    unfinished = directory / "gateway.json.new"
+    write_private(directory / "gateway.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, 0600; raises OSError and then leaves the old one."""
+    unfinished = path.with_name(f"{path.name}.new")
     unfinished.unlink(missing_ok=True)
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-    unfinished.replace(directory / "gateway.json")
+    try:
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def last_port(directory: Path) -> int:
+    """The port an earlier gateway of this name had, at which its pilots look for it; 0 when unknown."""
+    try:
+        text = (directory / "port").read_text()
+    except OSError:
+        return 0
+    return int(text) if text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536 else 0
+
+
+def keep_port(directory: Path, port: int) -> None:
+    """Note the port for the next gateway of this name; that it cannot be is no reason to end this one."""
+    with suppress(OSError):
+        write_private(directory / "port", str(port).encode())
 
 
 def is_alive(record: Record) -> bool:

@@ -39,7 +39,11 @@ class Tickets:
 
     def add(self, username: str, password: str) -> None:
         """A fresh one."""
-        self._tickets[username] = _Ticket(_digest(password.encode()))
+        self._tickets[username] = _Ticket(digest_of(password.encode()))
+
+    def restore(self, username: str, digest: bytes) -> None:
+        """One of an earlier gateway of this name, by the digest of its password."""
+        self._tickets[username] = _Ticket(digest)
 
     def spend(self, username: str) -> None:
         """Its password was used elsewhere."""
@@ -50,7 +54,7 @@ class Tickets:
     def admit(self, username: str, password: bytes) -> Admission:
         """Whether a login is right; the right password is spent by it."""
         ticket = self._tickets.get(username)
-        given = _digest(password)
+        given = digest_of(password)
         if ticket is None:
             return "wrong"
         if hmac.compare_digest(given, ticket.password):
@@ -66,7 +70,7 @@ class Tickets:
         if ticket is None:
             return ""
         token = secrets.token_urlsafe(32)
-        ticket.tokens = (_digest(token.encode()), *ticket.tokens[:1])
+        ticket.tokens = (digest_of(token.encode()), *ticket.tokens[:1])
         ticket.state = "open"
         return token
 
@@ -107,6 +111,6 @@ class Tickets:
         return float(min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(count, 10)))
 
 
-def _digest(secret: bytes) -> bytes:
+def digest_of(secret: bytes) -> bytes:
     """Passwords and tokens are random and long: one round is enough."""
     return hashlib.sha256(secret).digest()

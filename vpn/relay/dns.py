@@ -100,7 +100,7 @@ def _resolved(message: bytes) -> Resolved | None:
             if kind == _CNAME:
                 known.add(_name(message, offset)[0])
             elif kind in (_A, _AAAA):
-                addresses.append(ipaddress.ip_address(data))
+                addresses.append(ipaddress.ip_address(bytes(data)))
                 ttl = min(ttl, seconds)
         offset += length
     return Resolved(asked, addresses, ttl) if addresses else None
