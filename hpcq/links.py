@@ -1,8 +1,8 @@
 """The connections of one manager: who they are from, whether they may come in, whether they are still there.
 
-A first word decides what a connection is: a pilot's, a client's of the command line, or a data connection, which goes
-to `files`. A pilot that connects again takes the place of its old connection, whose end is told first. In the
-manager's thread; what pilots say after their first word is the manager's (`Owner`).
+A first word decides what a connection is: a pilot's, a client's of the command line, or one for contents, which goes to
+`files`, or for parcels, which goes to the `depot`. A pilot that connects again takes the place of its old connection,
+whose end is told first. In the manager's thread; what pilots say after their first word is the manager's (`Owner`).
 
 Failure cases: a stranger fails in TLS; another version is refused with both versions named; a link silent for
 `SILENCE_LIMIT` is dropped; at the end pilots are told, given time to hang up, then hung up on.
@@ -22,6 +22,7 @@ from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.addresses import raise_descriptor_limit
+from hpcq.files.depot import Depot
 from hpcq.files.service import FileService
 from hpcq.questions import Questions
 from hpcq.roster import Entry, Roster
@@ -53,12 +54,15 @@ class Owner(Protocol):
 class Links:
     """All connections of one queue."""
 
-    def __init__(self, queue: str, owner: Owner, roster: Roster, questions: Questions, files: FileService) -> None:
+    def __init__(  # noqa: PLR0917 - all six differ in type
+        self, queue: str, owner: Owner, roster: Roster, questions: Questions, files: FileService, depot: Depot
+    ) -> None:
         self._queue = queue
         self._owner = owner
         self._roster = roster
         self._questions = questions
         self._files = files
+        self._depot = depot
         self._by_pilot: dict[str, transport.Link] = {}
         self._entries: dict[transport.Link, Entry | None] = {}  # None: a client
         self._server: asyncio.Server | None = None
@@ -137,7 +141,9 @@ class Links:
             link.close(reason)
             return
         link.send(m.Welcome(m.PROTOCOL_VERSION, self._queue, SILENCE_LIMIT))
-        if isinstance(hello, m.DataHello):
+        if isinstance(hello, m.DataHello) and hello.parcels:
+            self._depot.accept(link.hand_over(), hello.pilot, link.peer)
+        elif isinstance(hello, m.DataHello):
             self._files.accept(link, hello.pilot)
         elif isinstance(hello, m.ClientHello):
             link.connection.expect(m.FromClient)

@@ -33,15 +33,18 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import psutil
 
 from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.credentials import CredentialDesk, Credentials
 from hpcq.errors import HpcqError, QueueClosedError
+from hpcq.files.depot import Depot
 from hpcq.files.service import FileService
 from hpcq.functions import Functions
 from hpcq.links import Links
+from hpcq.parcels import Load, Parcel, Shelf
 from hpcq.questions import Questions, status, views
 from hpcq.readiness import Readiness, ready_event, tunnel_event
 from hpcq.roster import Entry, PilotState, PilotView, Roster
@@ -81,17 +84,21 @@ HOUSEKEEPING = 0.1
 RUN_BYTES = 32 * 1024 * 1024
 """Tasks are sent in messages of about this size at most: none blocks the link for long, or is over the frame limit."""
 
+MEMORY_SHARE = 8
+"""Large arguments and results may take this part of the machine's memory; more goes to disk, where temporaries are."""
+
 LEAVE_TIMEOUT = 10.0
 """Seconds pilots have to hang up once they were told to leave."""
 
 
 class Submission(NamedTuple):
-    """One submitted task as it travels from the user's thread: needs, spec and, for a PythonTask, its function."""
+    """One submitted task as it travels from the user's thread: needs, spec, a function's body, large arguments."""
 
     needs: NewTask
     spec: m.TaskSpec
     body: bytes
     files: Any = None
+    parcel: Parcel | None = None
 
 
 class Finished(NamedTuple):
@@ -133,7 +140,8 @@ class Manager:
         self._questions.topics["pilots"] = lambda _body: views(self._scheduler, self._roster)
         self._questions.topics["status"] = lambda _body: self.status()
         self.files = FileService(self._files_ready, self._ended_without_pilot, self.spawn, self._ended)
-        self._links = Links(name, self, self._roster, self._questions, self.files)
+        self.depot = Depot(conn.manager_tls(self._identity), Shelf(psutil.virtual_memory().total // MEMORY_SHARE))
+        self._links = Links(name, self, self._roster, self._questions, self.files, self.depot)
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"hpcq-{name}", daemon=True)
@@ -248,6 +256,7 @@ class Manager:
         self._links.shut()
         await self._links.dismiss(timeout, reason)
         await self.files.close()
+        self.depot.close()
         await self._links.close()
         if self._background:
             await asyncio.wait(self._background, timeout=timeout)
@@ -292,9 +301,11 @@ class Manager:
             if submission.files is not None:
                 self.files.admit(submission)
                 continue
-            task, spec, body, _ = submission
+            task, spec, body, _, parcel = submission
             needs.append(task)
             self._specs[spec.id] = spec
+            if parcel is not None:
+                self.depot.give_out(spec.id, parcel)
             if spec.function:
                 self._functions.acquire(spec.function, body)
         self._events.insert(0, Submitted(needs))  # before a cancel of the same tasks
@@ -321,6 +332,7 @@ class Manager:
                 self._send_tasks(command)  # type: ignore[arg-type]
             else:
                 self._relay(command)
+        self.depot.forget(self._reports)
         self._reports.clear()
         if finished:
             self._deliver(finished)
@@ -328,6 +340,7 @@ class Manager:
     def _finished(self, command: Finish) -> Finished | None:
         number = command.task
         spec = self._specs.pop(number)
+        self.depot.done(number)
         if spec.function:
             self._functions.release(spec.function)
         report, entry = self._reports[number, command.pilot] if command.reported else (None, None)
@@ -336,6 +349,7 @@ class Manager:
             return None
         if report is None or entry is None:
             return Finished(number, Attempt(command.outcome, command.message, attempts=command.attempts))
+        load = None if report.parcel is None else Load(self.depot.claim(number, entry.name), report.parcel)
         return Finished(
             number,
             Attempt(
@@ -354,6 +368,7 @@ class Manager:
                 report.memory,
                 report.disk,
                 report.cpu,
+                load,
             ),
         )
 
@@ -396,6 +411,7 @@ class Manager:
     def gone(self, entry: Entry, reason: str) -> None:
         """A pilot's connection has ended."""
         self._functions.pilot_gone(entry.name)
+        self.depot.pilot_gone(entry.name)
         for username in entry.credentials:
             self._credentials.revoke(entry, username)
         gone = PilotGone(entry.name, entry.message or reason)
@@ -441,6 +457,9 @@ class Manager:
     def _updated(self, link: transport.Link, entry: Entry, message: m.Update) -> None:
         if not all(result.outcome in OUTCOMES for result in message.results):
             link.abort("it reported an outcome that does not exist")
+            return
+        if not all(self.depot.reported(r.id, entry.name) for r in message.results if r.parcel is not None):
+            link.abort("it reported a result that it has not brought")
             return
         if message.results:
             entry.tasks_done += len(message.results)

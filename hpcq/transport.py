@@ -149,6 +149,15 @@ class Link(asyncio.Protocol):
         protocol.connection_made(transport)
         return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
 
+    def hand_over(self) -> socket.socket:
+        """Give up the TCP connection to somebody who begins anew on it; of use after a first word, once answered."""
+        assert self._transport is not None
+        self.flush()
+        transport, self._transport = self._transport, None
+        sock: socket.socket = transport.get_extra_info("socket").dup()
+        transport.abort()  # says nothing to the other side
+        return sock
+
     def close(self, reason: str) -> None:
         """Close after what was sent has left."""
         self._reason = self._reason or reason

@@ -6,6 +6,7 @@ is the command line.
 """
 
 from vpn.config import MODES, Credential, Secret, TunnelConfig
+from vpn.cvmfs.settings import Cvmfs, make_cvmfs
 from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
 from vpn.gateway.client import GatewayClient
 from vpn.modes.base import TunnelInfo
@@ -16,6 +17,7 @@ from vpn.session import Session, open_session
 __all__ = [
     "MODES",
     "Credential",
+    "Cvmfs",
     "GatewayClient",
     "GatewayError",
     "ProbeResult",
@@ -27,5 +29,6 @@ __all__ = [
     "TunnelInfo",
     "UsageError",
     "VpnError",
+    "make_cvmfs",
     "open_session",
 ]

@@ -7,7 +7,8 @@ slaves → /proc → lo up → ``Ready`` → serves requests (see ``messages``) 
 
 Identity ``user`` maps the caller's own ids to themselves: the holder keeps every capability because it never
 execs, while the programs it starts lose theirs at exec and are an ordinary user inside too. Identity ``root``
-maps root to the caller, for a server that insists on being root.
+maps root to the caller, for a server that insists on being root. Network ``host`` leaves the network alone: such a
+namespace is for mounts only.
 
 Failure cases, each explained by ``explain_unshare``: namespaces forbidden (EPERM, EACCES), used up (ENOSPC),
 absent from the kernel (EINVAL); capabilities withheld inside (AppArmor); no tun device.
@@ -26,13 +27,16 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from vpn import kernel
+from vpn import kernel, netlink
 from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
-from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Resolve, WriteFile
-from vpn.refusals import explain_tun, explain_unshare
+from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Resolve, Stage, WriteFile
+from vpn.refusals import explain_nat, explain_tun, explain_unshare
+from vpn.roots import stage
 from vpn.spawn import leave_terminal_alone, raise_file_limit
 
+LISTEN_BACKLOG = 4096
+_NFT_IPV4, _NFT_IPV6 = 2, 10  # NFPROTO_*
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 # Where a tmpfs may cover what is there: no site keeps data or programs in /sys, as some do in /mnt.
@@ -52,14 +56,13 @@ class Holder(Keeper):
         self.handlers |= {
             OpenTun: self.on_open_tun,
             Configure: self.on_configure,
+            Listen: self.on_listen,
+            Redirect: self.on_redirect,
             Resolve: self.on_resolve,
             WriteFile: self.on_write_file,
             PrivateDirectory: self.on_private_directory,
+            Stage: self.on_stage,
         }
-
-    def started(self) -> None:
-        """Load the netlink library while the client is busy: it takes a third of a second."""
-        import pyroute2  # noqa: F401, PLC0415
 
     def report_started(self, request: int, pid: int) -> None:
         """Our pids mean nothing outside: the kernel translates the one in the credentials."""
@@ -86,6 +89,20 @@ class Holder(Keeper):
         configure_link(message)
         self.report(Done(message.id))
 
+    def on_listen(self, message: Listen, _fds: list[int]) -> None:
+        """A socket that belongs to this namespace wherever it is sent; answered with its port."""
+        with listen_inside(message) as sock:
+            self.report(Done(message.id, str(sock.getsockname()[1])), (sock.fileno(),))
+
+    def on_redirect(self, message: Redirect, _fds: list[int]) -> None:
+        """The rule of nat; it lasts as long as the namespace."""
+        number = _NFT_IPV6 if message.six else _NFT_IPV4
+        try:
+            netlink.perform(netlink.NETFILTER, netlink.redirect(number, "relay", message.device, message.port))
+        except OSError as error:
+            raise TunnelError("tunnel", explain_nat(error, six=message.six)) from None
+        self.report(Done(message.id))
+
     def on_resolve(self, message: Resolve, _fds: list[int]) -> None:
         """Bind resolv.conf and a hosts-by-files-and-dns nsswitch.conf; silence name-service daemons."""
         target = os.path.realpath("/etc/resolv.conf")
@@ -102,39 +119,57 @@ class Holder(Keeper):
         self.report(Done(message.id))
 
     def on_write_file(self, message: WriteFile, _fds: list[int]) -> None:
-        """Write a setting, or a file of its own; one that has a mode never exists with another."""
+        """Write a setting, or a file of its own: that is replaced as a whole, and never exists with another mode."""
+        path = Path(f"{message.path}.new" if message.mode else message.path)
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (os.O_CREAT if message.mode else 0)
-        with os.fdopen(os.open(message.path, flags, message.mode), "w") as file:
+        with os.fdopen(os.open(path, flags, message.mode), "w") as file:
             file.write(message.text)
+        if message.mode:
+            path.replace(message.path)
         self.report(Done(message.id))
 
     def on_private_directory(self, message: PrivateDirectory, _fds: list[int]) -> None:
         """Mount a tmpfs over a directory no program here needs."""
         self.report(Done(message.id, mount_room()))
 
+    def on_stage(self, message: Stage, _fds: list[int]) -> None:
+        """Make places to mount on."""
+        stage(message.top, message.places, message.shown)
+        self.report(Done(message.id))
+
 
 def configure_link(message: Configure) -> None:
     """Perform ``Configure`` by netlink."""
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415
-
     step = "find"
     try:
-        with IPRoute() as ip:
-            index = ip.link_lookup(ifname=message.device)[0]
+        index = socket.if_nametoindex(message.device)
+        if message.address:
             step = f"give the address {message.address} to"
-            if message.address:
-                address, _, prefix = message.address.partition("/")
-                ip.addr("add", index=index, address=address, prefixlen=int(prefix or 32))
-            step = f"set the MTU {message.mtu} of"
-            if message.mtu:
-                ip.link("set", index=index, mtu=message.mtu)
-            step = "set up"
-            ip.link("set", index=index, state="up")
-            for route in message.routes:
-                step = f"add the route {route} through"
-                ip.route("add", family=socket.AF_INET, dst="0.0.0.0/0" if route == "default" else route, oif=index)
-    except (NetlinkError, IndexError, ValueError) as error:
-        raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {error}") from None
+            netlink.perform(netlink.ROUTE, [netlink.address_add(index, message.address)])
+        step = f"set the MTU {message.mtu} of" if message.mtu else "set up"
+        netlink.perform(netlink.ROUTE, [netlink.link_up(index, message.mtu)])
+        for route in message.routes:
+            step = f"add the route {route} through"
+            wanted = "0.0.0.0/0" if route == "default" else route
+            netlink.perform(netlink.ROUTE, [netlink.route_add(index, wanted)])
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {reason}") from None
+
+
+def listen_inside(message: Listen) -> socket.socket:
+    """Perform ``Listen``."""
+    family = socket.AF_INET6 if ":" in message.address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM if message.udp else socket.SOCK_STREAM)
+    try:
+        sock.bind((message.address, message.port))
+        if not message.udp:
+            sock.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        sock.close()
+        text = f"cannot listen on {message.address} port {message.port} in the namespace: {error.strerror}"
+        raise TunnelError("tunnel", text) from None
+    return sock
 
 
 def plain_hosts(text: str) -> str:
@@ -166,12 +201,13 @@ def bind_text(target: str, text: str) -> None:
         kernel.unmount(room)
 
 
-def enter(identity: str) -> None:
+def enter(identity: str, network: str) -> None:
     """Leave the caller's namespaces; raises TunnelError with what the site's administrators would change."""
     uid, gid = os.geteuid(), os.getegid()
     inner = (0, 0) if identity == "root" else (uid, gid)
     try:
-        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNET | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
+        own_network = 0 if network == "host" else kernel.CLONE_NEWNET
+        kernel.unshare(kernel.CLONE_NEWUSER | own_network | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{inner[0]} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{inner[1]} {gid} 1")
@@ -179,13 +215,14 @@ def enter(identity: str) -> None:
         raise TunnelError("user namespaces", explain_unshare(error.errno or 0)) from None
 
 
-def furnish() -> list[str]:
+def furnish(network: str) -> list[str]:
     """Mounts and lo of the new namespaces; returns what was refused but can be done without."""
     notes = []
     try:
         # Slaves, not private: what the host's automounter mounts later (CVMFS, home) must appear inside too.
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
-        loopback_up()
+        if network != "host":
+            loopback_up()
     except OSError as error:
         raise TunnelError("user namespaces", explain_unshare(error.errno or errno.EPERM, inside=True)) from None
     try:
@@ -202,14 +239,14 @@ def loopback_up() -> None:
         fcntl.ioctl(sock, 0x8914, request)  # SIOCSIFFLAGS
 
 
-def serve(sock: socket.socket, alive: int) -> None:
+def serve(sock: socket.socket, alive: int, network: str) -> None:
     """Pid 1: die with the outer process, furnish, serve."""
     kernel.die_with_parent(signal.SIGKILL)
     holder = Holder(sock)
     holder.selector.register(alive, selectors.EVENT_READ, lambda: sys.exit(1))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        notes = furnish()
+        notes = furnish(network)
     except TunnelError as error:
         say(sock, error.layer, error.message)
         return
@@ -217,13 +254,13 @@ def serve(sock: socket.socket, alive: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """FD PARENT IDENTITY: become two processes, the outer one waiting for the inner."""
+    """FD PARENT IDENTITY NETWORK: become two processes, the outer one waiting for the inner."""
     leave_terminal_alone()
     raise_file_limit()
     sock = attach(argv)
     sock.set_inheritable(False)
     try:
-        enter(argv[2])
+        enter(argv[2], argv[3])
     except TunnelError as error:
         say(sock, error.layer, error.message)
         sock.close()
@@ -233,7 +270,7 @@ def main(argv: list[str]) -> None:
     pid = os.fork()
     if pid == 0:
         os.close(hold)
-        serve(sock, alive)
+        serve(sock, alive, argv[3])
         os._exit(0)
     os.close(alive)
     sock.close()

@@ -26,6 +26,8 @@ class Spawn(Message, frozen=True):
     cwd: bytes
     targets: list[int]
     new_session: bool = True
+    may_mount: bool = False
+    """It keeps CAP_SYS_ADMIN of the namespace: a FUSE server (holder only)."""
 
 
 class Kill(Message, frozen=True):
@@ -41,6 +43,26 @@ class OpenTun(Message, frozen=True):
 
     id: int
     name: str
+
+
+class Listen(Message, frozen=True):
+    """Bind a socket in the namespace, TCP and listening or UDP, and send its descriptor back; the answer's value is
+    its port (0: the kernel chooses).
+    """
+
+    id: int
+    address: str
+    port: int = 0
+    udp: bool = False
+
+
+class Redirect(Message, frozen=True):
+    """Send TCP that leaves through ``device`` to this port of the namespace's own loopback instead, IPv4 or IPv6."""
+
+    id: int
+    device: str
+    port: int
+    six: bool = False
 
 
 class Configure(Message, frozen=True):
@@ -79,6 +101,17 @@ class PrivateDirectory(Message, frozen=True):
     id: int
 
 
+class Stage(Message, frozen=True):
+    """Mount an empty file system at ``top`` (a directory of the root, made when the host has none) with directories
+    ``places`` in it to mount on, and the host's own ``shown`` as they are (holder only).
+    """
+
+    id: int
+    top: str
+    places: list[str] = []
+    shown: list[str] = []
+
+
 class Ready(Message, frozen=True):
     """The keeper serves; ``notes`` are things that were refused but are not needed."""
 
@@ -114,5 +147,5 @@ class Exited(Message, frozen=True):
     max_rss: int = 0
 
 
-Request = Spawn | Kill | OpenTun | Configure | Resolve | WriteFile | PrivateDirectory
+Request = Spawn | Kill | OpenTun | Listen | Redirect | Configure | Resolve | WriteFile | PrivateDirectory | Stage
 Report = Ready | Done | Failed | Exited

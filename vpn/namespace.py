@@ -12,10 +12,11 @@ import os
 from typing import Literal
 
 from vpn.channel import Packet, pair
-from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Report, Resolve, WriteFile
+from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Report, Resolve, WriteFile
 from vpn.process import REAP_DEADLINE, Client, Process, python_argv
 
 Identity = Literal["user", "root"]
+Network = Literal["own", "host"]
 
 
 class Namespace:
@@ -34,6 +35,15 @@ class Namespace:
         """Make a tun device; a descriptor the caller closes."""
         packet = await self.client.request(OpenTun(self.client.number(), name))
         return packet.fds[0]
+
+    async def listen(self, address: str, port: int = 0, *, udp: bool = False) -> tuple[int, int]:
+        """A bound socket of the namespace, listening unless UDP: a descriptor the caller closes, and its port."""
+        packet: Packet[Report] = await self.client.request(Listen(self.client.number(), address, port, udp))
+        return packet.fds[0], int(packet.message.value) if isinstance(packet.message, Done) else port
+
+    async def redirect(self, device: str, port: int, *, six: bool = False) -> None:
+        """Send TCP that leaves through a device to this port of the namespace's loopback instead."""
+        await self.client.request(Redirect(self.client.number(), device, port, six))
 
     async def configure(self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None) -> None:
         """Address (CIDR, "" for none), MTU in bytes (0: as it is), up, routes through it."""
@@ -58,7 +68,9 @@ class Namespace:
         await asyncio.wait([self._outer.ended], timeout=REAP_DEADLINE)
 
 
-async def open_namespace(keeper: Client, identity: Identity = "user", *, new_session: bool = True) -> Namespace:
+async def open_namespace(
+    keeper: Client, identity: Identity = "user", network: Network = "own", *, new_session: bool = True
+) -> Namespace:
     """Make a namespace; raises TunnelError naming what the node refuses."""
     ours, theirs = pair()
     client = Client(ours, "the namespace's holder")
@@ -66,7 +78,7 @@ async def open_namespace(keeper: Client, identity: Identity = "user", *, new_ses
     try:
         with theirs:
             outer = await keeper.spawn(
-                python_argv("vpn.holder", "3", str(keeper.pid), identity),
+                python_argv("vpn.holder", "3", str(keeper.pid), identity, network),
                 stdin=null,
                 stdout=null,
                 fds={3: theirs.fileno()},

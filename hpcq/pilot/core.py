@@ -48,7 +48,7 @@ from hpcq.pilot.lanes import (
 from hpcq.pilot.usage import NOTHING_USED, Used
 from hpcq.task import Outcome
 
-AHEAD = 0.005
+AHEAD = 0.015
 """Seconds of expected work given to a lane in advance."""
 
 AHEAD_LIMIT = 64
@@ -272,6 +272,13 @@ class Core:
         """The task at a lane's runner, if any."""
         lane = self.lanes[lane_number]
         return lane.tasks[0] if lane.tasks else None
+
+    def busy_for(self, lane_number: int) -> float:
+        """Seconds of work it is expected to have after its current task; 0 when it may need us any moment."""
+        lane = self.lanes.get(lane_number)
+        if lane is None or len(lane.tasks) < 2 or lane.recalling or lane.doomed is not None:
+            return 0.0
+        return lane.expected - self._expected.get(lane.tasks[0].function, AHEAD)
 
     def at_work(self, since: float) -> list[tuple[Lane, TaskSpec]]:
         """Lanes whose task has run at least since then, and the task."""

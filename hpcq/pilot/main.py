@@ -43,19 +43,20 @@ from hpcq import messages as m
 from hpcq.addresses import own_addresses
 from hpcq.errors import AuthenticationError, HpcqError
 from hpcq.files.cache import Cache
+from hpcq.parcels import Shelf
 from hpcq.pilot import options as opts
 from hpcq.pilot.contents import Contents
 from hpcq.pilot.core import Core
 from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, NEWS_TIMEOUT
+from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import own_cpus
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
+from hpcq.pilot.parcels import Parcels
 from hpcq.pilot.pool import Pool
 from hpcq.pilot.scratch import scratch_directory
 from hpcq.pilot.staging import Staging
 from hpcq.pilot.tunnel import Tunnel
-from hpcq.protocol import FRAME_LIMIT
-from hpcq.task import Outcome
 from hpcq.versions import versions
 from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
 
@@ -63,6 +64,9 @@ log = logging.getLogger("hpcq.pilot")
 
 UPDATE_BYTES = 32 * 1024 * 1024
 """Results are sent in messages of about this size at most, so that none blocks the link for long."""
+
+MEMORY_SHARE = 8
+"""Large arguments and results may take this part of the pilot's memory; more goes to its scratch directory."""
 
 CREDENTIAL_TIMEOUT = 60.0
 """Seconds the manager has to get a credential from its gateway."""
@@ -105,9 +109,11 @@ class Pilot:
         self._pool: Pool | None = None
         self._ready: m.Ready | None = None
         self._tunnel = Tunnel(
-            options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout
-        )
+            options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout,
+            cvmfs=options.cvmfs,
+        )  # fmt: skip
         self._staging: Staging | None = None
+        self._parcels: Parcels | None = None
         self._update = m.Update([], [])
         self._down: m.TunnelDown | None = None
 
@@ -142,9 +148,12 @@ class Pilot:
         except HpcqError as error:
             return End(str(error), status=error.exit_status)
         self._watch()
+        hold = Hold(Shelf((self._options.memory << 20) // MEMORY_SHARE, self._scratch, described=True))
         spawners = await self._spawners(stack)
-        self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken)
+        self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, hold)
         stack.push_async_callback(self._pool.close)
+        self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._report_more)
+        stack.push_async_callback(self._parcels.close)
         info = self._tunnel.session.info
         self._ready = m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address, ["wan"])
         self._staging = await self._files(stack, self._pool)
@@ -221,9 +230,8 @@ class Pilot:
         contents = Contents(cache, self._name, self._link, lambda digests: self._link.send(m.Holding(digests)))
         stack.push_async_callback(contents.close)
         self._ready.data_addresses, self._ready.data_port = own_addresses(), await contents.serve()
-        staging = Staging(
-            self._scratch, contents, self._tunnel.spawn, self._run_staged, self._report_more, pool.sandboxes
-        )
+        spawn = self._tunnel.spawn
+        staging = Staging(self._scratch, contents, spawn, self._run_staged, self._report_staged, pool.sandboxes)
         stack.push_async_callback(staging.abandon)
         return staging
 
@@ -239,9 +247,18 @@ class Pilot:
         assert self._pool is not None
         self._pool.perform(self._core.run(tasks, self._loop.time()))
 
+    def _run_fetched(self, tasks: list[m.TaskSpec]) -> None:
+        self._run(m.Run([], tasks, []))
+
+    def _run(self, message: m.Run) -> None:
+        assert self._pool is not None
+        self._pool.run(self._staging.take(message) if self._staging else message)
+
     async def _drop_files(self) -> None:
         if self._staging is not None:
             await self._staging.abandon()
+        if self._parcels is not None:
+            await self._parcels.abandon()
 
     def _ready_now(self) -> m.Ready:
         """Our readiness, with the time that is left for tasks: they should end before we drain."""
@@ -325,7 +342,7 @@ class Pilot:
         elif pool is None:
             log.warning("%s came before we were ready", kind.__name__)
         elif kind is m.Run:
-            pool.run(self._staging.take(message) if self._staging else message)
+            self._run(self._parcels.take(message) if self._parcels else message)
         elif kind is m.Retract:
             pool.perform(self._core.retract(self._without_files(message.tasks), now))
         elif kind is m.Cancel:
@@ -334,19 +351,25 @@ class Pilot:
     # --- our reports ---
 
     def _without_files(self, tasks: list[int], cancel: bool = False) -> list[int]:
-        return self._staging.withdraw(tasks, cancel) if self._staging else tasks
+        for apart in (self._parcels, self._staging):
+            tasks = apart.withdraw(tasks, cancel) if apart else tasks
+        return tasks
 
     def _report(self, report: Report) -> None:
         """What became of tasks in the core; those with outputs are told when these have been collected."""
         if self._staging:
             report = self._staging.ended(report)
-        self._report_more(report)
+        self._report_staged(report)
+
+    def _report_staged(self, report: Report) -> None:
+        """Large results are told when they have been brought."""
+        self._report_more(self._parcels.ended(report) if self._parcels else report)
 
     def _report_more(self, report: Report) -> None:
         if not self._update.results and not self._update.started:
             self._loop.call_soon(self._send_update)
         self._update.started.extend(report.started)
-        self._update.results.extend(map(_bounded, self._without_doubtful(report.results)))
+        self._update.results.extend(self._without_doubtful(report.results))
         if report.returned or report.answers:
             self._send_update()  # a task that was announced and comes back: in this order
             self._link.send(m.Returned(report.returned))
@@ -362,7 +385,7 @@ class Pilot:
 
     def _report_doubtful(self) -> None:
         doubtful, self._doubtful = self._doubtful, []
-        self._update.results.extend(_bounded(self._core.excused(one)) for one in doubtful)
+        self._update.results.extend(self._core.excused(one) for one in doubtful)
         self._send_update()
 
     def _send_update(self) -> None:
@@ -395,8 +418,9 @@ class Pilot:
         await self._link.close(end.reason)
 
     async def _drain(self, pool: Pool, end: End) -> None:
-        if self._staging:
-            self._staging.drain()
+        for apart in (self._parcels, self._staging):
+            if apart:
+                apart.drain()
         pool.perform(self._core.drain(self._loop.time()))
         hurried = self._loop.create_task(self._hurry.wait())
         idle = self._loop.create_task(self._all_done(pool))
@@ -414,16 +438,8 @@ class Pilot:
         await pool.idle.wait()
         if self._staging:
             await self._staging.idle.wait()
-
-
-def _bounded(result: m.TaskResult) -> m.TaskResult:
-    """A result too large for a frame is told as such instead."""
-    if len(result.payload) <= FRAME_LIMIT - 3 * UPDATE_BYTES:
-        return result
-    return m.TaskResult(
-        result.id, Outcome.UNSERIALIZABLE.value, started_at=result.started_at, seconds=result.seconds,
-        message=f"the result is {len(result.payload)} bytes pickled, over the limit of 1 GiB; write it to a file",
-    )  # fmt: skip
+        if self._parcels:
+            await self._parcels.idle.wait()
 
 
 @contextlib.asynccontextmanager

@@ -99,6 +99,12 @@ class StartFailed(_Value):
     host: str
 
 
+class SpeculationSet(_Value):
+    """Copies of outliers from now on: ``multiplier`` times the typical time makes one; None: no more."""
+
+    multiplier: float | None
+
+
 class HostBlocked(_Value):
     """The user wants nothing more placed on this host, for ``seconds`` (for good by default)."""
 
@@ -156,6 +162,7 @@ Event = (
     | PilotDraining
     | PilotGone
     | StartFailed
+    | SpeculationSet
     | HostBlocked
     | HostUnblocked
     | Started

@@ -27,6 +27,7 @@ from hpcq.scheduler.events import (
     PilotReady,
     PilotTunnel,
     Returned,
+    SpeculationSet,
     Started,
     StartFailed,
     Stop,
@@ -84,6 +85,7 @@ class Scheduler:
             StartFailed: self._start_failed,
             HostBlocked: self._host_blocked,
             HostUnblocked: self._host_unblocked,
+            SpeculationSet: self._speculation_set,
             Started: self._started,
             Ended: self._ended,
             Returned: self._returned,
@@ -415,6 +417,12 @@ class Scheduler:
             pilot.asked_back = True
             self.placement.touch(pilot)
             self._commands.append(AskBack(pilot.name, wanted))
+
+    def _speculation_set(self, event: SpeculationSet, now: float) -> None:
+        self._speculation = None if event.multiplier is None else Speculation(event.multiplier)
+        for record in self.tasks.values():
+            if self._speculation is not None and record.state is TaskState.RUNNING:
+                self._speculation.watch(record, now)
 
     def _speculate(self, now: float) -> None:
         """Give outliers a copy where there is room that nothing else waits for."""

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vpn.errors import GatewayError
+from vpn.gateway.addresses import UPLINK, UPLINK_GUEST
 from vpn.gateway.host_sockets import ATTEMPTS, PORTS
-from vpn.gateway.ocserv import UPLINK, UPLINK_GUEST
 from vpn.namespace import Namespace
 from vpn.process import Client, Process
 from vpn.programs import find_program

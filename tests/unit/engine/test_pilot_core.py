@@ -368,6 +368,28 @@ def test_a_success_while_the_tunnel_is_down_is_one(core):
     assert results(core.ended(1, [result(1)], 1.0)) == {1: "success"}
 
 
+# --- how long a lane needs nothing of us ---------------------------------------------------------------------------
+
+
+def test_only_what_lies_behind_the_current_task_keeps_a_lane_busy(core):
+    warmed(core, learned=AHEAD / 4)
+    assert core.busy_for(1) == 0
+    core.run([task(1)], 1.0)
+    assert core.busy_for(1) == 0
+    core.run([task(2), task(3)], 1.0)
+    assert core.busy_for(1) == pytest.approx(AHEAD / 2)
+    core.ended(1, [result(1, seconds=AHEAD / 4)], 1.0)
+    assert core.busy_for(1) == pytest.approx(AHEAD / 4)
+
+
+def test_a_lane_that_was_told_to_give_back_or_is_unknown_is_not_busy(core):
+    warmed(core, learned=AHEAD / 4)
+    core.run([task(1), task(2), task(3)], 1.0)
+    core.time(1.0 + STUCK)
+    assert core.busy_for(1) == 0
+    assert core.busy_for(7) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_runner_that_the_end_of_the_job_kills_costs_its_task_nothing(core, number):
     core.run([task(1)], 0.0)
