@@ -13,7 +13,6 @@ the pickle, then the buffers of at least that size which it refers to (PEP 574),
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import sys
 import traceback
@@ -69,9 +68,10 @@ class _Sink:
         self.chunks: list[bytes] = []
         self.size = 0
 
-    def write(self, data: bytes | memoryview) -> None:
-        self.chunks.append(data if type(data) is bytes else bytes(data))  # a view lives only as long as this call
-        self.size += len(data)
+    def write(self, data: bytes | memoryview | pickle.PickleBuffer) -> None:
+        chunk = data if type(data) is bytes else bytes(data)  # a view lives only as long as this call
+        self.chunks.append(chunk)
+        self.size += len(chunk)
 
 
 def _dump(value: object) -> bytes | Pieces:
@@ -233,6 +233,8 @@ def load_exception(data: bytes | list[memoryview]) -> BaseException:
 
 def digest(body: bytes) -> bytes:
     """The name of a function body."""
+    import hashlib  # noqa: PLC0415 - runners do not need it, and it brings OpenSSL: each fork would copy its map
+
     return hashlib.blake2b(body, digest_size=16).digest()
 
 

@@ -127,22 +127,22 @@ class Haul:
                 self._sock.sendall(part)
             sent += len(part)
 
-    def receive_parcel(self, parcel: Parcel | None, size: int) -> OSError | None:
-        """Fill it with the next ``size`` bytes; why that could not be done, when it cannot be written (or is None).
+    def receive_parcel(self, parcel: Parcel | None, size: int) -> str:
+        """Fill it (None: throw away) with the next ``size`` bytes; why it cannot be written, or an empty string.
 
         Raises:
             DataError: the connection is gone.
         """
-        failure: OSError | None = None
+        failure = ""
         done = 0
         while done < size:
             with self._trouble():
                 part = self._fill(self._room[: size - done])
-            if parcel is not None and failure is None:
+            if parcel is not None and not failure:
                 try:
                     parcel.write(done, part)
                 except OSError as error:
-                    failure = error
+                    failure = describe(error)  # not the error itself, whose traceback would keep the parcel
             done += len(part)
         return failure
 

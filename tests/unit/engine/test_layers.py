@@ -33,8 +33,10 @@ ALLOWED = {
     "questions": {"addresses", "messages", "roster", "scheduler", "transport"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
     "readiness": {"errors", "messages", "roster", "scheduler"},
+    "door": set(),
     "links": {
-        "addresses", "connection", "files", "messages", "parcels", "questions", "roster", "transport", "versions",
+        "addresses", "connection", "door", "files", "messages", "parcels", "questions", "roster", "transport",
+        "versions",
     },
     "manager": {
         "connection", "credentials", "errors", "files", "functions", "links", "messages", "parcels", "questions",
