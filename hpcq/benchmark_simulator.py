@@ -58,7 +58,7 @@ class SimulatedPilot:
         args, kwargs = serialize.load_arguments(task.payload)
         value = self._functions[task.function](*args, **kwargs)
         payload = serialize.dump_value(value)
-        assert isinstance(payload, bytes)  # the benchmark's own small numbers
+        assert isinstance(payload, bytes), "the benchmark's values are small"
         return m.TaskResult(task.id, Outcome.SUCCESS.value, payload)
 
 

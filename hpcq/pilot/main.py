@@ -155,12 +155,17 @@ class Pilot:
         self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._report_more)
         stack.push_async_callback(self._parcels.close)
         info = self._tunnel.session.info
-        self._ready = m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address, ["wan"])
+        self._ready = m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address, self._features())
         self._staging = await self._files(stack, self._pool)
         await self._present_ourselves()
         self._watch_tunnel()
         log.info("ready: %d cores, tunnel %s %s", self._options.cores, info.mode, info.kind)
         return await self._keep_manager()
+
+    def _features(self) -> list[str]:
+        """What tasks can ask for beside cores and memory: the way out, and each repository that was read."""
+        repositories = self._options.cvmfs.repositories if self._options.cvmfs else ()
+        return ["wan", *(f"cvmfs={name}" for name in repositories)]
 
     async def _keep_manager(self) -> End:
         """Serve one manager after the other, until none comes back in time."""
@@ -406,10 +411,10 @@ class Pilot:
             part.append(result)
             size += len(result.payload) + len(result.std_output) + len(result.std_error)
             if size > UPDATE_BYTES:
-                self._link.send(m.Update([], part))
+                self._link.send(m.Update([], part), now=True)
                 part, size = [], 0
         if part or started:
-            self._link.send(m.Update(started, part))
+            self._link.send(m.Update(started, part), now=True)
 
     # --- the end ---
 
