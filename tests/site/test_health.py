@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster import Cluster, descendants, finished, until
 from simulated_site.client import Site
-from test_hpcq import XROOTD, Cluster, cluster, descendants, finished, gateway, until
 
-__all__ = ["cluster", "gateway"]
+CARRIERS = {"openconnect": b"openconnect", "relay": b"vpn.relay.plane"}
+"""What carries a mode's bytes: a word of its command line."""
 
 PROGRAM = """
 import sys, hpcq
@@ -30,20 +31,29 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
 """
 
 
-def process_of(cluster: Cluster, host: str, name: str) -> int:
-    """The descendant of the pilot on ``host`` with this command name; 0 if there is none."""
-    pilot = cluster.pid_of_pilot(host)
-    found = [pid for pid in descendants(pilot) if Path(f"/proc/{pid}/comm").read_text().strip() == name]
-    return found[0] if found else 0
+def carrier(cluster: Cluster, host: str, mode: str) -> int:
+    """The process that carries the tunnel of the pilot on ``host``."""
+    for pid in descendants(cluster.pid_of_pilot(host)):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if CARRIERS[mode] in words or Path(f"/proc/{pid}/comm").read_text().strip().encode() == CARRIERS[mode]:
+            return pid
+    raise AssertionError(f"no {mode} on {host}")
+
+
+@pytest.fixture(params=sorted(CARRIERS))
+def mode(request: pytest.FixtureRequest) -> str:
+    """A tunnel mode."""
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def at_work(cluster: Cluster, gateway: None) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+def at_work(cluster: Cluster, gateway: None, mode: str) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """A pilot with a task that needs the tunnel and one that does not; the program, the host, the marks."""
     marks = cluster.directory / "marks"
     marks.mkdir(mode=0o777)
     marks.chmod(0o777)
-    cluster.submit(*XROOTD)
+    cluster.submit("--vpn", mode, "--require", "root://xrootd.wan.test:1094")
     program = cluster.program(PROGRAM, cluster.site.xrootd_url + "uproot-Zmumu.root", str(marks))
     until(lambda: (marks / "wan").exists() and (marks / "any").exists(), "both tasks run")
     (row,) = cluster.pilots()
@@ -57,11 +67,11 @@ def runs(marks: Path, name: str) -> int:
     return len((marks / name).read_text().splitlines())
 
 
-def test_without_openconnect_a_task_that_needs_no_tunnel_goes_on(
-    cluster: Cluster, at_work: tuple[subprocess.Popen[str], str, Path]
+def test_without_what_carries_the_tunnel_a_task_that_needs_none_goes_on(
+    cluster: Cluster, at_work: tuple[subprocess.Popen[str], str, Path], mode: str
 ) -> None:
     program, host, marks = at_work
-    os.kill(process_of(cluster, host, "openconnect"), signal.SIGKILL)
+    os.kill(carrier(cluster, host, mode), signal.SIGKILL)
     until((marks / "read").exists, "the task that needs the tunnel ran again in a new one")
     (marks / "stop").touch()
     assert ends(program) == {"wan": ["success", "2"], "any": ["success", "1"]}
@@ -81,11 +91,13 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
 """
 
 
-def test_a_task_that_fails_since_the_tunnel_leads_nowhere_is_not_blamed(cluster: Cluster, gateway: None) -> None:
+def test_a_task_that_fails_since_the_tunnel_leads_nowhere_is_not_blamed(
+    cluster: Cluster, gateway: None, mode: str
+) -> None:
     marks = cluster.directory / "marks"
     marks.mkdir(mode=0o777)
     marks.chmod(0o777)
-    cluster.submit(*XROOTD)
+    cluster.submit("--vpn", mode, "--require", "root://xrootd.wan.test:1094")
     program = cluster.program(FAILS, cluster.site.xrootd_url + "uproot-Zmumu.root", str(marks))
     (row,) = until(lambda: [row for row in cluster.pilots() if row["tasks_done"] and row["cores_busy"]], "one is done")
     device = ["nsenter", "-t", str(inside(cluster, row["hostname"])), "-U", "-n", "ip", "link", "set", "tun0"]
@@ -115,6 +127,7 @@ def test_a_gateway_that_is_stopped_and_started_costs_tasks_that_need_it_an_attem
     assert ends(program) == {"wan": ["success", "2"], "any": ["success", "1"]}
 
 
+@pytest.mark.parametrize("mode", ["relay"], indirect=True)
 def test_with_its_namespace_everything_inside_is_gone_but_the_pilot_stays(
     cluster: Cluster, at_work: tuple[subprocess.Popen[str], str, Path], site: Site
 ) -> None:
