@@ -457,7 +457,8 @@ class Core:
 
     def excused(self, result: TaskResult) -> TaskResult:
         """What the batch system ended with our job, a command or a fork, is lost, so that it runs again."""
-        if not self.job_ends or (result.exit_code not in CODES_FROM_OUTSIDE and result.outcome != Outcome.CRASH.value):
+        ended = result.outcome == Outcome.EXIT_CODE.value and result.exit_code in CODES_FROM_OUTSIDE
+        if not self.job_ends or not (ended or result.outcome == Outcome.CRASH.value):
             return result
         return structs.replace(result, outcome=Outcome.LOST.value, message=self.job_ends)
 

@@ -484,6 +484,7 @@ def test_a_runner_that_crashes_while_its_job_ends_is_still_a_crash(core):
         ("exit_code", 3, "exit_code"),
         ("crash", None, "lost"),
         ("success", 0, "success"),
+        ("network", 143, "network"),
     ],
 )
 def test_commands_and_forks_that_the_end_of_the_job_kills(core, outcome, exit_code, told):
