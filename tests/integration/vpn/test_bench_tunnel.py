@@ -121,3 +121,17 @@ def test_prefixes_are_words(site, far):
         "login", "bench", "--server", far, "--home", shlex.join(["env", "A=b c"]), *SHORT, "--mode", "relay"
     )
     assert "native" in done.stdout, done.stderr
+
+
+def test_the_far_side_by_hand_needs_no_standard_input(site):
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with site.start_vpn("wan", "bench", "--serve", **streams) as server:
+        try:
+            port = json.loads(server.stdout.readline())["port"]
+            job = {"server": [WAN, port], "workers": 1, "kind": "echo", "trips": 5}
+            answer = json.loads(site.check("login", *TRAFFIC, "work", input=json.dumps(job) + "\n"))
+            assert len(answer[0]["trips"]) == 5, answer
+            assert server.poll() is None
+        finally:
+            for pid in site.find("bench --serve"):
+                os.kill(pid, signal.SIGKILL)
