@@ -160,7 +160,7 @@ class Pilot:
 
     def _features(self) -> list[str]:
         """What tasks can ask for beside cores and memory: the way out, and each repository that was read."""
-        repositories = self._options.cvmfs.repositories if self._options.cvmfs else ()
+        repositories = self._options.cvmfs.names if self._options.cvmfs else ()
         return ["wan", *(f"cvmfs={name}" for name in repositories)]
 
     async def _keep_manager(self) -> End:

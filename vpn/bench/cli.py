@@ -127,7 +127,7 @@ def _again() -> list[str]:
 
 def _serve(options: _Options) -> None:
     click.echo("serving; there: hpcq bench tunnel --server THIS-HOST:PORT; Ctrl-C ends it", err=True)
-    wire.serve(options.listen, options.port, wire.IDLE)
+    wire.serve(options.listen, options.port, wire.IDLE, follow=False)
 
 
 def _measure(options: _Options, plan: Plan, link: Link | None) -> Report:

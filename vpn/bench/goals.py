@@ -41,7 +41,7 @@ RATIOS = (
     Goal(STANDARD, ("socks",), 0.98, MANY),
     Goal(LONG, ("relay",), 0.90),
     Goal(LONG, ("openconnect",), 0.90),
-    Goal(UNSHAPED, ("relay-plain",), 0.45),
+    Goal(UNSHAPED, ("relay:tls=no", "relay:tls=false"), 0.45),
     Goal(UNSHAPED, ("relay",), 0.25),
     Goal(UNSHAPED, ("openconnect",), 0.30),
 )

@@ -18,6 +18,8 @@ from vpn.errors import UsageError
 NATIVE = "native"
 NOT_MEASURED = ("none", "auto")
 """Modes that are left out unless named: ``none`` is no tunnel, ``auto`` is one of the others."""
+UPLINK_OF = {"prototype": "prototype"}
+"""Modes that need a gateway of their own kind."""
 STEP_OVERHEAD = 0.4
 """Seconds a step takes beside its transfer: connecting, reporting."""
 OPEN_SECONDS = 4.0
@@ -59,10 +61,12 @@ class Way:
     label: str
     mode: str
     options: dict[str, Value] = field(default_factory=dict)
+    uplink: str = ""
+    """Of the gateway it ends at; "": as gateways usually are."""
 
     @classmethod
     def parse(cls, text: str) -> Way:
-        """``MODE`` or ``MODE:setting=value,…``; raises UsageError."""
+        """``MODE`` or ``MODE:setting=value,…``, where ``uplink`` is its gateway's; raises UsageError."""
         mode, _, rest = text.partition(":")
         if mode not in MODES:
             raise UsageError(f"unknown tunnel mode {mode!r}; known: {', '.join(MODES)}")
@@ -72,7 +76,8 @@ class Way:
             if not name.isidentifier():
                 raise UsageError(f"{text!r}: settings are written as {mode}:name=value,…")
             options[name] = _value(value) if equals else True
-        return cls(text, mode, options)
+        uplink = str(options.pop("uplink", UPLINK_OF.get(mode, "")))
+        return cls(text, mode, options, uplink)
 
 
 def _value(text: str) -> Value:
@@ -88,7 +93,7 @@ def _value(text: str) -> Value:
 
 def default_ways() -> list[Way]:
     """Every mode there is."""
-    return [Way(mode, mode) for mode in MODES if mode not in NOT_MEASURED]
+    return [Way.parse(mode) for mode in MODES if mode not in NOT_MEASURED]
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class Run:
         self.plan = settings.plan
         self.places = settings.places
         self.server = settings.places.server
-        self.gateway = settings.places.gateway
+        self._gateways: dict[str, str] = {"": settings.places.gateway} if settings.places.gateway else {}
+        self._gateway_of: dict[str, str] = {}
         self.report = Report(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             hosts={},
@@ -211,32 +212,34 @@ class Run:
         return statistics.median(found.trips)
 
     async def _tunnels(self) -> None:
-        problem = ""
-        if self.plan.ways and not self.gateway:
-            self.gateway = f"bench-{os.getpid()}"
-            try:
-                request = m.StartGateway(self.gateway, list(self.places.gateway_arguments))
-                await self.home.ask(request, m.Fine)
-            except TunnelError as error:
-                self.gateway, problem = "", f"{error.message}: {self.home.last_words()}"
         for way in self.plan.ways:
             self.settings.say(f"bringing up {way.label}")
-            await self._tunnel(way, problem)
+            row = Row(way.label, way.mode)
+            self.report.rows.append(row)
+            try:
+                await self._tunnel(way, row)
+            except TunnelError as error:
+                row.problem = error.message
+                self.settings.say(f"{way.label} is left out: {error.message}")
 
-    async def _tunnel(self, way: Way, problem: str) -> None:
-        row = Row(way.label, way.mode)
-        self.report.rows.append(row)
-        try:
-            if problem:
-                raise TunnelError("gateway", problem)
-            issued = await self.home.ask(m.Issue(self.gateway, f"bench {way.label}"), m.Issued)
-            request = m.Open(way.label, way.mode, way.options, issued.credential)
-            opened = await self.node.ask(request, m.Opened)
-            row.info, row.bring_up = opened.info, opened.seconds
-            await self._ping(way.label)
-        except TunnelError as error:
-            row.problem = error.message
-            self.settings.say(f"{way.label} is left out: {error.message}")
+    async def _tunnel(self, way: Way, row: Row) -> None:
+        gateway = self._gateway_of[way.label] = await self._gateway(way.uplink)
+        issued = await self.home.ask(m.Issue(gateway, f"bench {way.label}"), m.Issued)
+        opened = await self.node.ask(m.Open(way.label, way.mode, way.options, issued.credential), m.Opened)
+        row.info, row.bring_up = opened.info, opened.seconds
+        await self._ping(way.label)
+
+    async def _gateway(self, uplink: str) -> str:
+        """The name of a gateway of this kind; one of our own is started where none was given."""
+        if uplink not in self._gateways:
+            name = "-".join(filter(None, ["bench", str(os.getpid()), uplink]))
+            arguments = [*self.places.gateway_arguments, *(["--uplink", uplink] if uplink else [])]
+            try:
+                await self.home.ask(m.StartGateway(name, arguments), m.Fine)
+            except TunnelError as error:
+                raise TunnelError("gateway", f"{error.message}: {self.home.last_words()}") from None
+            self._gateways[uplink] = name
+        return self._gateways[uplink]
 
     # --- measuring ---
 
@@ -286,9 +289,9 @@ class Run:
             point.cpu_gateway.append((after - before) / gigabytes)
 
     async def _gateway_cpu(self, label: str) -> float:
-        if label == NATIVE or not self.gateway:
+        if label == NATIVE:
             return 0.0
-        return (await self.home.ask(m.GatewayCpu(self.gateway), m.Cpu)).seconds
+        return (await self.home.ask(m.GatewayCpu(self._gateway_of[label]), m.Cpu)).seconds
 
     async def _copy(self, label: str) -> None:
         row = self.report.row(label)

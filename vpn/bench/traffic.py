@@ -160,20 +160,21 @@ def drop(sock: socket.socket) -> None:
 # --- the far side ------------------------------------------------------------------------------------------------
 
 
-def serve(listen: str, port: int, idle: float) -> None:
-    """Serve, one process a connection, until nothing came for ``idle`` seconds or standard input ends."""
+def serve(listen: str, port: int, idle: float, *, follow: bool) -> None:
+    """Serve, one process a connection, until nothing came for ``idle`` seconds; with ``follow`` also until standard
+    input ends, by which whoever started us is known to be gone.
+    """
     family = socket.AF_INET6 if ":" in listen else socket.AF_INET
     with socket.create_server((listen, port), family=family, backlog=CONNECTIONS) as listener:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
-        _accept(listener, wake, idle)
+        _accept(listener, wake, idle, [sys.stdin.fileno()] if follow else [])
 
 
-def _accept(listener: socket.socket, wake: int, idle: float) -> None:
+def _accept(listener: socket.socket, wake: int, idle: float, stdin: list[int]) -> None:
     children: set[int] = set()
-    stdin = _standard_input()
     with selectors.DefaultSelector() as selector:
         for source in (listener.fileno(), wake, *stdin):
             selector.register(source, selectors.EVENT_READ)
@@ -193,11 +194,6 @@ def _accept(listener: socket.socket, wake: int, idle: float) -> None:
         finally:
             for pid in children:
                 os.kill(pid, signal.SIGKILL)
-
-
-def _standard_input() -> list[int]:
-    """Standard input, if its end can tell that whoever started us is gone."""
-    return [] if sys.stdin is None or sys.stdin.isatty() else [0]
 
 
 def _reap(children: set[int]) -> set[int]:
@@ -349,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
     commands.add_parser("work")
     options = parser.parse_args(argv)
     if options.command == "serve":
-        serve(options.listen, options.port, options.idle)
+        serve(options.listen, options.port, options.idle, follow=True)
     else:
         work()
 

@@ -83,8 +83,7 @@ async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: B
 
 async def prove(settings: Cvmfs, client: Client, up: BringUp) -> None:
     """Read a file of every repository from inside; raises TunnelError."""
-    names = dict.fromkeys([*settings.repositories, *(image.repository for image in settings.images)])
-    targets = [f"cvmfs:{name}" for name in names if name]
+    targets = [f"cvmfs:{name}" for name in settings.names]
     up.step = ("cvmfs", f"reading {', '.join(targets)}")
     for result in await ask(client.spawn, targets, READ_DEADLINE) if targets else ():
         if not result.ok and settings.whole:

@@ -67,6 +67,12 @@ class Cvmfs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _require(bool(self.repositories or self.images), "no CVMFS repository was named")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Every repository that will be readable, as far as it is named."""
+        imaged = [image.repository for image in self.images if image.repository]
+        return tuple(dict.fromkeys([*self.repositories, *imaged]))
+
+    @property
     def whole(self) -> Image | None:
         """The image of all of /cvmfs."""
         return next((image for image in self.images if not image.repository), None)

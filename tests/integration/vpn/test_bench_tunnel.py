@@ -59,7 +59,7 @@ def test_modes_side_by_side(site, far):
 
 
 def test_a_mode_that_does_not_come_up_is_a_line_of_the_table(site, far):
-    options = ("--mode", "relay", "--mode", "openconnect:no_dtls,nonsense=3", "--workers", "1", "--direction", "down")
+    options = ("--mode", "relay", "--mode", "openconnect:nonsense=3", "--workers", "1", "--direction", "down")
     done = bench(site, far, *options)
     assert done.returncode in (0, 1), done.stderr
     assert "nonsense" in done.stdout
@@ -121,3 +121,17 @@ def test_prefixes_are_words(site, far):
         "login", "bench", "--server", far, "--home", shlex.join(["env", "A=b c"]), *SHORT, "--mode", "relay"
     )
     assert "native" in done.stdout, done.stderr
+
+
+def test_the_far_side_by_hand_needs_no_standard_input(site):
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with site.start_vpn("wan", "bench", "--serve", **streams) as server:
+        try:
+            port = json.loads(server.stdout.readline())["port"]
+            job = {"server": [WAN, port], "workers": 1, "kind": "echo", "trips": 5}
+            answer = json.loads(site.check("login", *TRAFFIC, "work", input=json.dumps(job) + "\n"))
+            assert len(answer[0]["trips"]) == 5, answer
+            assert server.poll() is None
+        finally:
+            for pid in site.find("bench --serve"):
+                os.kill(pid, signal.SIGKILL)

@@ -160,8 +160,9 @@ def test_what_is_no_link(text):
 
 
 def test_a_way_has_settings():
-    way = Way.parse("openconnect:no_dtls,mtu=1400,dns=1.1.1.1+9.9.9.9")
-    assert way.options == {"no_dtls": True, "mtu": 1400, "dns": ["1.1.1.1", "9.9.9.9"]}
+    way = Way.parse("openconnect:dtls=no,mtu=1400,dns=1.1.1.1+9.9.9.9,uplink=slirp4netns")
+    assert way.options == {"dtls": False, "mtu": 1400, "dns": ["1.1.1.1", "9.9.9.9"]}
+    assert way.uplink == "slirp4netns"
     for wrong in ("nothing", "openconnect:=3"):
         with pytest.raises(UsageError):
             Way.parse(wrong)
