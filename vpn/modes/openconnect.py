@@ -225,6 +225,10 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> OpenconnectTunnel:
     """Bring a tunnel up; raises TunnelError naming the layer."""
     if config.credential is None:
         raise TunnelError("openconnect", "no credential was given")
+    if not config.credential.port:
+        raise TunnelError(
+            "gateway", "this gateway does not offer openconnect (its `status` says why); use --mode relay"
+        )
     tunnel = OpenconnectTunnel(config, config.credential, up)
     await tunnel.bring_up()
     return tunnel
