@@ -18,7 +18,7 @@ import click
 
 from vpn import capabilities
 from vpn.command import Run, read_password
-from vpn.config import MODES, Credential, Mode, Secret, TunnelConfig, as_json, check_pin, parse_server
+from vpn.config import MODES, Credential, Login, Mode, Secret, TunnelConfig, as_json, check_pin, parse_server
 from vpn.cvmfs.options import cvmfs_options
 from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import UsageError, VpnError
@@ -48,6 +48,7 @@ class OneLineErrors(click.Group):
 
 
 _MBIT = 1e6 / 8  # bytes
+_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,6 +69,9 @@ def cli() -> None:
 @click.option("--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin.")
 @click.option("--servercert", metavar="PIN", help="The server's key: pin-sha256:…")
 @click.option("--user", help="User at --server.")
+@click.option("--cookie-on-stdin", is_flag=True, help="Stdin has a cookie of `openconnect --authenticate` instead.")
+@click.option("--certificate", type=_FILE, help="A client certificate for --server (PEM).")
+@click.option("--sslkey", type=_FILE, help="Its key, if it is not in the same file.")
 @click.option(
     "--require",
     multiple=True,
@@ -97,6 +101,9 @@ def run(
     server: str | None,
     servercert: str | None,
     user: str | None,
+    cookie_on_stdin: bool,
+    certificate: Path | None,
+    sslkey: Path | None,
     require: tuple[str, ...],
     timeout: float,
     dtls: bool | None,
@@ -113,7 +120,9 @@ def run(
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
-        who = None if mode == "none" else _credential(stack, gateway, credential, (server, servercert, user))
+        here = Login(cookie_on_stdin, _absolute(certificate), _absolute(sslkey))
+        _check_login(server, here, user)
+        who = None if mode == "none" else _credential(stack, gateway, credential, (server, servercert, user), here)
         config = TunnelConfig(mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, cvmfs=cvmfs)
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
@@ -125,19 +134,36 @@ def _credential(
     gateway: str | None,
     file: Path | None,
     server: tuple[str | None, str | None, str | None],
+    login: Login,
 ) -> Credential:
     if file is not None:
         return read_credential(file)
     address, pin, user = server
     if address is not None:
-        if pin is None or user is None:
-            raise UsageError("--server needs --servercert pin-sha256:… and --user")
+        if pin is None or (user is None and login.needs_user):
+            raise UsageError(
+                "--server needs --servercert pin-sha256:… and --user, or --cookie-on-stdin or --certificate"
+            )
         host, port = parse_server(address)
-        return Credential((host,), port, check_pin(pin), user, Secret(read_password()))
+        secret = read_password() if user is not None or login.cookie else ""
+        return Credential((host,), port, check_pin(pin), user or "", Secret(secret), login=login)
     client = GatewayClient(gateway or "default")
     credential = client.issue(f"vpn run, pid {os.getpid()} on {socket.gethostname()}")
     stack.callback(_revoke, client, credential.username)
     return credential
+
+
+def _absolute(file: Path | None) -> str:
+    return str(file.absolute()) if file is not None else ""
+
+
+def _check_login(server: str | None, login: Login, user: str | None) -> None:
+    if server is None and login != Login():
+        raise UsageError("--cookie-on-stdin, --certificate and --sslkey are for --server")
+    if login.key and not login.certificate:
+        raise UsageError("--sslkey is the key of --certificate, which is missing")
+    if login.cookie and (user or login.certificate):
+        raise UsageError("--cookie-on-stdin is a login by itself: without --user and --certificate")
 
 
 def _revoke(client: GatewayClient, username: str) -> None:

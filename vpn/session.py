@@ -28,7 +28,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from vpn.config import TunnelConfig
 from vpn.cvmfs import mount as cvmfs
 from vpn.errors import TunnelError
-from vpn.modes import none, openconnect, relay
+from vpn.modes import none, openconnect, prototype, relay
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
 from vpn.namespace import open_namespace
 from vpn.probes import ProbeResult
@@ -38,6 +38,7 @@ from vpn.process import Process, start_keeper
 BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "openconnect": openconnect.bring_up,
     "relay": relay.bring_up,
+    "prototype": prototype.bring_up,
     "none": none.bring_up,
 }
 

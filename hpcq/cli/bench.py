@@ -51,6 +51,28 @@ def tasks(pilots: int, cores: int, count: int, repeat: int, as_json: bool) -> No
     click.echo("\n".join(lines(figures)))
 
 
+@bench.command("queue")
+@click.option("--pilots", type=click.IntRange(1), default=1, show_default=True, help="Local pilots to start.")
+@click.option("--cores", type=click.IntRange(1), default=2, show_default=True, help="Cores of each pilot.")
+@click.option("-n", "--count", type=click.IntRange(1), default=1_000_000, show_default=True, help="Tasks to queue.")
+@json_option
+@verbose_option
+def queue(pilots: int, cores: int, count: int, as_json: bool) -> None:
+    """A long queue: Python tasks submitted before a pilot is there, then all run.
+
+    Submits per second, memory for each queued task, tasks per second and the program's CPU time for each.
+    """
+    figures = benchmark.measure_queue(pilots, cores, count)
+    if as_json:
+        print_json({"hostname": socket.gethostname(), "pilots": pilots, "cores": cores, **figures})
+        return
+    cpu = f"{figures['cpu_microseconds']:.0f} us of the program's CPU each"
+    before = f"{figures['count']:,} tasks, no pilot yet; {figures['submit_cpu_microseconds']:.0f} us of CPU each"
+    click.echo(f"submitted     {figures['submits_per_second']:>8,.0f} /s   {before}")
+    click.echo(f"memory        {figures['bytes_per_task']:>8,.0f} bytes for each queued task, all in all")
+    click.echo(f"Python tasks  {figures['per_second']:>8,.0f} /s   {cpu}")
+
+
 @bench.command("pilots")
 @click.option("-n", "--count", type=click.IntRange(1), default=1000, show_default=True, help="Pilots to simulate.")
 @click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="Processes that simulate them.")

@@ -188,6 +188,7 @@ class Depot:
             served.send_parcel(parcel)
 
     def _keep(self, served: Haul, pilot: str, request: haul.Bring) -> str:
+        """Take a result in; why that could not be done, or an empty string."""
         parcel, failure = None, ""
         try:
             parcel = self.shelf.new(request.size)

@@ -18,7 +18,7 @@ import contextlib
 import socket
 import ssl
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -29,6 +29,7 @@ from hpcq.parcels import STEP, Parcel
 from hpcq.protocol import frame
 
 _LENGTH = struct.Struct(">I")
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
 
 
 class Take(m.Message):
@@ -41,13 +42,13 @@ class Bring(m.Message):
     """Here is the result of this task, so many bytes."""
 
     task: int
-    size: m.NonNegative
+    size: Size
 
 
 class Following(m.Message):
     """So many bytes follow."""
 
-    size: m.NonNegative
+    size: Size
 
 
 class Refusal(m.Message):

@@ -12,7 +12,7 @@ import json
 import os
 import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vpn.errors import GatewayError
@@ -24,7 +24,8 @@ from vpn.programs import find_program
 
 READY_DEADLINE = 20.0
 API_DEADLINE = 10.0
-TAP_MTU = 65520
+TAP_MTU = 65520  # bytes: the most slirp4netns takes; each packet costs, not each byte
+PROTOTYPE_MTU = 1500
 
 
 class Slirp:
@@ -35,24 +36,24 @@ class Slirp:
         self._directory = directory
         self._exit_fd = exit_fd
 
-    async def forward(self, host: str, port: int) -> int:
-        """Forward ``port`` (0: choose one), TCP and UDP, into the namespace; the port.
+    async def forward(self, host: str, port: int, protocols: Sequence[str] = ("tcp", "udp")) -> int:
+        """Forward ``port`` (0: choose one) into the namespace; the port.
 
         Both protocols need the same number: the server tells clients only one.
         """
         candidates = [port] if port else random.sample(range(*PORTS), ATTEMPTS)
         problem = ""
         for candidate in candidates:
-            problem = await self._forward_both(host, candidate)
+            problem = await self._forward_all(host, candidate, protocols)
             if not problem:
                 return candidate
         raise GatewayError(
             f"cannot listen on {host}, port {port or 'any'}: {problem}; choose another with --port or --listen"
         )
 
-    async def _forward_both(self, host: str, port: int) -> str:
+    async def _forward_all(self, host: str, port: int, protocols: Sequence[str]) -> str:
         added: list[int] = []
-        for protocol in ("tcp", "udp"):
+        for protocol in protocols:
             rule = {
                 "proto": protocol,
                 "host_addr": host,
@@ -85,14 +86,21 @@ class Slirp:
 
 
 async def start_slirp(
-    keeper: Client, namespace: Namespace, directory: Path, log: int, *, dns: bool, forwards: bool
+    keeper: Client,
+    namespace: Namespace,
+    directory: Path,
+    log: int,
+    *,
+    dns: bool,
+    forwards: bool,
+    mtu: int = TAP_MTU,
 ) -> Slirp:
     """Attach ``tap0`` to the namespace; returns when it carries packets. ``forwards``: it can forward ports."""
     (directory / "slirp.sock").unlink(missing_ok=True)
     ready, ready_end = os.pipe()
     exit_end, exit_fd = os.pipe()
     argv = [
-        find_program("slirp4netns"), "--configure", f"--mtu={TAP_MTU}", f"--cidr={UPLINK}",
+        find_program("slirp4netns"), "--configure", f"--mtu={mtu}", f"--cidr={UPLINK}",
         "--disable-host-loopback",
         "--ready-fd=3", "--exit-fd=4",
         *(["--api-socket=slirp.sock"] if forwards else []), *([] if dns else ["--disable-dns"]),
