@@ -35,7 +35,7 @@ log = logging.getLogger("vpn.gateway")
 LOGIN_DEADLINE = 30.0  # seconds for everything before the request
 END_DEADLINE = 1.0  # seconds for the last word to a pilot
 SILENCE = 120.0  # seconds without a sign of life after which a session's connection counts as broken
-STRANGERS = 512
+STRANGERS = 2048
 BACKLOG = 1024
 QUERIES = 256  # DNS queries of one connection at once
 

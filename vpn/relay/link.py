@@ -24,7 +24,7 @@ from vpn.relay.pump import ready, reset_on_close
 from vpn.relay.socks5 import Answer, Command, Reply, Target
 from vpn.relay.tls import TlsStream, check_key, client_context
 
-CONNECT_DEADLINE = 10.0  # seconds for the gateway to accept a connection and prove its key
+CONNECT_DEADLINE = 30.0  # seconds for the gateway to accept a connection and prove its key, also when many come at once
 ANSWER_DEADLINE = 60.0  # seconds for the gateway to reach a destination; its own deadline is shorter
 BEAT = 15.0  # seconds between two signs of life
 BEAT_DEADLINE = 15.0
