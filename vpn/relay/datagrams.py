@@ -28,6 +28,7 @@ IDLE = 120.0
 PORTS = 512
 QUEUE = 256  # datagrams of a port that may wait for the gateway; more are dropped
 _READ = 65535 + 40
+_UNREACHABLE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH}
 
 
 class Port:
@@ -41,6 +42,7 @@ class Port:
         self._wake = asyncio.Event()
         self._sent: dict[Target, bytes] = {}
         self._direct: dict[Endpoint, socket.socket] = {}
+        self._quotes: dict[Endpoint, bytes] = {}
         self.task = asyncio.create_task(self._run())
 
     def send(self, packet: Packet) -> None:
@@ -100,11 +102,11 @@ class Port:
 
     def _send_direct(self, packet: Packet) -> None:
         try:
+            self._quotes[packet.target] = packet.raw[:128]
             sock = self._direct.get(packet.target) or self._open_direct(packet.target)
             sock.send(packet.data or b"")
         except OSError as error:
-            if error.errno in (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH):
-                self.owner.write(packets.unreachable(packet.raw))
+            self._refused(packet.target, error)
 
     def _open_direct(self, target: Endpoint) -> socket.socket:
         family = socket.AF_INET if len(target.address) == 4 else socket.AF_INET6
@@ -119,11 +121,17 @@ class Port:
         return sock
 
     def _on_direct(self, sock: socket.socket, target: Endpoint) -> None:
-        with suppress(OSError):  # a refusal is told with the next datagram, as the kernel does
+        try:
             for _ in range(64):
                 data = sock.recv(65535)
                 self.used = asyncio.get_running_loop().time()
                 self.owner.write(packets.build(target, self.inner, data))
+        except OSError as error:
+            self._refused(target, error)
+
+    def _refused(self, target: Endpoint, error: OSError) -> None:
+        if error.errno in _UNREACHABLE and (raw := self._quotes.get(target)):
+            self.owner.write(packets.unreachable(raw))
 
 
 class Datagrams:

@@ -100,7 +100,7 @@ def test_networks_reached_directly(gateway, inside):
         direct = ("--direct", "192.0.2.0/24,2001:db8:9::/64")
         inside("half-close", "192.0.2.1", options=direct)
         inside("udp", "192.0.2.1", "1000", options=direct)
-        assert inside("udp-errno", "192.0.2.1", "7001", options=direct) in ("ECONNREFUSED", "ETIMEDOUT", "timed out")
+        assert inside("udp-errno", "192.0.2.1", "7001", options=direct) == "ECONNREFUSED"
         inside("half-close", WAN, options=direct)
         for pid in gateway.find("traffic.py serve 192.0.2.1"):
             os.kill(pid, signal.SIGKILL)
