@@ -27,6 +27,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 IDLE = 120.0
 PORTS = 512
 QUEUE = 256  # datagrams of a port that may wait for the gateway; more are dropped
+DIRECT_TARGETS = 64  # of one port at once
 _READ = 65535 + 40
 _UNREACHABLE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH}
 
@@ -102,8 +103,8 @@ class Port:
 
     def _send_direct(self, packet: Packet) -> None:
         try:
-            self._quotes[packet.target] = packet.raw[:128]
             sock = self._direct.get(packet.target) or self._open_direct(packet.target)
+            self._quotes[packet.target] = packet.raw[:128]
             sock.send(packet.data or b"")
         except OSError as error:
             self._refused(packet.target, error)
@@ -116,6 +117,11 @@ class Port:
         except OSError:
             sock.close()
             raise
+        while len(self._direct) >= DIRECT_TARGETS:
+            oldest = next(iter(self._direct))
+            asyncio.get_running_loop().remove_reader(self._direct[oldest])
+            self._direct.pop(oldest).close()
+            self._quotes.pop(oldest, None)
         self._direct[target] = sock
         asyncio.get_running_loop().add_reader(sock, self._on_direct, sock, target)
         return sock
