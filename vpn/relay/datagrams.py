@@ -27,7 +27,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 IDLE = 120.0
 PORTS = 512
 QUEUE = 256  # datagrams of a port that may wait for the gateway; more are dropped
+DIRECT_TARGETS = 64  # of one port at once
 _READ = 65535 + 40
+_UNREACHABLE = {errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH}
 
 
 class Port:
@@ -41,6 +43,7 @@ class Port:
         self._wake = asyncio.Event()
         self._sent: dict[Target, bytes] = {}
         self._direct: dict[Endpoint, socket.socket] = {}
+        self._quotes: dict[Endpoint, bytes] = {}
         self.task = asyncio.create_task(self._run())
 
     def send(self, packet: Packet) -> None:
@@ -101,10 +104,10 @@ class Port:
     def _send_direct(self, packet: Packet) -> None:
         try:
             sock = self._direct.get(packet.target) or self._open_direct(packet.target)
+            self._quotes[packet.target] = packet.raw[:128]
             sock.send(packet.data or b"")
         except OSError as error:
-            if error.errno in (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH):
-                self.owner.write(packets.unreachable(packet.raw))
+            self._refused(packet.target, error)
 
     def _open_direct(self, target: Endpoint) -> socket.socket:
         family = socket.AF_INET if len(target.address) == 4 else socket.AF_INET6
@@ -114,16 +117,27 @@ class Port:
         except OSError:
             sock.close()
             raise
+        while len(self._direct) >= DIRECT_TARGETS:
+            oldest = next(iter(self._direct))
+            asyncio.get_running_loop().remove_reader(self._direct[oldest])
+            self._direct.pop(oldest).close()
+            self._quotes.pop(oldest, None)
         self._direct[target] = sock
         asyncio.get_running_loop().add_reader(sock, self._on_direct, sock, target)
         return sock
 
     def _on_direct(self, sock: socket.socket, target: Endpoint) -> None:
-        with suppress(OSError):  # a refusal is told with the next datagram, as the kernel does
+        try:
             for _ in range(64):
                 data = sock.recv(65535)
                 self.used = asyncio.get_running_loop().time()
                 self.owner.write(packets.build(target, self.inner, data))
+        except OSError as error:
+            self._refused(target, error)
+
+    def _refused(self, target: Endpoint, error: OSError) -> None:
+        if error.errno in _UNREACHABLE and (raw := self._quotes.get(target)):
+            self.owner.write(packets.unreachable(raw))
 
 
 class Datagrams:

@@ -14,8 +14,6 @@ from typing import Protocol
 
 from vpn.relay.bucket import Budget
 
-CHUNK = 1 << 18
-
 
 class Owner(Protocol):
     """Who made two directions, and ends them together."""
@@ -32,8 +30,6 @@ class Owner(Protocol):
 class Direction:
     """The part that all kinds share; ``carried`` counts the program's bytes."""
 
-    chunk = CHUNK
-
     def __init__(self, source: socket.socket, target: socket.socket, budget: Budget, owner: Owner) -> None:
         self.carried = 0
         self.ended = False
@@ -44,6 +40,11 @@ class Direction:
         self._owner = owner
         self._loop = owner.loop
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Bytes to read at once."""
+        raise NotImplementedError
 
     def take_in(self, limit: int) -> int:
         """Read at most ``limit`` bytes; how many came, 0 at the end. Raises OSError."""

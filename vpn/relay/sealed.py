@@ -8,15 +8,33 @@ from vpn.relay.bucket import Budget
 from vpn.relay.direction import Direction, Owner
 from vpn.relay.tls import CHUNK, TlsError, TlsStream, buffers
 
+MEMORY = 32 << 20  # bytes that all connections together read at once
+RECORD = 16384
+
 
 class _Held(Direction):
-    """Bytes held in memory while the target takes no more."""
+    """Bytes held in memory while the target takes no more.
 
-    chunk = CHUNK
+    What OpenSSL's buffers have once grown to they keep: with many connections each reads less at once, so that all
+    together stay within ``MEMORY``.
+    """
+
+    live = 0
 
     def __init__(self, source: socket.socket, target: socket.socket, budget: Budget, owner: Owner) -> None:
         super().__init__(source, target, budget, owner)
         self.held: memoryview | bytes = b""
+        _Held.live += 1
+
+    @property
+    def chunk(self) -> int:
+        """Bytes to read at once."""
+        return min(CHUNK, max(RECORD, MEMORY // _Held.live))
+
+    def stop(self) -> None:
+        """Release everything; called once, always."""
+        super().stop()
+        _Held.live -= 1
 
     def put_out(self) -> None:
         """Send what is held; what is left is copied out of the shared buffer."""

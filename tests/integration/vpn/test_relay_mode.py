@@ -100,7 +100,7 @@ def test_networks_reached_directly(gateway, inside):
         direct = ("--direct", "192.0.2.0/24,2001:db8:9::/64")
         inside("half-close", "192.0.2.1", options=direct)
         inside("udp", "192.0.2.1", "1000", options=direct)
-        assert inside("udp-errno", "192.0.2.1", "7001", options=direct) in ("ECONNREFUSED", "ETIMEDOUT", "timed out")
+        assert inside("udp-errno", "192.0.2.1", "7001", options=direct) == "ECONNREFUSED"
         inside("half-close", WAN, options=direct)
         for pid in gateway.find("traffic.py serve 192.0.2.1"):
             os.kill(pid, signal.SIGKILL)
@@ -177,7 +177,7 @@ def test_without_ocserv_the_relay_is_there_and_says_so(site):
         site.vpn("login", "gateway", "credential", "--output", file)
         done = site.vpn("node", "run", "--credential", file, "--", "true")
         assert done.returncode == 5
-        assert "openconnect" in done.stderr
+        assert "does not offer openconnect" in done.stderr
         assert site.vpn("login", "gateway", "stop").returncode == 0
         assert daemon.wait(20) == 0
     site.wait_empty()
