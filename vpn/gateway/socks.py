@@ -33,6 +33,7 @@ from vpn.relay.tls import TlsStream
 log = logging.getLogger("vpn.gateway")
 
 LOGIN_DEADLINE = 30.0  # seconds for everything before the request
+END_DEADLINE = 1.0  # seconds for the last word to a pilot
 SILENCE = 120.0  # seconds without a sign of life after which a session's connection counts as broken
 STRANGERS = 512
 BACKLOG = 1024
@@ -191,6 +192,11 @@ class SocksService:
             abilities = socks5.HAS_IPV6 if has_ipv6() else 0
             await stream.send(socks5.give_reply(Answer.OK, Target(token, abilities)))
             ended = await _echo(stream)
+        except asyncio.CancelledError:  # revoked, or the gateway ends: its pilot need not try to come back
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stream.end(), END_DEADLINE)
+            stream.close()
+            raise
         finally:
             if self._sessions.get(username) is task:
                 del self._sessions[username]

@@ -87,7 +87,7 @@ class Tickets:
     def leave(self, username: str, now: float) -> None:
         """Its connection broke."""
         ticket = self._tickets.get(username)
-        if ticket is not None:
+        if ticket is not None and ticket.state == "open":
             ticket.state, ticket.until = "away", now + AWAY_LIFETIME
 
     def remove(self, username: str) -> bool:

@@ -39,6 +39,13 @@ ERRNOS: dict[int, int] = {
 }
 
 
+_ENDED = "the gateway ended the session: it was stopped, or the credential was revoked"
+
+
+class _EndedError(Exception):
+    """The gateway ended the session in order."""
+
+
 class Link:
     """One session."""
 
@@ -150,6 +157,9 @@ class Link:
             assert self._session is not None
             try:
                 await self._beat(self._session)
+            except _EndedError:
+                self.lost.set_result(TunnelError("gateway", f"{self.server}: {_ENDED}"))
+                return
             except (OSError, TimeoutError, ValueError):
                 reset_on_close(self._session)
                 self._session.close()
@@ -168,13 +178,12 @@ class Link:
                 async with asyncio.timeout(BEAT_DEADLINE):
                     data = await asyncio.shield(receiving)
                 if not data:
-                    raise ConnectionError("the gateway ended the session")
+                    raise _EndedError
                 self.round_trip = time.monotonic() - sent
                 receiving = asyncio.create_task(stream.receive_some())
                 done, _ = await asyncio.wait([receiving], timeout=BEAT)
-                if done:
-                    receiving.result()
-                    raise ConnectionError("the gateway ended the session")
+                if done and not receiving.result():
+                    raise _EndedError
         finally:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
@@ -185,14 +194,22 @@ class Link:
             await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
             attempt += 1
             try:
-                self._session = await self._open_session()
+                self._session = await self._open_again()
             except TunnelError as error:
-                return TunnelError(error.layer, f"the gateway ended the session: it was stopped or revoked ({error})")
+                return TunnelError(error.layer, f"{_ENDED} ({error})")
             except (OSError, ValueError, TimeoutError) as error:
                 if time.monotonic() >= until:
                     return self._unreachable(error)
             else:
                 return None
+
+    async def _open_again(self) -> TlsStream:
+        """By the token; a gateway that was started again knows none, but takes the password once more."""
+        try:
+            return await self._open_session()
+        except TunnelError:
+            self._secret = self.credential.password.reveal()
+            return await self._open_session()
 
     def _unreachable(self, error: Exception) -> TunnelError:
         where = ", ".join(self.credential.addresses)

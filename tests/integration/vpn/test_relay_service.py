@@ -187,7 +187,7 @@ def test_revoking_ends_everything_of_a_pilot_and_nothing_of_another(tmp_path):
             with pytest.raises(OSError):  # noqa: PT011  (reset, or the end of the encryption)
                 await say(mine, b"x")
             error = await asyncio.wait_for(link.lost, 20)
-            assert "stopped or revoked" in str(error)
+            assert "ended the session" in str(error)
             with pytest.raises(TunnelError):
                 await link.connect(FAR, gateway.far_port)
             assert await say(theirs, b"x") == b"x"
@@ -222,9 +222,37 @@ def test_a_gateway_that_is_gone_loses_the_session_in_time(tmp_path):
             gateway.service.tickets.add("pilot", "password")
             link = gateway.link(reconnect_timeout=1)
             await link.open()
-        error = await asyncio.wait_for(link.lost, 30)
-        assert error.layer == "gateway"
+            gateway.listener.close()
+            link._session.sock.shutdown(socket.SHUT_RDWR)  # as by a machine that died
+            error = await asyncio.wait_for(link.lost, 30)
+            assert "no relay answers" in str(error)
         await link.close()
+
+
+def test_a_gateway_that_ends_in_order_says_so(tmp_path):
+    async def main():
+        async with Gateway(tmp_path) as gateway:
+            gateway.service.tickets.add("pilot", "password")
+            link = gateway.link()
+            await link.open()
+        error = await asyncio.wait_for(link.lost, 30)
+        assert "ended the session" in str(error)
+        await link.close()
+
+    run(main)
+
+
+def test_a_gateway_that_was_started_again_takes_the_password_once_more(tmp_path):
+    async def main():
+        async with Gateway(tmp_path) as gateway, gateway.session() as link:
+            gateway.service.tickets.remove("pilot")
+            gateway.service.tickets.add("pilot", "password")
+            gateway.events.clear()
+            link._session.sock.shutdown(socket.SHUT_RDWR)
+            await gateway.event("connect", "pilot")
+            stream = await link.connect(FAR, gateway.far_port)
+            assert await say(stream, b"again") == b"again"
+            stream.close()
 
     run(main)
 

@@ -140,6 +140,28 @@ def test_pure_modules_do_not_know_the_world(name):
     assert not {dotted.split(".")[0] for dotted in imports(ROOT / f"hpcq/{name}.py")} & NO_IO
 
 
+VPN_PURE = [
+    "gateway/credentials",
+    "gateway/policy",
+    "gateway/tickets",
+    "modes/dialogue",
+    "relay/bucket",
+    "relay/dns",
+    "relay/packets",
+    "relay/socks5",
+]
+
+
+@pytest.mark.parametrize("name", VPN_PURE)
+def test_pure_modules_of_the_tunnels_do_not_know_the_world(name):
+    assert not {dotted.split(".")[0] for dotted in imports(ROOT / f"vpn/{name}.py")} & NO_IO
+
+
+def test_the_relay_knows_nothing_of_gateways_and_modes():
+    found = {name for path in files("vpn/relay") for name in imports(path)}
+    assert not {name for name in found if name.startswith(("vpn.gateway", "vpn.modes", "vpn.session"))}
+
+
 def test_the_core_of_the_pilot_is_pure():
     assert not imports(ROOT / "hpcq/pilot/core.py") & (NO_IO - {"signal"})  # names of signals, for messages
     assert "hpcq.scheduler" not in imports(ROOT / "hpcq/pilot/core.py")
