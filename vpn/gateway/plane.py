@@ -48,6 +48,8 @@ from vpn.spawn import leave_terminal_alone, raise_file_limit
 log = logging.getLogger("vpn.gateway.plane")
 
 OWNER_DEADLINE = 5.0
+NAMES_EVERY = 300.0  # seconds between two look-ups of the hosts that the allow-list names
+NAMES_AGAIN = 15.0  # … after one that failed
 ACCEPT_PAUSE = 0.1  # seconds without accepting when there is no descriptor or memory left: others end meanwhile
 _SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h
 
@@ -93,20 +95,22 @@ class Plane:
         self.outside = outside
         self.owners = Owners()
         self._listener = listener
+        self._names_known = asyncio.Event()
         self._carrying: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, control: socket.socket) -> None:
         """Until the daemon is gone."""
         reader, writer = await asyncio.open_connection(sock=control)
-        accepting = asyncio.create_task(self._accept())
+        serving = [asyncio.create_task(self._accept()), asyncio.create_task(self._learn_names())]
         try:
             while line := await reader.readline():
                 self.obey(decode_order(line), writer)
         except ConnectionError:
             pass
         finally:
-            accepting.cancel()
+            for task in serving:
+                task.cancel()
             writer.close()
 
     def obey(self, order: Order, writer: asyncio.StreamWriter) -> None:
@@ -138,6 +142,17 @@ class Plane:
             number, {client: Figure(*one.total(), len(one.open), one.connections) for client, one in usage.items()}
         )
 
+    async def _learn_names(self) -> None:
+        """Pilots come with addresses: whose they are must be known before, for the hosts that rules name."""
+        hosts = [rule.name for rule in self.outside.policy.rules if rule.name and not rule.name.startswith(".")]
+        while True:
+            found = await asyncio.gather(*map(self.outside.resolve, hosts), return_exceptions=True)
+            for problem in found:
+                if isinstance(problem, BaseException):
+                    log.warning("a host of the allow-list is not known: %s", problem)
+            self._names_known.set()
+            await asyncio.sleep(NAMES_AGAIN if any(isinstance(one, BaseException) for one in found) else NAMES_EVERY)
+
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -162,6 +177,7 @@ class Plane:
             try:
                 host, port = original_destination(sock)
                 client = await self.owners.of(address)
+                await self._names_known.wait()
                 self._carrying[client].add(task)
                 await self.outside.carry(client, ready(sock), host, port)
             except OutsideError as refusal:

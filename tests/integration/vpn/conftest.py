@@ -237,8 +237,14 @@ class Site:
 
 
 @pytest.fixture(scope="session")
+def needed():
+    """``need``, for a test that finds out by itself."""
+    return need
+
+
+@pytest.fixture(scope="session")
 def prerequisites():
-    for program in ("openconnect", "ocserv", "ocpasswd", "slirp4netns", "nft", "ip", "unshare", "nsenter"):
+    for program in ("openconnect", "ocserv", "slirp4netns", "nft", "ip", "unshare", "nsenter"):
         need(has(program), program)
     need(Path("/dev/net/tun").exists(), "/dev/net/tun")
     done = subprocess.run(

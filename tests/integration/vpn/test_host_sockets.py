@@ -10,13 +10,14 @@ import os
 import socket
 import struct
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from vpn.errors import GatewayError
 from vpn.gateway.host_sockets import HostSockets, inherit, open_sockets
 
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("prerequisites")
 
 

@@ -8,9 +8,9 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from vpn.gateway.certificate import make_certificate, pin_of
 from vpn.gateway.passwords import file_text, hash_password
 
+ROOT = Path(__file__).resolve().parents[3]
 WAN = "203.0.113.1"
 PORT = 4443
 PASSWORD = "correct horse"

@@ -105,6 +105,17 @@ print(asks(53), len(urllib.request.urlopen("http://{WAN}/10", timeout=20).read()
     assert run(site, file, sys.executable, "-c", script).stdout == "True 10\n"
 
 
+def test_a_rule_may_name_a_host(site):
+    rule = "web.example.org:80"
+    assert site.vpn("login", "gateway", "start", "--allow", rule).returncode == 0
+    file = str(site.directory / "credential")
+    assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+    done = get(site, file, "http://web.example.org/1000")
+    assert (done.returncode, done.stdout) == (0, "1000\n"), done.stderr
+    (line,) = accesses(site)
+    assert (line["host"], line["outcome"]) == (WAN, "ok")
+
+
 def test_a_killed_data_plane_is_replaced_and_the_tunnel_stays(gateway, credential):
     script = f"""
 import socket, sys, urllib.request
