@@ -1,0 +1,71 @@
+"""Bandwidth limits as token buckets. Pure: time is an argument, in seconds; rates are in bytes a second.
+
+``TokenBucket`` is one limit; ``Budget`` is several that hold together (a pilot's, and the gateway's). What was
+granted and not used is given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BURST = 0.05  # seconds of the rate that may pass at once
+QUANTUM = 16384  # bytes: less is not granted, unless less is wanted; many small pieces cost more than a short wait
+
+
+class TokenBucket:
+    """Grants ``rate`` bytes a second, and at most ``burst`` bytes at once."""
+
+    def __init__(self, rate: float, burst: float = 0.0, now: float = 0.0) -> None:
+        if rate <= 0:
+            raise ValueError(f"a rate of {rate} bytes a second lets nothing pass")
+        self.rate = rate
+        self.burst = max(burst or rate * BURST, float(QUANTUM))
+        self.level = self.burst
+        self._now = now
+
+    def available(self, now: float) -> float:
+        """Bytes that may pass at ``now``; a clock that goes back adds nothing."""
+        if now > self._now:
+            self.level = min(self.burst, self.level + (now - self._now) * self.rate)
+        self._now = now
+        return self.level
+
+    def take(self, count: float) -> None:
+        """Spend bytes that were available."""
+        self.level -= count
+
+    def give_back(self, count: float) -> None:
+        """Return what was taken and not used."""
+        self.level = min(self.burst, self.level + count)
+
+    def wait(self, wanted: int, now: float) -> float:
+        """Seconds until a grant of ``wanted`` bytes, or of a quantum, is possible."""
+        missing = min(wanted, QUANTUM) - self.available(now)
+        return max(0.0, missing / self.rate)
+
+
+class Budget:
+    """Limits that hold together; without any, everything is granted."""
+
+    def __init__(self, buckets: Sequence[TokenBucket] = ()) -> None:
+        self._buckets = tuple(buckets)
+
+    def take(self, wanted: int, now: float) -> int:
+        """Bytes that may pass now: ``wanted``, fewer, or 0 (then ``wait``)."""
+        granted = wanted
+        for bucket in self._buckets:
+            granted = min(granted, int(bucket.available(now)))
+        if granted < min(wanted, QUANTUM):
+            return 0
+        for bucket in self._buckets:
+            bucket.take(granted)
+        return granted
+
+    def give_back(self, count: int) -> None:
+        """Return what was granted and not used."""
+        for bucket in self._buckets:
+            bucket.give_back(count)
+
+    def wait(self, wanted: int, now: float) -> float:
+        """Seconds until something may be granted."""
+        return max((bucket.wait(wanted, now) for bucket in self._buckets), default=0.0)
