@@ -16,7 +16,7 @@ import msgspec
 
 from vpn.errors import UsageError
 
-Mode = Literal["openconnect", "none"]
+Mode = Literal["openconnect", "socks", "slirp", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
@@ -106,7 +106,8 @@ class TunnelConfig:
 
     ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
-    before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides).
+    before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides). ``socks`` is a SOCKS5 server for mode socks;
+    ``direct`` are networks reached from the node itself.
     """
 
     mode: Mode
@@ -117,6 +118,8 @@ class TunnelConfig:
     no_dtls: bool = False
     mtu: int = 0
     dns: tuple[str, ...] = ()
+    socks: tuple[str, int] | None = None
+    direct: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
@@ -125,8 +128,11 @@ class TunnelConfig:
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
         _require(self.mtu == 0 or 576 <= self.mtu <= 65535, f"mtu {self.mtu} is outside 576…65535")
+        _require(self.mode != "socks" or self.socks is not None, "mode socks needs a SOCKS5 server: --socks HOST:PORT")
         for server in self.dns:
             check_address(server)
+        for network in self.direct:
+            check_network(network)
 
 
 def check_port(port: int) -> int:
@@ -149,12 +155,20 @@ def check_address(text: str) -> str:
         raise UsageError(f"{text!r} is not an IP address") from None
 
 
-def parse_server(text: str) -> tuple[str, int]:
-    """HOST:PORT, [IPv6]:PORT or HOST (port 443)."""
+def check_network(text: str) -> str:
+    """An IP network: ADDRESS/BITS, or an address alone."""
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise UsageError(f"{text!r} is not a network (192.0.2.0/24, 2001:db8::/32)") from None
+
+
+def parse_server(text: str, default_port: int = 443) -> tuple[str, int]:
+    """HOST:PORT, [IPv6]:PORT or HOST (its default port)."""
     match = re.fullmatch(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+))(?::(?P<port>\d{1,5}))?", text)
     if match is None:
         raise UsageError(f"{text!r} is not HOST:PORT")
-    return match["six"] or match["host"], check_port(int(match["port"] or 443))
+    return match["six"] or match["host"], check_port(int(match["port"] or default_port))
 
 
 def _is_host(text: str) -> bool:

@@ -28,7 +28,7 @@ import msgspec
 
 from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
-from vpn.modes import none, openconnect
+from vpn.modes import none, openconnect, slirp, socks
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
 from vpn.pipes import read_lines
 from vpn.probes import ProbeResult, check_target
@@ -38,6 +38,8 @@ PROBE_START = 10.0  # seconds a probe's Python may take to start, on top of the 
 
 BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "openconnect": openconnect.bring_up,
+    "socks": socks.bring_up,
+    "slirp": slirp.bring_up,
     "none": none.bring_up,
 }
 

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from vpn.errors import Layer, TunnelError
-from vpn.process import Client
+from vpn.process import Client, Process
 
 
 class TunnelInfo(msgspec.Struct, frozen=True):
@@ -28,11 +30,29 @@ class TunnelInfo(msgspec.Struct, frozen=True):
     dns: tuple[str, ...] = ()
 
 
+class Spawner(Protocol):
+    """What starts programs inside: a keeper's client, or one that prepares them first."""
+
+    async def spawn(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        pass_fds: Sequence[int] = (),
+        new_session: bool = True,
+    ) -> Process:
+        """As ``Client.spawn``."""
+
+
 class Tunnel(Protocol):
     """A tunnel that is up."""
 
     @property
-    def client(self) -> Client:
+    def client(self) -> Spawner:
         """Starts programs inside."""
 
     def info(self) -> TunnelInfo:

@@ -282,10 +282,11 @@ static size_t preload_length(char *const *environment)
 	return length;
 }
 
-/* The environment with this library first in LD_PRELOAD, and with its session. */
+/* The environment with this library first in LD_PRELOAD, and with a session: another one, where it names one. */
 static char **keep(char *const *environment, struct kept room)
 {
 	size_t i, count = 0, length = strlen(preload_entry);
+	char *named = session_entry;
 	const char *others = NULL;
 
 	for (i = 0; environment != NULL && environment[i] != NULL; i++) {
@@ -293,6 +294,8 @@ static char **keep(char *const *environment, struct kept room)
 			others = environment[i] + sizeof("LD_PRELOAD=") - 1;
 		} else if (!is_variable(environment[i], VARIABLE)) {
 			room.list[count++] = environment[i];
+		} else if (environment[i][sizeof(VARIABLE)] != '\0') {
+			named = environment[i];
 		}
 	}
 	if (others != NULL && strstr(others, self) != NULL) {
@@ -305,7 +308,7 @@ static char **keep(char *const *environment, struct kept room)
 		}
 	}
 	room.list[count++] = room.preload;
-	room.list[count++] = session_entry;
+	room.list[count++] = named;
 	room.list[count] = NULL;
 	return room.list;
 }
@@ -322,7 +325,7 @@ static void keep_environ(void)
 			(void)keep(environ, room);
 			(void)setenv("LD_PRELOAD", room.preload + sizeof("LD_PRELOAD=") - 1, 1);
 		}
-		(void)setenv(VARIABLE, session, 1);
+		(void)setenv(VARIABLE, session, getenv(VARIABLE) == NULL || *getenv(VARIABLE) == '\0');
 	}
 }
 
