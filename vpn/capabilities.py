@@ -18,10 +18,20 @@ from vpn.process import Client, run, start_keeper
 from vpn.programs import PACKAGES, environment, find_shim, missing_program, search_path
 
 VERSION_DEADLINE = 10.0
-SHIMS = ("tun_from_fd", "one_id")
+SHIMS = ("tun_from_fd", "one_id", "host_sockets")
 NEEDS = {
     "mode openconnect": ("user namespaces", "tun", "openconnect", "tun_from_fd"),
-    "gateway": ("user namespaces", "tun", "ocserv", "ocpasswd", "occtl", "slirp4netns", "nft", "one_id"),
+    "gateway": (
+        "user namespaces",
+        "tun",
+        "ocserv",
+        "ocpasswd",
+        "occtl",
+        "slirp4netns",
+        "nft",
+        "one_id",
+        "host_sockets",
+    ),
 }
 
 

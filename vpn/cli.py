@@ -22,7 +22,7 @@ from vpn.config import MODES, Credential, Mode, Secret, TunnelConfig, as_json, c
 from vpn.errors import UsageError, VpnError
 from vpn.gateway.client import GatewayClient, start_gateway
 from vpn.gateway.daemon import describe, run_daemon
-from vpn.gateway.state import GatewayConfig
+from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink
 from vpn.probes import check_target
 
 
@@ -162,14 +162,23 @@ _json = click.option("--json", "as_data", is_flag=True, help="Print data.")
 
 @gateway_group.command()
 @_name
-@click.option("--listen", default="0.0.0.0", show_default=True, help="IPv4 address to listen on.")  # noqa: S104
+@click.option("--listen", default="", help="Address to listen on [default: all of this host].")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP and UDP port [default: a free one].")
 @click.option("--dns", multiple=True, help="Name server for pilots [default: this host's own].")
 @click.option("--foreground", is_flag=True, help="Stay; log to standard error.")
+@click.option(
+    "--uplink",
+    type=click.Choice(UPLINKS),
+    default="sockets",
+    show_default=True,
+    help="What carries pilots' packets: this host's own sockets, or slirp4netns (slow).",
+)
 @_json
-def start(*, name: str, listen: str, port: int, dns: tuple[str, ...], foreground: bool, as_data: bool) -> None:
+def start(
+    *, name: str, listen: str, port: int, dns: tuple[str, ...], foreground: bool, as_data: bool, uplink: Uplink
+) -> None:
     """Start the gateway; returns when it accepts pilots."""
-    config = GatewayConfig(name, listen, port, dns)
+    config = GatewayConfig(name, listen, port, dns, uplink)
     if foreground:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         run_daemon(

@@ -88,8 +88,9 @@ class Daemon:
         )
 
     def _addresses(self) -> list[str]:
-        if self.config.listen == "0.0.0.0":  # noqa: S104
-            return state.host_addresses() or ["127.0.0.1"]
+        if self.config.listen in ("", "0.0.0.0"):  # noqa: S104
+            families = self.server.families if not self.config.listen else {socket.AF_INET}
+            return state.host_addresses(families) or ["127.0.0.1"]
         return [self.config.listen]
 
     async def _accept(self, listener: socket.socket) -> None:

@@ -13,6 +13,7 @@ UPLINK = "198.19.0.0/24"
 UPLINK_DNS = "198.19.0.3"  # slirp4netns' name server: third address of its network
 UPLINK_GUEST = "198.19.0.100"
 EVENT_FD = 9
+SOCKETS_FD = 10
 COOKIE_LIFETIME = 300  # seconds after a connection's end within which its cookie can connect again
 
 READY = "initialized ocserv"
@@ -42,12 +43,12 @@ printf '%s %s %s %s\\n' "$REASON" "$USERNAME" "$ID" "$IP_REMOTE" >&{EVENT_FD}
 """
 
 
-def configuration(room: str, port: int, dns: list[str]) -> str:
-    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships."""
+def configuration(room: str, port: int, dns: list[str], listen: str) -> str:
+    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships. ``listen`` "" is any address."""
     network, _, _ = CLIENTS.partition("/")
     settings = {
         "auth": f'"plain[passwd={room}/passwd]"',
-        "listen-host": "0.0.0.0",  # noqa: S104  (inside the namespace: only slirp4netns reaches it)
+        **({"listen-host": listen} if listen else {}),
         "tcp-port": port,
         "udp-port": port,
         "run-as-user": "root",  # the namespace's root, which is the caller
@@ -63,7 +64,7 @@ def configuration(room: str, port: int, dns: list[str]) -> str:
         "max-clients": 0,
         "max-same-clients": 1,
         "rate-limit-ms": 0,
-        "max-ban-score": 0,  # every client has slirp4netns' address: banning one would ban all
+        "max-ban-score": 0,  # the pilots of a node share its address: banning one would ban all
         "keepalive": 300,
         "dpd": 30,
         "mobile-dpd": 30,

@@ -2,10 +2,11 @@
 sequence.
 
 1. a keeper outside, a namespace whose root is the caller (``vpn.holder``);
-2. slirp4netns gives it ``tap0``, and a port of the host's, TCP and UDP, is forwarded to it;
+2. slirp4netns gives it ``tap0``; ocserv's port, TCP and UDP, is the host's own (``host_sockets``), or with
+   ``uplink=slirp4netns`` forwarded by slirp4netns;
 3. forwarding and masquerade from the clients' devices to ``tap0``;
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
-5. ocserv, with the shim of ``preload/one_id.c``; ready when it says so.
+5. ocserv, with the shims ``preload/one_id.c`` and ``host_sockets.c``; ready when it says so.
 
 The end of any of these processes ends the gateway: ``ended`` resolves with the reason. Its end of a pipe is
 the event channel of ocserv's connect script.
@@ -16,15 +17,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Awaitable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from vpn.errors import GatewayError, TunnelError, VpnError
 from vpn.gateway import ocserv
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import UNUSED_LIFETIME, Book
-from vpn.gateway.slirp import Slirp, start_slirp
+from vpn.gateway.host_sockets import HostSockets, inherit, open_sockets
+from vpn.gateway.slirp import start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.namespace import open_namespace
 from vpn.pipes import read_lines
@@ -49,6 +52,7 @@ class Server:
         self.pin = ""
         self.room = ""
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._host: HostSockets | None = None
         self._stack = AsyncExitStack()
         self._passwords = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -57,8 +61,12 @@ class Server:
     async def start(self) -> None:
         """Bring everything up; on an error what was started is ended again."""
         programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "ocpasswd", "occtl", "nft")}
-        shim = find_shim("one_id")
+        shims = [find_shim("one_id"), *([find_shim("host_sockets")] if self.config.uplink == "sockets" else [])]
         try:
+            if self.config.uplink == "sockets":
+                self._host = open_sockets(self.config.listen, self.config.port)
+                self._stack.callback(self._host.close)
+                self.port = self._host.port
             keeper = await start_keeper()
             self._stack.push_async_callback(keeper.close)
             self._watch(keeper.client.lost, "the process keeper")
@@ -68,13 +76,18 @@ class Server:
             await self._connect_outside(keeper.client)
             await self._filter(programs["nft"])
             await self._furnish()
-            await self._start_ocserv(programs["ocserv"], shim)
+            await self._start_ocserv(programs["ocserv"], shims)
         except OSError as error:
             await self.close()
             raise GatewayError(f"a program of the gateway could not be started: {error}") from None
         except BaseException:
             await self.close()
             raise
+
+    @property
+    def families(self) -> set[int]:
+        """The address families it listens on."""
+        return self._host.families if self._host is not None else {socket.AF_INET}
 
     async def close(self) -> None:
         """End everything, last started first."""
@@ -111,13 +124,15 @@ class Server:
         os.close(await self.namespace.open_tun("probe"))
         output = self._lines("slirp4netns")
         try:
-            slirp = await start_slirp(keeper, self.namespace, self.sockets, output, dns=not self.config.dns)
+            slirp = await start_slirp(
+                keeper, self.namespace, self.sockets, output, dns=not self.config.dns, forwards=self._host is None
+            )
         finally:
             os.close(output)
         self._stack.push_async_callback(slirp.close)
         self._watch_process(slirp.process)
-        self.slirp: Slirp = slirp
-        self.port = await slirp.forward(self.config.listen, self.config.port)
+        if self._host is None:
+            self.port = await slirp.forward(self.config.listen or "0.0.0.0", self.config.port)  # noqa: S104
 
     async def _filter(self, nft: str) -> None:
         await self.namespace.write("/proc/sys/net/ipv4/ip_forward", "1")
@@ -134,22 +149,29 @@ class Server:
         self.pin = pin_of(certificate.encode())
         self.room = room = await self.namespace.private_directory()
         dns = list(self.config.dns) or [ocserv.UPLINK_DNS]
+        listen = self.config.listen if self._host else "0.0.0.0"  # noqa: S104  (only slirp4netns reaches it)
         write = self.namespace.write
         await write(f"{room}/key.pem", key, 0o600)
         await write(f"{room}/cert.pem", certificate, 0o600)
         await write(f"{room}/passwd", "", 0o600)
         await write(f"{room}/event", ocserv.SCRIPT, 0o700)
-        await write(f"{room}/ocserv.conf", ocserv.configuration(room, self.port, dns), 0o600)
+        await write(f"{room}/ocserv.conf", ocserv.configuration(room, self.port, dns, listen), 0o600)
 
-    async def _start_ocserv(self, program: str, shim: str) -> None:
+    async def _start_ocserv(self, program: str, shims: list[str]) -> None:
         ready = asyncio.get_running_loop().create_future()
         output = self._lines("ocserv", ready)
         events, events_end = os.pipe()
         self._task(self._read_events(events))
         argv = [program, "--foreground", "--config", f"{self.room}/ocserv.conf"]
-        env = environment(LD_PRELOAD=shim)
+        env = environment(LD_PRELOAD=":".join(shims))
+        fds = {ocserv.EVENT_FD: events_end}
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
+        with ExitStack() as closing:
+            for fd in (output, events_end, null):
+                closing.callback(os.close, fd)
+            if self._host is not None:
+                fds[ocserv.SOCKETS_FD] = closing.enter_context(self._host.serve()).fileno()
+                env["VPN_HOST_SOCKETS"] = inherit(ocserv.SOCKETS_FD, self.port)
             process = await self.namespace.client.spawn(
                 argv,
                 env=env,
@@ -157,11 +179,8 @@ class Server:
                 stdin=null,
                 stdout=output,
                 stderr=output,
-                fds={ocserv.EVENT_FD: events_end},
+                fds=fds,
             )
-        finally:
-            for fd in (output, events_end, null):
-                os.close(fd)
         self._stack.push_async_callback(process.end)
         await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():

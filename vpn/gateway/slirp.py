@@ -1,8 +1,8 @@
-"""slirp4netns: the gateway namespace's way to the host's network, and the port clients come in by.
+"""slirp4netns: the gateway namespace's way to the host's network for what no socket of the host's carries.
 
 It stands outside the namespace and joins it by the holder's pid. Ready when it writes to its ready descriptor
-(slirp4netns(1)); ended by its exit descriptor when the daemon dies. Ports are forwarded by its API socket:
-one JSON request a connection.
+(slirp4netns(1)); ended by its exit descriptor when the daemon dies. With ``uplink=slirp4netns`` the port
+clients come in by is forwarded too, by its API socket: one JSON request a connection.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vpn.errors import GatewayError
+from vpn.gateway.host_sockets import ATTEMPTS, PORTS
 from vpn.gateway.ocserv import UPLINK, UPLINK_GUEST
 from vpn.namespace import Namespace
 from vpn.process import Client, Process
@@ -24,8 +25,6 @@ from vpn.programs import find_program
 READY_DEADLINE = 20.0
 API_DEADLINE = 10.0
 TAP_MTU = 65520
-PORTS = (20000, 32000)  # below the ephemeral range: a free one stays free
-ATTEMPTS = 50
 
 
 class Slirp:
@@ -48,7 +47,7 @@ class Slirp:
             if not problem:
                 return candidate
         raise GatewayError(
-            f"cannot listen on {host} port {port or 'any'}: {problem}; choose another with --port or --listen"
+            f"cannot listen on {host}, port {port or 'any'}: {problem}; choose another with --port or --listen"
         )
 
     async def _forward_both(self, host: str, port: int) -> str:
@@ -85,15 +84,18 @@ class Slirp:
         (self._directory / "slirp.sock").unlink(missing_ok=True)
 
 
-async def start_slirp(keeper: Client, namespace: Namespace, directory: Path, log: int, *, dns: bool) -> Slirp:
-    """Attach ``tap0`` to the namespace; returns when it carries packets."""
+async def start_slirp(
+    keeper: Client, namespace: Namespace, directory: Path, log: int, *, dns: bool, forwards: bool
+) -> Slirp:
+    """Attach ``tap0`` to the namespace; returns when it carries packets. ``forwards``: it can forward ports."""
     (directory / "slirp.sock").unlink(missing_ok=True)
     ready, ready_end = os.pipe()
     exit_end, exit_fd = os.pipe()
     argv = [
         find_program("slirp4netns"), "--configure", f"--mtu={TAP_MTU}", f"--cidr={UPLINK}",
         "--disable-host-loopback",
-        "--ready-fd=3", "--exit-fd=4", "--api-socket=slirp.sock", *([] if dns else ["--disable-dns"]),
+        "--ready-fd=3", "--exit-fd=4",
+        *(["--api-socket=slirp.sock"] if forwards else []), *([] if dns else ["--disable-dns"]),
         str(namespace.pid), "tap0",
     ]  # fmt: skip
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

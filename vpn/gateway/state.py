@@ -7,20 +7,25 @@ record. A process is known by pid, start time and boot: a pid alone is soon anot
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import select
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import msgspec
 
 from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
+
+Uplink = Literal["sockets", "slirp4netns"]
+UPLINKS: tuple[str, ...] = get_args(Uplink)
 
 SOCKET_PREFIX = "hpcq-gateway-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -42,19 +47,21 @@ class Record(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class GatewayConfig:
-    """How to run a gateway: ``listen`` is an IPv4 address (all by default), ``port`` 0 chooses one.
+    """How to run a gateway: ``listen`` is an address ("": all of this host), ``port`` 0 chooses one.
 
-    ``dns`` are the name servers given to pilots; none means this host's own, through slirp4netns.
+    ``dns`` are the name servers given to pilots; none means this host's own, through slirp4netns. ``uplink`` is
+    what carries clients' packets to ocserv: the host's own sockets, or slirp4netns.
     """
 
     name: str = "default"
-    listen: str = "0.0.0.0"  # noqa: S104  (compute nodes must reach it; credentials and a pin guard it)
+    listen: str = ""
     port: int = 0
     dns: tuple[str, ...] = ()
+    uplink: Uplink = "sockets"
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if ":" in check_address(self.listen):
+        if self.listen and ":" in check_address(self.listen) and self.uplink == "slirp4netns":
             raise UsageError(f"--listen {self.listen}: slirp4netns forwards IPv4 ports only")
         if self.port:
             check_port(self.port)
@@ -174,16 +181,17 @@ def wait_ended(pid: int, deadline: float) -> bool:
         os.close(fd)
 
 
-def host_addresses() -> list[str]:
-    """This host's IPv4 addresses that others can use."""
+def host_addresses(families: Collection[int] = (socket.AF_INET,)) -> list[str]:
+    """This host's addresses that others can use, IPv4 first."""
     import psutil  # noqa: PLC0415  (only the daemon needs it)
 
-    found = []
-    for name, entries in psutil.net_if_addrs().items():
-        up = psutil.net_if_stats().get(name)
-        found += [
-            entry.address
-            for entry in entries
-            if entry.family == socket.AF_INET and up and up.isup and not entry.address.startswith(("127.", "169.254."))
-        ]
-    return found
+    stats = psutil.net_if_stats()
+    found = [
+        ipaddress.ip_address(entry.address)
+        for name, entries in psutil.net_if_addrs().items()
+        if name in stats and stats[name].isup
+        for entry in entries
+        if entry.family in families and "%" not in entry.address  # with an interface's name: of this host only
+    ]
+    found.sort(key=lambda address: address.version)
+    return [str(address) for address in found if not (address.is_loopback or address.is_link_local)]

@@ -95,7 +95,9 @@ def test_killing_a_part_of_a_gateway_leaves_nothing_and_it_starts_again(gateway,
     gateway.wait_empty()
 
 
-def test_the_gateway_ending_loses_the_tunnel(gateway, credential):
+@pytest.mark.parametrize("slirp", ["runs", "stands still"])
+def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
+    """Also with slirp4netns out of action: the last words go from ocserv's sockets, which are the host's."""
     process = gateway.start_vpn(
         "node",
         "run",
@@ -110,6 +112,8 @@ def test_the_gateway_ending_loses_the_tunnel(gateway, credential):
     )
     with process:
         assert process.stdout.readline() == b"up\n"
+        if slirp == "stands still":
+            os.kill(only(gateway, "slirp4netns --configure"), signal.SIGSTOP)
         assert gateway.vpn("login", "gateway", "stop").returncode == 0
         assert process.wait(20) == 5
         assert b"ended the session" in process.stderr.read()

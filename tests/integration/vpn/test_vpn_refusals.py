@@ -159,7 +159,8 @@ def test_a_server_that_never_answers_runs_into_the_bring_up_time(site):
         ["run", "--credential", "/no/such", "true"],
         ["run", "--require", "gopher://x", "true"],
         ["gateway", "start", "--name", "../x"],
-        ["gateway", "start", "--listen", "::1"],
+        ["gateway", "start", "--listen", "::1", "--uplink", "slirp4netns"],
+        ["gateway", "start", "--listen", "nowhere"],
     ],
 )
 def test_usage_errors_end_with_2(site, arguments):

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import need
 
 WAN = "203.0.113.1"
 
@@ -34,6 +35,35 @@ def test_falls_back_to_tls_when_udp_is_blocked(gateway, credential):
     done = run(gateway, credential(), "true", options=("-v", "--require", f"http://{WAN}/"))
     assert done.returncode == 0, done.stderr
     assert ": TLS (" in done.stderr
+
+
+def test_everything_through_slirp4netns(site):
+    assert site.vpn("login", "gateway", "start", "--uplink", "slirp4netns").returncode == 0
+    file = str(site.directory / "credential")
+    assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+    done = run(site, file, "true", options=("-v", "--require", f"http://{WAN}/"))
+    assert done.returncode == 0, done.stderr
+    assert ": DTLS (" in done.stderr
+
+
+def test_by_ipv6(site):
+    """Both kinds of encrypted packets, TLS and DTLS, between IPv6 addresses."""
+    try:
+        for host, device, address in (("login", "to-node", "2001:db8::1"), ("node", "eth0", "2001:db8::11")):
+            site.check(host, "ip", "addr", "add", f"{address}/64", "dev", device, "nodad")
+    except AssertionError as error:
+        need("IPv6" not in str(error) and "not supported" not in str(error), "IPv6")
+        raise
+    addresses = json.loads(site.vpn("login", "gateway", "start", "--json").stdout)["addresses"]
+    assert addresses == ["192.0.2.1", "203.0.113.2", "2001:db8::1"]
+    for options, kind in (((), "DTLS"), (("--no-dtls",), "TLS")):
+        file = str(site.directory / kind)
+        assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+        file = edited(site, file, addresses=["2001:db8::1"])
+        done = run(site, file, "true", options=("-v", *options, "--require", f"http://{WAN}/"))
+        assert done.returncode == 0, done.stderr
+        assert f": {kind} (" in done.stderr
+        assert "to 2001:db8::1" in done.stderr
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143)])

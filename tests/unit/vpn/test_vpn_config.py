@@ -134,7 +134,10 @@ def test_bad_gateway_names(name):
         check_name(name)
 
 
-@pytest.mark.parametrize("changes", [{"listen": "::1"}, {"listen": "host"}, {"port": 70000}, {"dns": ("x",)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"listen": "::1", "uplink": "slirp4netns"}, {"listen": "host"}, {"port": 70000}, {"dns": ("x",)}],
+)
 def test_bad_gateway_settings(changes):
     with pytest.raises(UsageError):
         GatewayConfig(**changes)

@@ -125,7 +125,9 @@ def test_pin_is_of_the_public_key():
 
 
 def test_ocserv_configuration_has_every_name_server():
-    text = ocserv.configuration("/mnt", 4433, ["192.0.2.53", "192.0.2.54"])
+    text = ocserv.configuration("/mnt", 4433, ["192.0.2.53", "192.0.2.54"], "192.0.2.1")
+    assert "listen-host = 192.0.2.1\n" in text
+    assert "listen-host" not in ocserv.configuration("/mnt", 4433, [], "")
     assert "udp-port = 4433" in text
     assert text.count("\ndns = ") == 2
 
