@@ -25,6 +25,8 @@ from vpn.gateway.daemon import describe, run_daemon
 from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink
 from vpn.probes import check_target
 
+SOCKS_PORT = 1080
+
 
 class Failure(click.ClickException):
     """One of our errors, as click ends a program with it."""
@@ -78,6 +80,8 @@ def cli() -> None:
 )
 @click.option("--no-dtls", is_flag=True, help="Stay on TLS.")
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
+@click.option("--socks", metavar="HOST:PORT", help="A SOCKS5 server for mode socks, such as that of ssh -D.")
+@click.option("--direct", metavar="NETWORK,…", default="", help="What is reached from this node itself.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
@@ -94,6 +98,8 @@ def run(
     timeout: float,
     no_dtls: bool,
     mtu: int,
+    socks: str | None,
+    direct: str,
     verbose: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -103,8 +109,17 @@ def run(
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
-        who = None if mode == "none" else _credential(stack, gateway, credential, (server, servercert, user))
-        config = TunnelConfig(mode, who, bring_up_timeout=timeout, no_dtls=no_dtls, mtu=mtu)
+        alone = mode in ("none", "slirp") or socks is not None
+        who = None if alone else _credential(stack, gateway, credential, (server, servercert, user))
+        config = TunnelConfig(
+            mode,
+            who,
+            bring_up_timeout=timeout,
+            no_dtls=no_dtls,
+            mtu=mtu,
+            socks=None if socks is None else parse_server(socks, SOCKS_PORT),
+            direct=tuple(filter(None, direct.split(","))),
+        )
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)

@@ -106,8 +106,8 @@ class TunnelConfig:
 
     ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
-    before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides). ``socks`` is a SOCKS5 server for mode socks;
-    ``direct`` are networks reached from the node itself.
+    before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides). ``socks`` is a SOCKS5 server for
+    mode socks; ``direct`` are networks reached from the node itself.
     """
 
     mode: Mode

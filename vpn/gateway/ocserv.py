@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vpn.uplink import NAME_SERVER
+
 CLIENTS = "198.18.0.0/16"  # RFC 2544's range for tests: no real server has such an address
-UPLINK = "198.19.0.0/24"
-UPLINK_DNS = "198.19.0.3"  # slirp4netns' name server: third address of its network
-UPLINK_GUEST = "198.19.0.100"
+UPLINK_DNS = NAME_SERVER
 EVENT_FD = 9
 SOCKETS_FD = 10
 COOKIE_LIFETIME = 300  # seconds after a connection's end within which its cookie can connect again

@@ -7,18 +7,18 @@ Sequence:
 3. programs are started with the library and the forwarder's name in their environment. One that it could not serve
    (static, setuid, Go…) is refused, by the library's own judgement, instead of going round the tunnel.
 
-Failures: the forwarder's first line says why it cannot serve; its end loses the tunnel. Without it a program's connections
-fail with ENETDOWN; none goes round.
+Failures: the forwarder's first line says why it cannot serve; its end loses the tunnel. Without it a program's
+connections fail with ENETDOWN; none goes round.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -71,11 +71,13 @@ class ShimClient:
         )
 
     def _with_library(self, env: dict[str, str]) -> dict[str, str]:
-        others = [part for part in env.get("LD_PRELOAD", "").replace(" ", ":").split(":") if part not in ("", self._shim)]
+        others = [
+            part for part in env.get("LD_PRELOAD", "").replace(" ", ":").split(":") if part not in ("", self._shim)
+        ]
         return {**env, "LD_PRELOAD": ":".join([self._shim, *others]), VARIABLE: self._session}
 
     def _check(self, program: str, path: str, cwd: str | os.PathLike[str] | None) -> None:
-        found = os.path.join(cwd or ".", program) if "/" in program else shutil.which(program, path=path)  # noqa: PTH118
+        found = str(Path(cwd or ".", program)) if "/" in program else shutil.which(program, path=path)
         reason: bytes | None = self._library.vpn_shim_refusal(os.fsencode(found)) if found else None
         if reason is not None:
             text = f"{reason.decode()}, and would go round the tunnel of mode socks; use mode relay or openconnect"
@@ -104,9 +106,7 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> SocksTunnel:
     server = f"{host}:{port}"
     up.step = ("gateway", f"asking the SOCKS5 server {server}")
     serving = await start_forwarder(Settings((host, port), config.direct), up)
-    return SocksTunnel(
-        ShimClient(up.keeper, shim, serving.session), server, up.keeper.loop.time() - up.started_at
-    )
+    return SocksTunnel(ShimClient(up.keeper, shim, serving.session), server, up.keeper.loop.time() - up.started_at)
 
 
 async def start_forwarder(settings: Settings, up: BringUp) -> Serving:
@@ -114,9 +114,7 @@ async def start_forwarder(settings: Settings, up: BringUp) -> Serving:
     output, output_end = os.pipe()
     source = filled(msgspec.json.encode(settings))
     try:
-        process = await up.keeper.spawn(
-            python_argv("vpn.shim.forwarder"), cwd="/", stdin=source, stdout=output_end
-        )
+        process = await up.keeper.spawn(python_argv("vpn.shim.forwarder"), cwd="/", stdin=source, stdout=output_end)
     except BaseException:
         os.close(output)
         raise
@@ -124,9 +122,7 @@ async def start_forwarder(settings: Settings, up: BringUp) -> Serving:
         os.close(source)
         os.close(output_end)
     up.stack.push_async_callback(process.end)
-    line = ""
-    async for line in read_lines(output):
-        break
+    line = await anext(aiter(read_lines(output)), "")
     try:
         serving = msgspec.json.decode(line, type=Serving)
     except msgspec.DecodeError:

@@ -1,10 +1,10 @@
 """The forwarder of mode ``socks``: a process that makes the connections programs ask for through ``preload/socks.c``.
 
-Runs as ``python -c … vpn.shim.forwarder``, its settings (JSON) on standard input. It writes one line to standard output:
-``{"session": NAME, …}`` when it serves, or ``{"error": TEXT}``. It serves whoever is the same user and knows the name, which
-is in the environment of the session's programs only. Each question is one connection to its abstract UNIX socket. A
-connection's life: announced → reaching the destination → through, or refused; a later announcement from the same local port
-means that the earlier program has gone.
+Runs as ``python -c … vpn.shim.forwarder``, its settings (JSON) on standard input. It writes one line to standard
+output: ``{"session": NAME, …}`` when it serves, or ``{"error": TEXT}``. It serves whoever is the same user and knows
+the name, which is in the environment of the session's programs only. Each question is one connection to its abstract
+UNIX socket. A connection's life: announced → reaching the destination → through, or refused; a later announcement
+from the same local port means that the earlier program has gone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from vpn.errors import TunnelError
 from vpn.relay.pump import reset_on_close
 from vpn.shim import requests as q
 from vpn.shim.gate import Gate
-from vpn.shim.names import BadName, NamePool, PoolEmpty
-from vpn.shim.table import THROUGH, Address, Network, Table, TooManyNetworks
+from vpn.shim.names import BadNameError, NamePool, PoolEmptyError
+from vpn.shim.table import THROUGH, Address, Network, Table, TooManyNetworksError
 from vpn.shim.upstream import PlainSocks, Upstream, UpstreamError
 from vpn.spawn import raise_file_limit
 
@@ -77,7 +77,7 @@ class Forwarder:
         ports = self.gate.ports
         try:
             self.table = Table(ports[socket.AF_INET], ports.get(socket.AF_INET6, 0), self.direct)
-        except TooManyNetworks as error:
+        except TooManyNetworksError as error:
             raise TunnelError("shim", str(error)) from None
         self._listener.bind(f"\0{self.session}")
         self._listener.listen(BACKLOG)
@@ -122,9 +122,9 @@ class Forwarder:
     def _look_up(self, name: str) -> bytes:
         try:
             return q.name_answer(0, self.names.address_of(name))
-        except BadName:
+        except BadNameError:
             return q.name_answer(socket.EAI_NONAME)
-        except PoolEmpty:
+        except PoolEmptyError:
             return q.name_answer(socket.EAI_MEMORY)
 
     def _begin(self, wanted: q.Connect) -> int:

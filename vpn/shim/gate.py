@@ -2,8 +2,8 @@
 
 A listening socket whose queue is full drops what arrives, so a socket that connects to it stays "in progress" until we
 connect from the gate's own address to the socket's: a simultaneous open (RFC 9293, section 3.5). ``meet`` does that.
-Before, the kernel is asked whether that very socket still waits (sock_diag(7)): its program may have gone, and another's
-listener may have its port.
+Before, the kernel is asked whether that very socket still waits (sock_diag(7)): its program may have gone, and
+another's listener may have its port.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import suppress
 from vpn.errors import TunnelError
 from vpn.shim.table import Address
 
-LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+LOOPBACK: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 MEET_DEADLINE = 90.0  # seconds; more than the kernel remembers a closed connection (TIME_WAIT, 60 s)
 MEET_AGAIN = 0.25
 TRIAL_DEADLINE = 5.0

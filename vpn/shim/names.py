@@ -16,19 +16,19 @@ CAPACITY = POOL.num_addresses - 2
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
 
 
-class BadName(ValueError):
+class BadNameError(ValueError):
     """Not a name a resolver would take (RFC 1123, and the underscore some hosts have)."""
 
 
-class PoolEmpty(Exception):
+class PoolEmptyError(Exception):
     """As many names were asked for as there are addresses to stand for them."""
 
 
 def plain_name(name: str) -> str:
-    """A name as it is compared: lower case, no dot at its end; raises BadName."""
+    """A name as it is compared: lower case, no dot at its end; raises BadNameError."""
     plain = name.lower().removesuffix(".")
     if len(plain) > 253 or _NAME.fullmatch(plain) is None:
-        raise BadName(f"{name[:80]!r} is not a host name")
+        raise BadNameError(f"{name[:80]!r} is not a host name")
     return plain
 
 
@@ -41,12 +41,12 @@ class NamePool:
         self._names: list[str] = []
 
     def address_of(self, name: str) -> ipaddress.IPv4Address:
-        """The address that stands for a name; raises BadName or PoolEmpty."""
+        """The address that stands for a name; raises BadNameError or PoolEmptyError."""
         plain = plain_name(name)
         number = self._by_name.get(plain)
         if number is None:
             if len(self._names) >= self._capacity:
-                raise PoolEmpty
+                raise PoolEmptyError
             number = self._by_name[plain] = len(self._names)
             self._names.append(plain)
         return ipaddress.IPv4Address(_FIRST + number)

@@ -34,7 +34,7 @@ SIZE = HEADER_SIZE + 2 * PORTS * _ENTRY.size
 _F_SEAL_FUTURE_WRITE = 0x0010
 
 
-class TooManyNetworks(ValueError):
+class TooManyNetworksError(ValueError):
     """More networks than the table has room for."""
 
 
@@ -54,7 +54,8 @@ class Table:
 
     def __init__(self, gate4: int, gate6: int, direct: Sequence[Network]) -> None:
         if len(direct) > DIRECT_LIMIT:
-            raise TooManyNetworks(f"{len(direct)} networks are to be reached directly; at most {DIRECT_LIMIT} can be")
+            text = f"{len(direct)} networks are to be reached directly; at most {DIRECT_LIMIT} can be"
+            raise TooManyNetworksError(text)
         self.fd = os.memfd_create("vpn", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, SIZE)
         self._map = mmap.mmap(self.fd, SIZE)
