@@ -155,7 +155,7 @@ EXPORTED int gethostbyname2_r(const char *__restrict name, int family, struct ho
 	status = look_up(name, digits);
 	if (status != 0) {
 		*result = NULL;
-		*problem = status == EAI_AGAIN ? TRY_AGAIN : HOST_NOT_FOUND;
+		h_errno = *problem = status == EAI_AGAIN ? TRY_AGAIN : HOST_NOT_FOUND;
 		return status == EAI_AGAIN ? EAGAIN : 0;
 	}
 	memcpy(address, mapped, sizeof(mapped));
@@ -265,7 +265,7 @@ EXPORTED int gethostbyaddr_r(const void *__restrict address, socklen_t length, i
 	}
 	if (found < 0) {
 		*result = NULL;
-		*problem = HOST_NOT_FOUND;
+		h_errno = *problem = HOST_NOT_FOUND; /* some callers of this read the other one */
 		return 0;
 	}
 	return make_host(name, address, (int)length, host, buffer, size, result, problem);
