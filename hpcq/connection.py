@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import socket
 import ssl
 import stat
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import psutil
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -217,17 +215,6 @@ def _unknown(queue: str) -> str:
     known = [name for name in state_dir.known_queues() if state_dir.connection_file(name).exists()]
     listed = f"the queues here are: {', '.join(known)}" if known else "no queue is running here"
     return f"no queue named {queue!r}; {listed}. Start your program, or name another queue with --name"
-
-
-def own_addresses() -> list[str]:
-    """This host's addresses that others can reach, global before link-local ones left out, IPv4 first."""
-    found: dict[str, None] = {}
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for interface in psutil.net_if_addrs().values():
-            for entry in interface:
-                if entry.family == family and not entry.address.startswith(("127.", "::1", "fe80:")):
-                    found[entry.address] = None
-    return list(found) or ["127.0.0.1"]
 
 
 @contextlib.contextmanager

@@ -52,15 +52,20 @@ class CredentialDesk:
     def __init__(self, credentials: Credentials, spawn: Callable[..., Any]) -> None:
         self._credentials = credentials
         self._spawn = spawn
+        self._refused: dict[str, str] = {}
 
     async def issue(self, link: transport.Link, entry: Entry) -> None:
         """Answer a pilot's request; a pilot that has gone meanwhile has its credential revoked."""
         try:
             username, credential = await asyncio.to_thread(self._credentials.issue, entry.gateway, entry.name)
         except Exception as error:
-            log.warning("no credential for pilot %s: %s", entry.name, error)
-            link.send(m.CredentialReply(b"", str(error) or type(error).__name__))
+            message = str(error) or type(error).__name__
+            again = self._refused.get(entry.gateway) == message  # pilots ask again and again: say it once
+            self._refused[entry.gateway] = message
+            log.log(logging.INFO if again else logging.WARNING, "no credential for pilot %s: %s", entry.name, message)
+            link.send(m.CredentialReply(b"", message))
             return
+        self._refused.pop(entry.gateway, None)
         entry.credentials = [*entry.credentials, username]
         if link.is_open:
             link.send(m.CredentialReply(credential))

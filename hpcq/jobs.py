@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from hpcq import config
 from hpcq.batch import records
-from hpcq.batch.base import BatchJob, BatchSystem, get_batch_system
+from hpcq.batch.base import BatchJob, BatchSystem, JobState, PartlySubmittedError, get_batch_system
 from hpcq.batch.request import pilot_request
 from hpcq.batch.states import record_end, recorded_end
 from hpcq.batch.tracker import Change, Ended, FailedStart, JobTracker, PollFailed, StateChanged
@@ -41,9 +42,19 @@ class JobWatch:
         manager.on_pilot = self._on_pilot
         manager.call(self._find_submitted)
 
-    def submit(self, count: int, *, batch: str, **options: Any) -> list[BatchJob]:
+    def submit(self, count: int, *, batch: str | None, site: str | None = None, **options: Any) -> list[BatchJob]:
         """Submit ``count`` pilots; see `Queue.submit_pilots`."""
-        jobs = get_batch_system(batch).submit(pilot_request(self._queue, batch, count, options))
+        if site is not None:
+            options = dict(config.resolve({**options, "batch": batch}, site=site, origin="submit_pilots").values)
+            options.pop("count")
+            batch = options.pop("batch")
+        batch = batch or "local"
+        try:
+            jobs = get_batch_system(batch).submit(pilot_request(self._queue, batch, count, options))
+        except PartlySubmittedError as error:
+            submitted = error.jobs
+            self._manager.call(lambda: self._follow(submitted))
+            raise
         self._manager.call(lambda: self._follow(jobs))
         return jobs
 
@@ -111,7 +122,7 @@ class JobWatch:
         for change in changes:
             if isinstance(change, FailedStart | Ended):
                 record_end(change.job, change.status)
-            if isinstance(change, FailedStart):
+            if isinstance(change, FailedStart) and not _was_cancelled(change.job):
                 self._last_failure = failed_start(change)
                 log.warning("%s", self._last_failure)
             elif isinstance(change, PollFailed):
@@ -167,6 +178,12 @@ class JobWatch:
     def any_left(self) -> bool:
         """Whether jobs were not known to have ended when we stopped."""
         return any(self._left.values())
+
+
+def _was_cancelled(job: BatchJob) -> bool:
+    """Whether ``hpcq cancel-pilots`` ended it, which not every batch system tells."""
+    ending = recorded_end(job)
+    return ending is not None and ending.state is JobState.CANCELLED
 
 
 def failed_start(change: FailedStart) -> str:

@@ -10,11 +10,12 @@
 
 Everything that happened since the last turn of the loop (submits, results of all pilots) is handled in one step, so
 under load each message carries many tasks. The manager keeps what the scheduler does not want to know: the specs to be
-sent, the last report of each task, the pilots' links. It decides nothing about placement.
+sent and the last report of each task. It decides nothing about placement.
 
-Failure cases: a stranger or a broken pilot costs its own link only; a pilot silent for `SILENCE_LIMIT` is dropped and
-its tasks go elsewhere; a bug in a step is logged, ends the queue and wakes every waiter with the error.
-May not live here: batch commands (see `jobs`), pickling (see `serialize`), waiting users (see `queue`).
+Failure cases: a stranger or a broken pilot costs its own link only; a pilot that is dropped has its tasks go elsewhere;
+a bug in a step is logged, ends the queue and wakes every waiter with the error.
+May not live here: connections (see `links`), batch commands (see `jobs`), pickling (see `serialize`), waiting users
+(see `queue`).
 """
 
 from __future__ import annotations
@@ -22,26 +23,30 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import math
 import os
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
+import psutil
 
 from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.credentials import CredentialDesk, Credentials
-from hpcq.errors import HpcqError, PilotFailedError, QueueClosedError
+from hpcq.errors import HpcqError, QueueClosedError
+from hpcq.files.depot import Depot
 from hpcq.files.service import FileService
 from hpcq.functions import Functions
+from hpcq.links import Links
+from hpcq.parcels import Load, Parcel, Shelf
 from hpcq.questions import Questions, status, views
+from hpcq.readiness import Readiness, ready_event, tunnel_event
 from hpcq.roster import Entry, PilotState, PilotView, Roster
 from hpcq.scheduler import (
     AskBack,
@@ -55,7 +60,6 @@ from hpcq.scheduler import (
     NewTask,
     PilotDraining,
     PilotGone,
-    PilotReady,
     Returned,
     Scheduler,
     Started,
@@ -68,15 +72,11 @@ from hpcq.scheduler import (
     rows,
 )
 from hpcq.task import Attempt, Outcome
-from hpcq.versions import mismatch, versions
 
 log = logging.getLogger("hpcq.manager")
 T = TypeVar("T")
 
 OUTCOMES = frozenset(Outcome)
-
-SILENCE_LIMIT = 60.0
-"""Seconds without a byte after which the other side counts as gone."""
 
 HOUSEKEEPING = 0.1
 """Seconds between looks at what only time changes: silence, tasks stuck on one pilot while another is idle."""
@@ -84,17 +84,21 @@ HOUSEKEEPING = 0.1
 RUN_BYTES = 32 * 1024 * 1024
 """Tasks are sent in messages of about this size at most: none blocks the link for long, or is over the frame limit."""
 
+MEMORY_SHARE = 8
+"""Large arguments and results may take this part of the machine's memory; more goes to disk, where temporaries are."""
+
 LEAVE_TIMEOUT = 10.0
 """Seconds pilots have to hang up once they were told to leave."""
 
 
 class Submission(NamedTuple):
-    """One submitted task as it travels from the user's thread: needs, spec and, for a PythonTask, its function."""
+    """One submitted task as it travels from the user's thread: needs, spec, a function's body, large arguments."""
 
     needs: NewTask
     spec: m.TaskSpec
     body: bytes
     files: Any = None
+    parcel: Parcel | None = None
 
 
 class Finished(NamedTuple):
@@ -123,8 +127,7 @@ class Manager:
         self._scheduler = Scheduler(speculate)
         self._roster = Roster()
         self._functions = Functions()
-        self._links: dict[str, transport.Link] = {}
-        self._owners: dict[transport.Link, Entry | None] = {}
+        self._readiness = Readiness(self._roster)
         self._specs: dict[int, m.TaskSpec] = {}
         self._reports: dict[tuple[int, str], tuple[m.TaskResult, Entry]] = {}  # a task may have a copy elsewhere
         self._events: list[Event] = []
@@ -132,32 +135,34 @@ class Manager:
         self._awake = False
         self._step_due = False
         self._closing = False
-        self._server: asyncio.Server | None = None
         self._background: set[asyncio.Task[None]] = set()
-        self._awaited: list[tuple[int, concurrent.futures.Future[None]]] = []
         self._questions = Questions()
         self._questions.topics["pilots"] = lambda _body: views(self._scheduler, self._roster)
         self._questions.topics["status"] = lambda _body: self.status()
         self.files = FileService(self._files_ready, self._ended_without_pilot, self.spawn, self._ended)
+        self.depot = Depot(conn.manager_tls(self._identity), Shelf(psutil.virtual_memory().total // MEMORY_SHARE))
+        self._links = Links(name, self, self._roster, self._questions, self.files, self.depot)
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"hpcq-{name}", daemon=True)
 
     # --- called from the user's threads ---
 
-    def start(self, address: str | None, port: int) -> conn.ConnectionInfo:
-        """Listen, write the connection file, serve.
+    def start(self, address: str | None, published: list[str], ports: Sequence[int]) -> conn.ConnectionInfo:
+        """Listen on the first of ``ports`` that is free, write the connection file with the ``published`` addresses,
+        serve.
 
         Raises:
             HpcqError: the address cannot be listened on.
         """
         self._thread.start()
         try:
-            return asyncio.run_coroutine_threadsafe(self._listen(address, port), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._listen(address, published, ports), self._loop).result()
         except OSError as error:
             self.stop(0)
+            tried = f"port {ports[0]}" if len(ports) == 1 else f"any of the {len(ports)} ports {ports[0]}…{ports[-1]}"
             raise HpcqError(
-                f"cannot listen on {address or 'all addresses'} port {port} of {socket.gethostname()}: {error.strerror}"
+                f"cannot listen on {address or 'all addresses'} {tried} of {socket.gethostname()}: {error.strerror}"
             ) from error
 
     def submit(self, submission: Submission) -> None:
@@ -206,8 +211,7 @@ class Manager:
     def when_ready(self, count: int) -> concurrent.futures.Future[None]:
         """Done when ``count`` pilots are ready; a `PilotFailedError` when one cannot serve meanwhile."""
         waiting: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self.call(lambda: self._awaited.append((count, waiting)))
-        self.call(self._tell_readiness)
+        self.call(lambda: self._readiness.expect(count, waiting))
         return waiting
 
     def stop(self, timeout: float = LEAVE_TIMEOUT, reason: str = "the program has closed its queue") -> None:
@@ -230,14 +234,13 @@ class Manager:
         self.files.cancel(tasks)
         self._take(Cancelled(tasks))
 
-    async def _listen(self, address: str | None, port: int) -> conn.ConnectionInfo:
-        make = partial(transport.manager_side, self._on_messages, self._on_closed)
-        self._server = await transport.listen(address, port, conn.manager_tls(self._identity), make)
+    async def _listen(self, address: str | None, published: list[str], ports: Sequence[int]) -> conn.ConnectionInfo:
+        port = await self._links.listen(address, ports, self._identity)
         info = conn.ConnectionInfo(
             queue=self.name,
             protocol=m.PROTOCOL_VERSION,
-            addresses=[address] if address else conn.own_addresses(),
-            port=self._server.sockets[0].getsockname()[1],
+            addresses=published,
+            port=port,
             hostname=socket.gethostname(),
             pid=os.getpid(),
             authority=self._identity.authority,
@@ -249,38 +252,19 @@ class Manager:
 
     async def _stop(self, timeout: float, reason: str) -> None:
         self._closing = True
-        for _, waiting in self._awaited:
-            if not waiting.done():
-                waiting.set_exception(QueueClosedError(f"queue {self.name!r} is closed"))
-        if self._server is not None:
-            self._server.close()
-        if timeout:
-            for link in list(self._owners):
-                link.send(m.Leave(reason, drain=False))
-        deadline = self._loop.time() + timeout
-        while self._owners and self._loop.time() < deadline:
-            self._emptied = self._loop.create_future()
-            self._loop.call_at(deadline, _resolve, self._emptied)
-            await self._emptied
-        for link in list(self._owners):
-            link.abort(reason)
+        self._readiness.close(self.name)
+        self._links.shut()
+        await self._links.dismiss(timeout, reason)
         await self.files.close()
-        if self._server is not None:
-            await transport.close_server(self._server)
+        self.depot.close()
+        await self._links.close()
         if self._background:
             await asyncio.wait(self._background, timeout=timeout)
-
-    _emptied: asyncio.Future[None] | None = None
 
     def _keep_house(self) -> None:
         if self._closing:
             return
-        now = self._loop.time()
-        for link in list(self._owners):
-            if now - link.heard_at > SILENCE_LIMIT:
-                link.abort(f"nothing heard for {SILENCE_LIMIT:.0f} s")
-            elif now - link.spoke_at > SILENCE_LIMIT / 4 and self._owners[link] is not None:
-                link.send(m.Heartbeat())
+        self._links.keep(self._loop.time())
         if self._scheduler.wants_tick:
             self._take(Tick())
         self._loop.call_later(HOUSEKEEPING, self._keep_house)
@@ -317,9 +301,11 @@ class Manager:
             if submission.files is not None:
                 self.files.admit(submission)
                 continue
-            task, spec, body, _ = submission
+            task, spec, body, _, parcel = submission
             needs.append(task)
             self._specs[spec.id] = spec
+            if parcel is not None:
+                self.depot.give_out(spec.id, parcel)
             if spec.function:
                 self._functions.acquire(spec.function, body)
         self._events.insert(0, Submitted(needs))  # before a cancel of the same tasks
@@ -346,6 +332,7 @@ class Manager:
                 self._send_tasks(command)  # type: ignore[arg-type]
             else:
                 self._relay(command)
+        self.depot.forget(self._reports)
         self._reports.clear()
         if finished:
             self._deliver(finished)
@@ -353,6 +340,7 @@ class Manager:
     def _finished(self, command: Finish) -> Finished | None:
         number = command.task
         spec = self._specs.pop(number)
+        self.depot.done(number)
         if spec.function:
             self._functions.release(spec.function)
         report, entry = self._reports[number, command.pilot] if command.reported else (None, None)
@@ -361,6 +349,7 @@ class Manager:
             return None
         if report is None or entry is None:
             return Finished(number, Attempt(command.outcome, command.message, attempts=command.attempts))
+        load = None if report.parcel is None else Load(self.depot.claim(number, entry.name), report.parcel)
         return Finished(
             number,
             Attempt(
@@ -379,6 +368,7 @@ class Manager:
                 report.memory,
                 report.disk,
                 report.cpu,
+                load,
             ),
         )
 
@@ -402,7 +392,9 @@ class Manager:
         keys = {spec.function for spec in specs}
         keys.discard(b"")
         bodies = self._functions.missing(pilot, keys)
-        self._links[pilot].send(m.Run(bodies, specs, self._functions.to_forget(pilot)))
+        link = self._links.get(pilot)
+        assert link is not None, f"the scheduler gave tasks to {pilot}, which has gone"
+        link.send(m.Run(bodies, specs, self._functions.to_forget(pilot)))
 
     def _relay(self, command: Command) -> None:
         assert isinstance(command, AskBack | Stop)
@@ -410,72 +402,23 @@ class Manager:
         if link is not None:  # else it went away in this very step
             link.send(m.Retract(command.tasks) if isinstance(command, AskBack) else m.Cancel(command.tasks))
 
-    # --- links ---
+    # --- what `links` tells ---
 
-    def _on_messages(self, link: transport.Link, received: list[Any]) -> None:
-        if link not in self._owners:
-            self._greet(link, received[0])
-            return
-        entry = self._owners[link]
-        for message in received:
-            if entry is None:
-                self._questions.answer(link, message)
-            else:
-                self._from_pilot(link, entry, message)
+    def arrived(self, entry: Entry) -> None:
+        """A pilot was let in."""
+        self.on_pilot(entry.batch, entry.job_id)
 
-    def _greet(self, link: transport.Link, hello: m.PilotHello | m.ClientHello | m.DataHello) -> None:
-        reason = self._objection(hello)
-        if reason:
-            log.warning("refused %s: %s", link.peer, reason)
-            link.send(m.Refused(reason))
-            link.close(reason)
-            return
-        link.send(m.Welcome(m.PROTOCOL_VERSION, self.name, SILENCE_LIMIT))
-        if isinstance(hello, m.DataHello):
-            self.files.accept(link, hello.pilot)
-            return
-        if isinstance(hello, m.ClientHello):
-            link.connection.expect(m.FromClient)
-            self._owners[link] = None
-            return
-        if self.files.is_settling(hello.pilot):
-            link.abort("its last results are still being stored")  # it comes again
-            return
-        previous = self._links.get(hello.pilot)
-        if previous is not None:
-            previous.abort("the pilot has connected again")
-            self._gone(previous, "the pilot has connected again")
-        self._owners[link] = self._roster.arrived(hello, time.time())
-        self.on_pilot(hello.batch, hello.job_id)
-        self._links[hello.pilot] = link
-
-    def _objection(self, hello: m.PilotHello | m.ClientHello | m.DataHello) -> str:
-        if self._closing:
-            return f"queue {self.name} is closing"
-        if hello.protocol != m.PROTOCOL_VERSION:
-            return f"protocol {hello.protocol} is not {m.PROTOCOL_VERSION}; use the same version of hpcq on both sides"
-        if isinstance(hello, m.DataHello) and hello.pilot not in self._links:
-            return f"no pilot {hello.pilot} is connected"
-        return mismatch(versions(), hello.versions) if isinstance(hello, m.PilotHello) else ""
-
-    def _on_closed(self, link: transport.Link, reason: str) -> None:
-        self._gone(link, reason)
-        if self._emptied is not None and not self._owners:
-            _resolve(self._emptied)
-
-    def _gone(self, link: transport.Link, reason: str) -> None:
-        entry = self._owners.pop(link, None)
-        if entry is None:
-            return
-        self._roster.closed(entry, reason)
-        del self._links[entry.name]
+    def gone(self, entry: Entry, reason: str) -> None:
+        """A pilot's connection has ended."""
         self._functions.pilot_gone(entry.name)
+        self.depot.pilot_gone(entry.name)
         for username in entry.credentials:
             self._credentials.revoke(entry, username)
         gone = PilotGone(entry.name, entry.message or reason)
         self.files.pilot_gone(entry.name, partial(self._take, gone))  # after its last results
 
-    def _from_pilot(self, link: transport.Link, entry: Entry, message: Any) -> None:
+    def said(self, link: transport.Link, entry: Entry, message: Any) -> None:
+        """A pilot sent this."""
         kind = type(message)
         if kind is m.Update:
             self._updated(link, entry, message)
@@ -493,8 +436,11 @@ class Manager:
                 return
             self._roster.ready(entry, message)
             self.files.pilot_ready(entry.name, message)
-            self._take(_readiness(entry, message))
-            self._tell_readiness()
+            self._take(ready_event(entry, message))
+            self._readiness.tell()
+        elif kind is m.TunnelDown or kind is m.TunnelUp:
+            self._roster.tunnel(entry, message)
+            self._take(tunnel_event(entry, message))
         elif kind is m.StartFailed:
             log.warning(
                 "pilot %s on %s cannot serve (%s): %s", entry.name, entry.hostname, message.layer, message.message
@@ -502,29 +448,18 @@ class Manager:
             if entry.state is PilotState.STARTING:
                 self._take(StartFailed(entry.hostname))
             self._roster.failed(entry, message)
-            self._tell_readiness(entry)
+            self._readiness.tell(entry)
             self._take(PilotDraining(entry.name))
         elif kind is m.Draining or kind is m.Goodbye:
             self._roster.draining(entry, message.reason)
             self._take(PilotDraining(entry.name))
 
-    def _tell_readiness(self, failed: Entry | None = None) -> None:
-        ready = sum(entry.state is PilotState.READY for entry in self._roster.entries.values())
-        for count, waiting in self._awaited:
-            if waiting.done():  # its waiter has given up
-                continue
-            if ready >= count:
-                waiting.set_result(None)
-            elif failed is not None:
-                where = f"pilot {failed.name} on {failed.hostname}"
-                waiting.set_exception(
-                    PilotFailedError(f"{where} cannot serve ({failed.failed_layer}): {failed.message}")
-                )
-        self._awaited = [one for one in self._awaited if not one[1].done()]
-
     def _updated(self, link: transport.Link, entry: Entry, message: m.Update) -> None:
         if not all(result.outcome in OUTCOMES for result in message.results):
             link.abort("it reported an outcome that does not exist")
+            return
+        if not all(self.depot.reported(r.id, entry.name) for r in message.results if r.parcel is not None):
+            link.abort("it reported a result that it has not brought")
             return
         if message.results:
             entry.tasks_done += len(message.results)
@@ -569,23 +504,3 @@ class Manager:
         if len(self._inbox) >= free:
             return 0
         return max(0, free - sum(submission.needs.cores for submission in self._inbox))
-
-
-def _readiness(entry: Entry, message: m.Ready) -> PilotReady:
-    features = frozenset({*message.features, f"tunnel={message.tunnel_mode}", f"host={entry.hostname}"})
-    return PilotReady(
-        entry.name,
-        entry.cores,
-        entry.memory,
-        "wan" in features,
-        entry.disk,
-        entry.gpus,
-        features,
-        entry.hostname,
-        message.time_left or math.inf,
-    )
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

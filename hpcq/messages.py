@@ -15,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=16384)]
@@ -75,7 +75,8 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     """One task as the pilot needs it.
 
     ``function`` is the key of a function sent earlier (PythonTask), or empty for a shell command, whose text is
-    ``payload`` in UTF-8. ``walltime`` is 0 for none; so are ``memory`` and ``disk``, which are limits too.
+    ``payload`` in UTF-8. ``walltime`` is 0 for none; so are ``memory`` and ``disk``, which are limits too. ``parcel``
+    has the sizes of the pieces of arguments that are fetched apart (see `hpcq.files.haul`); ``payload`` is empty then.
     """
 
     id: int
@@ -90,6 +91,7 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     gpus: int = 0
     isolation: str = "warm"
     files: FileSpec | None = None
+    parcel: list[NonNegative] | None = None
 
 
 class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
@@ -98,7 +100,8 @@ class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
     ``payload`` is the pickled value (``success`` of a PythonTask) or exception (``exception``); ``message`` says what
     happened for the other outcomes. ``left_out`` counts the bytes of output that were over the limit and dropped.
     ``lost_input`` is the digest of an input that nobody has any more, ``kept`` the outputs that stayed on the pilot.
-    ``memory`` and ``disk`` are the most it used, ``cpu`` its CPU seconds, as measured.
+    ``memory`` and ``disk`` are the most it used, ``cpu`` its CPU seconds, as measured. ``parcel`` has the sizes of the
+    pieces of a value (or exception) that was brought apart, before this was said; ``payload`` is empty then.
     """
 
     id: int
@@ -116,6 +119,7 @@ class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
     cpu: float = 0.0
     lost_input: bytes = b""
     kept: list[KeptFile] | None = None
+    parcel: list[NonNegative] | None = None
 
 
 class FunctionBody(msgspec.Struct, array_like=True, gc=False):
@@ -165,10 +169,11 @@ class ClientHello(Message):
 
 
 class DataHello(Message):
-    """A pilot that is known already opens a connection for contents (see `hpcq.files.wire`)."""
+    """A known pilot opens a connection for contents (see `hpcq.files.wire`) or ``parcels`` (`hpcq.files.haul`)."""
 
     protocol: int
     pilot: Name
+    parcels: bool = False
 
 
 class Welcome(Message):
@@ -209,6 +214,24 @@ class Ready(Message):
     time_left: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     data_addresses: list[Name] = []
     data_port: int = 0
+
+
+class TunnelDown(Message):
+    """The tunnel broke; the pilot makes it anew. ``inside`` is false when nothing can run in it meanwhile."""
+
+    layer: Name
+    message: Text
+    inside: bool
+
+
+class TunnelUp(Message):
+    """The tunnel is up again, perhaps in another mode; ``features`` replaces those of `Ready`."""
+
+    tunnel_mode: Name
+    tunnel_kind: Name
+    tunnel_seconds: float
+    tunnel_address: Name
+    features: list[Name]
 
 
 class StartFailed(Message):
@@ -312,6 +335,8 @@ FromPilot = (
     CredentialRequest
     | CredentialReturn
     | Ready
+    | TunnelDown
+    | TunnelUp
     | StartFailed
     | Update
     | Holding
@@ -342,16 +367,29 @@ class Forget(Message):
 
 
 class Execute(Message):
-    """Run one task; ``directory`` is its sandbox when it has files, else the runner makes one."""
+    """Run one task; ``directory`` is its sandbox when it has files, else the runner makes one.
+
+    ``parcel`` is the descriptor of its arguments, -1 for none: each side has its own number for what is passed along.
+    ``spill``: a large result goes to disk, since memory for such is used up.
+    """
 
     task: TaskSpec
     directory: str = ""
+    parcel: int = -1
+    spill: bool = False
 
 
 class Attached(Message):
     """The real message is in the file passed along with this one (it was too large for a datagram)."""
 
     size: int
+
+
+class Leaves(Message):
+    """The runner's large result of this task; the file is passed along, and the task's result follows."""
+
+    task: int
+    on_disk: bool
 
 
 ToRunner = Define | Forget | Execute | Attached

@@ -15,6 +15,7 @@ import msgspec
 
 from hpcq import messages as m
 from hpcq import transport
+from hpcq.addresses import descriptors
 from hpcq.roster import PilotState, PilotView, Roster, view
 from hpcq.scheduler import Scheduler
 
@@ -63,5 +64,6 @@ def status(queue: str, scheduler: Scheduler, roster: Roster, waiting_for_files: 
         },
         "pilots": {state.value: states.count(state) for state in PilotState},
         "cores": sum(pilot.cores for pilot in scheduler.pilots.values()),
+        "descriptors": descriptors(),
         "cores_busy": sum(pilot.cores - pilot.free_cores for pilot in scheduler.pilots.values()),
     }

@@ -16,22 +16,23 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
 
-from hpcq import flow, lock, serialize, state_dir
+from hpcq import addresses, flow, lock, serialize, state_dir
 from hpcq.credentials import GatewayCredentials
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
 from hpcq.jobs import JobWatch
 from hpcq.mailbox import Mailbox, Receiver
 from hpcq.manager import Finished, Manager, Submission
 from hpcq.messages import TaskSpec
+from hpcq.parcels import Load, Pieces
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
-from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, TaskRow, TaskState
+from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, SpeculationSet, TaskRow, TaskState
 from hpcq.task import Attempt, Options, Outcome, PythonTask, Task, whole_number
 
 PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
@@ -51,14 +52,15 @@ class Queue:
 
     Args:
         name: how ``hpcq submit-pilots --name`` calls it: letters, digits and ``._-``; made up when not given.
-        address: the address to listen on; all of this host's when not given.
-        port: the port; any free one when 0.
+        address: the address or name to listen on; all of this host's when not given, and pilots try them in turn.
+        interface: the network interface (``"ib0"``) whose address to listen on, instead.
+        port: the port, or a range (``"20000-20100"``) of which the first free one is taken; any free one when 0.
         keep_pilots: leave batch jobs alone at the end; their pilots wait for a program with the same queue name.
         speculate: give a task that has run this many times longer than others of its category (or function) did a copy
             on another pilot, where there is room; the first result counts. Never by default: a task may run twice.
 
     Raises:
-        UsageError: the name cannot be used, or another running program serves that queue.
+        UsageError: the name cannot be used, or another running program serves that queue; no such address or interface.
         HpcqError: the address cannot be listened on.
     """
 
@@ -67,12 +69,13 @@ class Queue:
         name: str | None = None,
         *,
         address: str | None = None,
-        port: int = 0,
+        interface: str | None = None,
+        port: int | str | Sequence[int] = 0,
         keep_pilots: bool = False,
         speculate: float | None = None,
     ) -> None:
-        if speculate is not None and not (isinstance(speculate, int | float) and 1 < speculate < math.inf):
-            raise UsageError(f"speculate must be a number of times more than 1, or None, not {speculate!r}")
+        _check_speculate(speculate)
+        where, candidates = addresses.place(address, interface), addresses.ports(port)
         self._temporary = name is None
         self.name = name or f"queue-{os.getpid()}-{secrets.token_hex(3)}"
         self.keep_pilots = keep_pilots
@@ -90,7 +93,7 @@ class Queue:
             self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(), speculate)
             self._manager.answer_to("tasks", self._answer_tasks)
             self._manager.answer_to("explain", self._answer_explain)
-            self.connection = self._manager.start(address, port)
+            self.connection = self._manager.start(*where, candidates)
             try:
                 self._jobs = JobWatch(self.name, self._manager)
             except BaseException:
@@ -163,30 +166,35 @@ class Queue:
         options = task.options
         if isinstance(task, PythonTask):
             key, body = self._functions.body(task.function)
-            payload = serialize.dump_arguments(task.args, task.kwargs)
+            arguments = serialize.dump_arguments(task.args, task.kwargs)
+            payload, parcel = (arguments, None) if isinstance(arguments, bytes) else (b"", self._stored(arguments))
             kind = options.category or key.hex()
         else:
-            key, body, payload, kind = (
-                b"",
-                b"",
-                task.command.encode(errors="surrogateescape"),
-                options.category or "",
-            )
+            key, body, parcel = b"", b"", None
+            payload, kind = task.command.encode(errors="surrogateescape"), options.category or ""
         if len(body) + len(payload) > PAYLOAD_LIMIT:
             raise SerializationError(
-                f"the function and its arguments are {len(body) + len(payload)} bytes pickled, over the limit of about "
-                "1 GiB; pass large data through files"
+                f"the function is {len(body)} bytes pickled, over the limit of 1 GiB; pass large data as arguments"
             )
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
+            None, None if parcel is None else parcel.sizes,
         )  # fmt: skip
         needs = NewTask(
             number, options.cores, options.memory, options.network, options.priority, options.retries, kind,
             options.disk, options.gpus, options.features, options.walltime or 0.0,
         )  # fmt: skip
         files = self._files(task, options) if options.inputs or options.outputs else None
-        return Submission(needs, spec, body, files)
+        return Submission(needs, spec, body, files, None if parcel is None else parcel.parcel)
+
+    def _stored(self, arguments: Pieces) -> Load:
+        """A copy of large arguments, as they are now."""
+        try:
+            return Load(self._manager.depot.shelf.store(arguments), arguments.sizes)
+        except OSError as error:
+            size = sum(arguments.sizes)
+            raise SerializationError(f"the arguments, {size} bytes pickled, cannot be kept: {error}") from error
 
     def _files(self, task: Task, options: Options) -> Any:
         from hpcq.files.plan import make_plan  # noqa: PLC0415 - only tasks with files need it
@@ -356,13 +364,15 @@ class Queue:
 
     # --- pilots ---
 
-    def submit_pilots(self, count: int = 1, *, batch: str = "local", **options: Any) -> list[Any]:
-        """Put ``count`` pilots through a batch system; returns its jobs.
+    def submit_pilots(self, count: int = 1, *, batch: str | None = None, **options: Any) -> list[Any]:
+        """Put ``count`` jobs with pilots through a batch system (``"local"`` by default); returns them.
 
-        Takes what ``hpcq submit-pilots`` takes: ``cores``, ``memory`` and ``disk`` (MB or ``"32GB"``), ``gpus``,
-        ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``, ``options``, ``setup``,
-        ``template``, ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``,
-        ``scratch``, ``cache_size``, ``manager_timeout``.
+        Takes what ``hpcq submit-pilots`` takes: ``nodes`` (a pilot on each), ``cores``, ``memory`` and ``disk`` (MB or
+        ``"32GB"``), ``gpus``, ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``,
+        ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
+        ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
+        ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is
+        given here (see ``hpcq config``).
 
         Raises:
             UsageError: an unknown or bad option.
@@ -398,6 +408,15 @@ class Queue:
         if seconds is not None and not (isinstance(seconds, int | float) and seconds > 0):
             raise UsageError(f"seconds must be a positive number or None, not {seconds!r}")
         self._manager.tell(HostBlocked(host, math.inf if seconds is None else float(seconds)))
+
+    def speculate(self, times: float | None) -> None:
+        """From now on what ``Queue(speculate=times)`` does; None: no more copies.
+
+        Raises:
+            UsageError: not a number of times.
+        """
+        _check_speculate(times)
+        self._manager.tell(SpeculationSet(times))
 
     def unblock_host(self, host: str) -> None:
         """Use a host again."""
@@ -457,6 +476,11 @@ class Queue:
 
     def __repr__(self) -> str:
         return f"<hpcq.Queue {self.name!r} port {self.connection.port} {'closed' if self._closed else 'open'}>"
+
+
+def _check_speculate(times: object) -> None:
+    if times is not None and not (isinstance(times, int | float) and 1 < times < math.inf):
+        raise UsageError(f"speculate must be a number of times more than 1, or None, not {times!r}")
 
 
 def _check_host(host: object) -> None:

@@ -33,7 +33,7 @@ class PilotState(enum.StrEnum):
 
 
 class Entry(msgspec.Struct):
-    """One pilot. Times are wall-clock seconds since the epoch, memory in MB."""
+    """One pilot. Times are wall-clock seconds since the epoch (``ends_at``: of its walltime, or 0), memory in MB."""
 
     name: str
     batch: str
@@ -48,6 +48,7 @@ class Entry(msgspec.Struct):
     connected_at: float
     disk: int = 0
     gpus: int = 0
+    ends_at: float = 0.0
     state: PilotState = PilotState.STARTING
     tunnel_mode: str = ""
     tunnel_kind: str = ""
@@ -67,7 +68,8 @@ class Entry(msgspec.Struct):
 class PilotView(msgspec.Struct, frozen=True):
     """What `Queue.pilots` and ``hpcq pilots`` show of one pilot; also readable as a mapping.
 
-    ``blocked`` says why nothing new is placed on its host; empty when nothing forbids it.
+    ``ends_at`` is the end of its walltime in seconds since the epoch, 0 without one; ``blocked`` says why nothing new
+    is placed on its host; empty when nothing forbids it.
     """
 
     name: str
@@ -88,6 +90,7 @@ class PilotView(msgspec.Struct, frozen=True):
     disk: int = 0
     gpus: int = 0
     blocked: str = ""
+    ends_at: float = 0.0
 
     def __getitem__(self, key: str) -> Any:
         if key in self.__struct_fields__:
@@ -116,7 +119,7 @@ class Roster:
         entry = Entry(
             hello.pilot, hello.batch, hello.job_id, hello.incarnation, hello.hostname, hello.pid,
             hello.cores, hello.memory, hello.vpn, hello.gateway, wall,
-            hello.disk, hello.gpus,
+            hello.disk, hello.gpus, wall + hello.walltime_left if hello.walltime_left else 0.0,
         )  # fmt: skip
         self.entries.pop(hello.pilot, None)
         self.entries[hello.pilot] = entry
@@ -131,6 +134,15 @@ class Roster:
     def ready(self, entry: Entry, message: m.Ready) -> None:
         """Its tunnel is up."""
         entry.state = PilotState.READY
+        entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
+        entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
+
+    def tunnel(self, entry: Entry, message: m.TunnelDown | m.TunnelUp) -> None:
+        """Its tunnel broke, or is back."""
+        if isinstance(message, m.TunnelDown):
+            entry.message = f"its tunnel is down: {message.message}"
+            return
+        entry.message = ""
         entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
         entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
 

@@ -6,6 +6,9 @@ pilot is sent each body once. Pickling a function by value costs some 100 µs, m
 `FunctionCache` remembers the bytes as long as nothing the function refers to can have changed: its code, defaults,
 closure cells and referenced globals are the same objects and all of them immutable. A function that refers to a list,
 dict or instance is pickled anew at each submit, because its content may have changed in place.
+
+Arguments, values and exceptions are bytes up to `LARGE`; beyond, they are the pieces of a parcel, not copied yet: first
+the pickle, then the buffers of at least that size which it refers to (PEP 574), such as the data of numpy arrays.
 """
 
 from __future__ import annotations
@@ -23,8 +26,14 @@ from typing import Any
 import cloudpickle
 
 from hpcq.errors import RemoteError, RemoteTraceback, SerializationError
+from hpcq.parcels import Pieces
 
 PROTOCOL = 5
+
+LARGE = 1 << 20
+"""Bytes from which on a payload, or a buffer in it, travels apart from messages."""
+
+_SIZED = frozenset({str, bytes})
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 _FIXED = (
     *_PLAIN,
@@ -41,9 +50,9 @@ _MISSING = range(0)
 def _is_plain(value: object) -> bool:
     kind = type(value)
     if kind in _PLAIN:
-        return True
+        return kind not in _SIZED or len(value) < LARGE  # type: ignore[arg-type]
     if isinstance(value, (tuple, list)) and kind in (tuple, list):
-        return len(value) <= 64 and all(type(item) in _PLAIN for item in value)
+        return len(value) <= 64 and all(type(item) in _PLAIN and _is_plain(item) for item in value)
     return False
 
 
@@ -51,7 +60,43 @@ def _dumps(value: object) -> bytes:
     return cloudpickle.dumps(value, protocol=PROTOCOL)  # type: ignore[no-any-return]
 
 
-def dump_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+class _Sink:
+    """Takes a pickle as it is written. Large bytes objects come as they are, and are not copied."""
+
+    __slots__ = ("chunks", "size")
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.chunks.append(data if type(data) is bytes else bytes(data))  # a view lives only as long as this call
+        self.size += len(data)
+
+
+def _dump(value: object) -> bytes | Pieces:
+    """A pickle, or the pieces of a large one."""
+    sink = _Sink()
+    apart: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        """Whether it stays in the pickle."""
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not in one stretch
+            return True
+        if raw.nbytes < LARGE:
+            return True
+        apart.append(raw)
+        return False
+
+    cloudpickle.Pickler(sink, PROTOCOL, buffer_callback=keep).dump(value)
+    if sink.size < LARGE and not apart:
+        return b"".join(sink.chunks)
+    return Pieces(sink.chunks, apart)
+
+
+def dump_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | Pieces:
     """The arguments of one call.
 
     Raises:
@@ -60,7 +105,7 @@ def dump_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     if all(map(_is_plain, args)) and (not kwargs or all(map(_is_plain, kwargs.values()))):
         return pickle.dumps((args, kwargs), PROTOCOL)  # cloudpickle's set-up costs more than this whole call
     try:
-        return _dumps((args, kwargs))
+        return _dump((args, kwargs))
     except Exception as error:
         raise SerializationError(_blame(args, kwargs, error)) from error
 
@@ -85,10 +130,17 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What `dump_arguments` made; raises whatever unpickling raises."""
-    args, kwargs = pickle.loads(data)  # noqa: S301 - from our authenticated manager
+def load_arguments(data: bytes | list[memoryview]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `dump_arguments` made, as bytes or as pieces; raises whatever unpickling raises."""
+    args, kwargs = _load(data)
     return args, kwargs
+
+
+def _load(data: bytes | list[memoryview]) -> Any:
+    """From our authenticated manager, or pilot."""
+    if isinstance(data, list):
+        return pickle.loads(data[0], buffers=data[1:])  # noqa: S301
+    return pickle.loads(data)  # noqa: S301
 
 
 def dump_function(function: Callable[..., Any]) -> bytes:
@@ -111,7 +163,7 @@ def load_function(data: bytes) -> Callable[..., Any]:
     return pickle.loads(data)  # type: ignore[no-any-return]  # noqa: S301 - from our authenticated manager
 
 
-def dump_value(value: object) -> bytes:
+def dump_value(value: object) -> bytes | Pieces:
     """A function's value.
 
     Raises:
@@ -120,26 +172,26 @@ def dump_value(value: object) -> bytes:
     if _is_plain(value):
         return pickle.dumps(value, PROTOCOL)
     try:
-        return _dumps(value)
+        return _dump(value)
     except Exception as error:
         raise SerializationError(
             f"the result (a {type(value).__name__}) cannot be pickled: {one_line(error)}"
         ) from error
 
 
-def load_value(data: bytes) -> Any:
-    """What `dump_value` made.
+def load_value(data: bytes | list[memoryview]) -> Any:
+    """What `dump_value` made, as bytes or as pieces.
 
     Raises:
         SerializationError: it cannot be rebuilt here, as when its class exists only on the pilot.
     """
     try:
-        return pickle.loads(data)  # noqa: S301 - from our authenticated pilot
+        return _load(data)
     except Exception as error:
         raise SerializationError(f"the result cannot be rebuilt here: {one_line(error)}") from error
 
 
-def dump_exception(error: BaseException, skip: int = 0) -> bytes:
+def dump_exception(error: BaseException, skip: int = 0) -> bytes | Pieces:
     """An exception and its traceback's text; one that would not survive the trip travels as its text alone.
 
     ``skip`` frames at the top of the traceback are ours and left out.
@@ -153,7 +205,8 @@ def dump_exception(error: BaseException, skip: int = 0) -> bytes:
         pickle.loads(body)  # noqa: S301 - our own bytes: many exceptions pickle and then do not unpickle
     except Exception:
         body = b""
-    return pickle.dumps((body, type(error).__name__, one_line(error), text), PROTOCOL)
+    whole = pickle.dumps((body, type(error).__name__, one_line(error), text), PROTOCOL)
+    return whole if len(whole) < LARGE else Pieces([whole], [])
 
 
 def _format(error: BaseException, trace: types.TracebackType | None) -> str:
@@ -163,9 +216,9 @@ def _format(error: BaseException, trace: types.TracebackType | None) -> str:
         return f"{type(error).__name__} (its traceback cannot be shown: {type(failure).__name__})"
 
 
-def load_exception(data: bytes) -> BaseException:
+def load_exception(data: bytes | list[memoryview]) -> BaseException:
     """The exception with a `RemoteTraceback` as ``__cause__``; a `RemoteError` when its type cannot be rebuilt."""
-    body, _name, line, text = pickle.loads(data)  # noqa: S301 - from our authenticated pilot
+    body, _name, line, text = _load(data)
     raised: BaseException | None = None
     if body:
         try:

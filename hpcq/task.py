@@ -36,6 +36,7 @@ class Outcome(enum.StrEnum):
     RESOURCES = "resources"
     LOST = "lost"
     CRASH = "crash"
+    NETWORK = "network"
     CANCELLED = "cancelled"
     UNSERIALIZABLE = "unserializable"
     FILES = "files"
@@ -192,7 +193,10 @@ def _unknown(name: str) -> str:
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):
-    """What the queue knows of a finished task; times are wall-clock seconds since the epoch, by the pilot's clock."""
+    """What the queue knows of a finished task; times are wall-clock seconds since the epoch, by the pilot's clock.
+
+    ``load`` is a large value or exception (`hpcq.parcels.Load`); ``payload`` is empty then.
+    """
 
     outcome: Outcome
     message: str = ""
@@ -209,6 +213,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     memory: float = 0.0
     disk: float = 0.0
     cpu: float = 0.0
+    load: Any = None
 
 
 _UNREAD = object()
@@ -441,10 +446,11 @@ class PythonTask(Task):
 
             attempt = self._attempt
             assert attempt is not None
+            data = attempt.payload if attempt.load is None else attempt.load.views()
             if attempt.outcome is Outcome.EXCEPTION:
-                self._value = serialize.load_exception(attempt.payload)
+                self._value = serialize.load_exception(data)
             else:
-                self._value = serialize.load_value(attempt.payload)
+                self._value = serialize.load_value(data)
         return self._value
 
     @property

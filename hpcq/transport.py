@@ -8,7 +8,6 @@ together in one write, which is what batches them under load. Its owner gets `on
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
@@ -20,6 +19,7 @@ from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq.errors import AuthenticationError, ProtocolError, QueueNotFoundError
 from hpcq.protocol import Connection, State, frame
+from hpcq.reach import reach
 
 log = logging.getLogger("hpcq.transport")
 
@@ -149,6 +149,15 @@ class Link(asyncio.Protocol):
         protocol.connection_made(transport)
         return reader, asyncio.StreamWriter(transport, protocol, reader, self._loop)
 
+    def hand_over(self) -> socket.socket:
+        """Give up the TCP connection to somebody who begins anew on it; of use after a first word, once answered."""
+        assert self._transport is not None
+        self.flush()
+        transport, self._transport = self._transport, None
+        sock: socket.socket = transport.get_extra_info("socket").dup()
+        transport.abort()  # says nothing to the other side
+        return sock
+
     def close(self, reason: str) -> None:
         """Close after what was sent has left."""
         self._reason = self._reason or reason
@@ -192,42 +201,48 @@ def listener(address: str | None, port: int) -> socket.socket:
 
 
 async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:
-    """Connect to the manager of a connection file, trying its addresses in turn.
+    """Connect to the manager of a connection file, at whichever of its addresses it is.
 
     Raises:
         QueueNotFoundError: none answers.
-        AuthenticationError: one answers whose key is not the queue's, or it does not know ours.
+        AuthenticationError: only such answer whose key is not the queue's, or who do not know ours.
     """
     tls = conn.pilot_tls(info)
-    loop = asyncio.get_running_loop()
     failures = []
-    for address in info.addresses:
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                _, link = await loop.create_connection(
-                    make, address, info.port, ssl=tls, server_hostname=conn.MANAGER_NAME
+    stranger: AuthenticationError | None = None
+    async with reach(info.addresses, info.port, CONNECT_TIMEOUT) as reached:
+        async for address, found in reached:
+            if isinstance(found, str):
+                failures.append(f"{address}: {found}")
+                continue
+            try:
+                return await _secured(found, tls, make)
+            except ssl.SSLError as error:
+                stranger = AuthenticationError(
+                    f"whoever listens at {address}:{info.port} is not the manager of queue {info.queue!r} "
+                    f"({error.reason or error}); start its program again, or remove its connection file"
                 )
-        except ssl.SSLError as error:
-            raise AuthenticationError(
-                f"whoever listens at {address}:{info.port} is not the manager of queue {info.queue!r} "
-                f"({error.reason or error}); start its program again, or remove its connection file"
-            ) from error
-        except (OSError, TimeoutError) as error:
-            failures.append(f"{address}: {_why(error)}")
-            continue
-        return link
+                stranger.__cause__ = error
+            except (OSError, TimeoutError) as error:
+                failures.append(f"{address}: {error or 'no answer'}")
+    if stranger is not None:
+        raise stranger
     raise QueueNotFoundError(
         f"the manager of queue {info.queue!r} (process {info.pid} on {info.hostname}, port {info.port}) does not "
         f"answer ({'; '.join(failures) or 'it has no address'}): its program has ended or cannot be reached from here"
     )
 
 
-def _why(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT:.0f} s"
-    with contextlib.suppress(AttributeError):
-        return str(getattr(error, "strerror", None) or error)
-    return str(error)
+async def _secured(sock: socket.socket, tls: ssl.SSLContext, make: Callable[[], Link]) -> Link:
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, link = await asyncio.get_running_loop().create_connection(
+                make, sock=sock, ssl=tls, server_hostname=conn.MANAGER_NAME
+            )
+    except BaseException:
+        sock.close()
+        raise
+    return link
 
 
 def manager_side(on_messages: Callable[[Link, list[Any]], None], on_closed: Callable[[Link, str], None]) -> Link:

@@ -47,6 +47,9 @@ class OneLineErrors(click.Group):
             raise Failure(error) from error
 
 
+_MBIT = 1e6 / 8  # bytes
+
+
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Rootless tunnels: run a command through one, or run the gateway they end at."""
@@ -78,10 +81,10 @@ def cli() -> None:
     show_default=True,
     help="Bring-up, in seconds.",
 )
-@click.option("--no-dtls", is_flag=True, help="Stay on TLS.")
+@click.option("--dtls/--no-dtls", default=None, help="UDP, or TLS alone [default: what is faster at this server].")
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
 @click.option("--socks", metavar="HOST:PORT", help="A SOCKS5 server for mode socks, such as that of ssh -D.")
-@click.option("--direct", metavar="NETWORK,…", default="", help="What is reached from this node itself.")
+@click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (modes relay, socks).")
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
@@ -96,30 +99,24 @@ def run(
     user: str | None,
     require: tuple[str, ...],
     timeout: float,
-    no_dtls: bool,
+    dtls: bool | None,
     mtu: int,
     socks: str | None,
-    direct: str,
+    direct: tuple[str, ...],
     verbose: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND inside a tunnel; the exit status is the command's, 128+N for a signal."""
     for target in require:
         check_target(target)
+    networks = tuple(network for text in direct for network in text.split(","))
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
         alone = mode in ("none", "slirp") or socks is not None
         who = None if alone else _credential(stack, gateway, credential, (server, servercert, user))
-        config = TunnelConfig(
-            mode,
-            who,
-            bring_up_timeout=timeout,
-            no_dtls=no_dtls,
-            mtu=mtu,
-            socks=None if socks is None else parse_server(socks, SOCKS_PORT),
-            direct=tuple(filter(None, direct.split(","))),
-        )
+        proxy = None if socks is None else parse_server(socks, SOCKS_PORT)
+        config = TunnelConfig(mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy)
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)
@@ -188,12 +185,33 @@ _json = click.option("--json", "as_data", is_flag=True, help="Print data.")
     show_default=True,
     help="What carries pilots' packets: this host's own sockets, or slirp4netns (slow).",
 )
+@click.option("--relay-port", type=click.IntRange(0, 65535), default=0, help="TCP port of the relay [default: near].")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="RULE",
+    help="Where pilots may go: HOST[:PORT], *.DOMAIN, NETWORK, default  [default: every public address].",
+)
+@click.option("--limit", type=click.FloatRange(min=0), default=0.0, help="Mbit/s each way, all pilots together.")
+@click.option("--limit-per-pilot", type=click.FloatRange(min=0), default=0.0, help="Mbit/s each way of one pilot.")
 @_json
 def start(
-    *, name: str, listen: str, port: int, dns: tuple[str, ...], foreground: bool, as_data: bool, uplink: Uplink
+    *,
+    name: str,
+    listen: str,
+    port: int,
+    dns: tuple[str, ...],
+    foreground: bool,
+    as_data: bool,
+    uplink: Uplink,
+    relay_port: int,
+    allow: tuple[str, ...],
+    limit: float,
+    limit_per_pilot: float,
 ) -> None:
     """Start the gateway; returns when it accepts pilots."""
-    config = GatewayConfig(name, listen, port, dns, uplink)
+    rates = limit * _MBIT, limit_per_pilot * _MBIT
+    config = GatewayConfig(name, listen, port, dns, uplink, relay_port, allow, *rates)
     if foreground:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         run_daemon(
@@ -216,11 +234,15 @@ def status(*, name: str = "default", as_data: bool = False) -> None:
         click.echo(as_json(report))
         return
     click.echo(
-        f"gateway {name!r} on {report.host}, up {report.uptime:.0f} s: {' '.join(report.addresses)} port {report.port}"
+        f"gateway {name!r} on {report.host}, up {report.uptime:.0f} s: {' '.join(report.addresses)} "
+        f"{f'port {report.port}, ' if report.port else ''}relay port {report.relay_port}"
     )
+    if report.refusal:
+        click.echo(f"openconnect is not offered: {report.refusal}")
     click.echo(f"key {report.pin}, name servers {' '.join(report.dns)}")
     for pilot in report.pilots:
-        click.echo(f"  {pilot.state:12} {pilot.address or '-':15} {pilot.username}  {pilot.label}")
+        carried = f"{pilot.connections} open, {pilot.up / 1e6:.1f} MB up, {pilot.down / 1e6:.1f} MB down"
+        click.echo(f"  {pilot.state:12} {pilot.address or '-':15} {pilot.username}  {carried}  {pilot.label}")
 
 
 @gateway_group.command()
@@ -244,6 +266,16 @@ def credential(name: str, label: str, output: Path) -> None:
             file.write(data)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from None
+
+
+@cli.command("bench", context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Measure tunnels against native (`hpcq bench tunnel`)."""
+    from vpn.bench.cli import tunnel  # noqa: PLC0415 - slow to import, and rarely wanted
+
+    ctx.exit(tunnel.main(args=list(arguments), prog_name=ctx.command_path, standalone_mode=False) or 0)
 
 
 @cli.command()

@@ -16,7 +16,7 @@ import msgspec
 
 from vpn.errors import UsageError
 
-Mode = Literal["openconnect", "socks", "slirp", "none"]
+Mode = Literal["relay", "openconnect", "socks", "slirp", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
@@ -50,8 +50,8 @@ class Secret:
     __copy__ = __deepcopy__ = lambda self, *_: self
 
 
-class _Wire(msgspec.Struct, forbid_unknown_fields=True):
-    """A credential as JSON; ``version`` grows when a field changes its meaning."""
+class _Wire(msgspec.Struct, omit_defaults=True):
+    """A credential as JSON; ``version`` grows when a field changes its meaning, not when one is added."""
 
     addresses: list[str]
     port: int
@@ -59,6 +59,9 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True):
     username: str
     password: str
     version: int = 1
+    relay_port: int = 0
+    mtu: int = 0
+    dtls: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class Credential:
     """Who to be at which server: tried address after address, the server's key pinned.
 
     ``pin`` is ``pin-sha256:`` and the base64 SHA-256 of the server's public key (RFC 7469's form, as
-    openconnect takes it).
+    openconnect takes it). ``port`` is where openconnect is served, ``relay_port`` the relay; 0 where it is not.
+    ``mtu`` (bytes; 0: unsaid) and ``dtls`` are what serves openconnect best at this server: one that ends pilots' TCP
+    itself is reached fastest by TLS with the largest packets.
     """
 
     addresses: tuple[str, ...]
@@ -74,20 +79,29 @@ class Credential:
     pin: str
     username: str
     password: Secret
+    relay_port: int = 0
+    mtu: int = 0
+    dtls: bool = True
 
     def __post_init__(self) -> None:
         _require(bool(self.addresses), "a credential needs at least one server address")
         for address in self.addresses:
             _require(_is_host(address), f"{address!r} is not a host name or address")
-        check_port(self.port)
+        for port in filter(None, (self.port, self.relay_port)):
+            check_port(port)
+        _require(bool(self.port or self.relay_port), "a credential needs a port")
         check_pin(self.pin)
+        check_mtu(self.mtu)
         _require(_USER.fullmatch(self.username) is not None, f"{self.username!r} cannot be a user name")
         _require(not self.username.startswith("-"), f"{self.username!r} cannot be a user name")
         _require("\n" not in self.password.reveal(), "the password holds a line break")
 
     def to_bytes(self) -> bytes:
         """JSON with the password in it: for an encrypted channel or a 0600 file only."""
-        wire = _Wire(list(self.addresses), self.port, self.pin, self.username, self.password.reveal())
+        wire = _Wire(
+            list(self.addresses), self.port, self.pin, self.username, self.password.reveal(),
+            relay_port=self.relay_port, mtu=self.mtu, dtls=self.dtls,
+        )  # fmt: skip
         return msgspec.json.encode(wire)
 
     @classmethod
@@ -97,7 +111,10 @@ class Credential:
             wire = msgspec.json.decode(data, type=_Wire)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise UsageError("not a credential of a gateway (or one of another version)") from None
-        return cls(tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password))
+        return cls(
+            tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password),
+            wire.relay_port, wire.mtu, wire.dtls,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,16 +123,16 @@ class TunnelConfig:
 
     ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
-    before the tunnel counts as lost. ``mtu`` is asked of the server (0: it decides). ``socks`` is a SOCKS5 server for
-    mode socks; ``direct`` are networks reached from the node itself.
+    before the tunnel counts as lost. ``dtls`` and ``mtu`` are asked of the server (None, 0: what its credential says).
+    ``direct`` are networks reached from the node itself. ``socks`` is a SOCKS5 server to use instead of a gateway's.
     """
 
     mode: Mode
     credential: Credential | None = None
     bring_up_timeout: float = 60
-    dtls_timeout: float = 5
+    dtls_timeout: float = 1
     reconnect_timeout: int = 60
-    no_dtls: bool = False
+    dtls: bool | None = None
     mtu: int = 0
     dns: tuple[str, ...] = ()
     socks: tuple[str, int] | None = None
@@ -123,12 +140,12 @@ class TunnelConfig:
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        _require(self.mode != "openconnect" or self.credential is not None, "mode openconnect needs a credential")
+        if self.mode in ("openconnect", "relay"):
+            _require(self.credential is not None, f"mode {self.mode} needs a credential")
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
-        _require(self.mtu == 0 or 576 <= self.mtu <= 65535, f"mtu {self.mtu} is outside 576…65535")
-        _require(self.mode != "socks" or self.socks is not None, "mode socks needs a SOCKS5 server: --socks HOST:PORT")
+        check_mtu(self.mtu)
         for server in self.dns:
             check_address(server)
         for network in self.direct:
@@ -139,6 +156,12 @@ def check_port(port: int) -> int:
     """A TCP or UDP port."""
     _require(0 < port < 65536, f"{port} is not a port (1…65535)")
     return port
+
+
+def check_mtu(mtu: int) -> int:
+    """A tunnel's MTU in bytes; 0: unsaid."""
+    _require(mtu == 0 or 576 <= mtu <= 65535, f"mtu {mtu} is outside 576…65535")
+    return mtu
 
 
 def check_pin(pin: str) -> str:

@@ -26,13 +26,15 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from vpn import kernel
+from vpn import kernel, netlink
 from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
-from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Resolve, WriteFile
-from vpn.refusals import explain_tun, explain_unshare
+from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Resolve, WriteFile
+from vpn.refusals import explain_nat, explain_tun, explain_unshare
 from vpn.spawn import leave_terminal_alone, raise_file_limit
 
+LISTEN_BACKLOG = 4096
+_NFT_IPV4, _NFT_IPV6 = 2, 10  # NFPROTO_*
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
 # Where a tmpfs may cover what is there: no site keeps data or programs in /sys, as some do in /mnt.
@@ -52,14 +54,12 @@ class Holder(Keeper):
         self.handlers |= {
             OpenTun: self.on_open_tun,
             Configure: self.on_configure,
+            Listen: self.on_listen,
+            Redirect: self.on_redirect,
             Resolve: self.on_resolve,
             WriteFile: self.on_write_file,
             PrivateDirectory: self.on_private_directory,
         }
-
-    def started(self) -> None:
-        """Load the netlink library while the client is busy: it takes a third of a second."""
-        import pyroute2  # noqa: F401, PLC0415
 
     def report_started(self, request: int, pid: int) -> None:
         """Our pids mean nothing outside: the kernel translates the one in the credentials."""
@@ -86,6 +86,20 @@ class Holder(Keeper):
         configure_link(message)
         self.report(Done(message.id))
 
+    def on_listen(self, message: Listen, _fds: list[int]) -> None:
+        """A socket that belongs to this namespace wherever it is sent; answered with its port."""
+        with listen_inside(message) as sock:
+            self.report(Done(message.id, str(sock.getsockname()[1])), (sock.fileno(),))
+
+    def on_redirect(self, message: Redirect, _fds: list[int]) -> None:
+        """The rule of nat; it lasts as long as the namespace."""
+        number = _NFT_IPV6 if message.six else _NFT_IPV4
+        try:
+            netlink.perform(netlink.NETFILTER, netlink.redirect(number, "relay", message.device, message.port))
+        except OSError as error:
+            raise TunnelError("tunnel", explain_nat(error, six=message.six)) from None
+        self.report(Done(message.id))
+
     def on_resolve(self, message: Resolve, _fds: list[int]) -> None:
         """Bind resolv.conf and a hosts-by-files-and-dns nsswitch.conf; silence name-service daemons."""
         target = os.path.realpath("/etc/resolv.conf")
@@ -102,10 +116,13 @@ class Holder(Keeper):
         self.report(Done(message.id))
 
     def on_write_file(self, message: WriteFile, _fds: list[int]) -> None:
-        """Write a setting, or a file of its own; one that has a mode never exists with another."""
+        """Write a setting, or a file of its own: that is replaced as a whole, and never exists with another mode."""
+        path = Path(f"{message.path}.new" if message.mode else message.path)
         flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | (os.O_CREAT if message.mode else 0)
-        with os.fdopen(os.open(message.path, flags, message.mode), "w") as file:
+        with os.fdopen(os.open(path, flags, message.mode), "w") as file:
             file.write(message.text)
+        if message.mode:
+            path.replace(message.path)
         self.report(Done(message.id))
 
     def on_private_directory(self, message: PrivateDirectory, _fds: list[int]) -> None:
@@ -115,26 +132,36 @@ class Holder(Keeper):
 
 def configure_link(message: Configure) -> None:
     """Perform ``Configure`` by netlink."""
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415
-
     step = "find"
     try:
-        with IPRoute() as ip:
-            index = ip.link_lookup(ifname=message.device)[0]
+        index = socket.if_nametoindex(message.device)
+        if message.address:
             step = f"give the address {message.address} to"
-            if message.address:
-                address, _, prefix = message.address.partition("/")
-                ip.addr("add", index=index, address=address, prefixlen=int(prefix or 32))
-            step = f"set the MTU {message.mtu} of"
-            if message.mtu:
-                ip.link("set", index=index, mtu=message.mtu)
-            step = "set up"
-            ip.link("set", index=index, state="up")
-            for route in message.routes:
-                step = f"add the route {route} through"
-                ip.route("add", family=socket.AF_INET, dst="0.0.0.0/0" if route == "default" else route, oif=index)
-    except (NetlinkError, IndexError, ValueError) as error:
-        raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {error}") from None
+            netlink.perform(netlink.ROUTE, [netlink.address_add(index, message.address)])
+        step = f"set the MTU {message.mtu} of" if message.mtu else "set up"
+        netlink.perform(netlink.ROUTE, [netlink.link_up(index, message.mtu)])
+        for route in message.routes:
+            step = f"add the route {route} through"
+            wanted = "0.0.0.0/0" if route == "default" else route
+            netlink.perform(netlink.ROUTE, [netlink.route_add(index, wanted)])
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {reason}") from None
+
+
+def listen_inside(message: Listen) -> socket.socket:
+    """Perform ``Listen``."""
+    family = socket.AF_INET6 if ":" in message.address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM if message.udp else socket.SOCK_STREAM)
+    try:
+        sock.bind((message.address, message.port))
+        if not message.udp:
+            sock.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        sock.close()
+        text = f"cannot listen on {message.address} port {message.port} in the namespace: {error.strerror}"
+        raise TunnelError("tunnel", text) from None
+    return sock
 
 
 def plain_hosts(text: str) -> str:

@@ -43,6 +43,26 @@ class OpenTun(Message, frozen=True):
     name: str
 
 
+class Listen(Message, frozen=True):
+    """Bind a socket in the namespace, TCP and listening or UDP, and send its descriptor back; the answer's value is
+    its port (0: the kernel chooses).
+    """
+
+    id: int
+    address: str
+    port: int = 0
+    udp: bool = False
+
+
+class Redirect(Message, frozen=True):
+    """Send TCP that leaves through ``device`` to this port of the namespace's own loopback instead, IPv4 or IPv6."""
+
+    id: int
+    device: str
+    port: int
+    six: bool = False
+
+
 class Configure(Message, frozen=True):
     """Give ``device`` an address (CIDR), an MTU in bytes (0: leave it), set it up, add routes (CIDR or
     "default").
@@ -114,5 +134,5 @@ class Exited(Message, frozen=True):
     max_rss: int = 0
 
 
-Request = Spawn | Kill | OpenTun | Configure | Resolve | WriteFile | PrivateDirectory
+Request = Spawn | Kill | OpenTun | Listen | Redirect | Configure | Resolve | WriteFile | PrivateDirectory
 Report = Ready | Done | Failed | Exited

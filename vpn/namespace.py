@@ -12,7 +12,7 @@ import os
 from typing import Literal
 
 from vpn.channel import Packet, pair
-from vpn.messages import Configure, Done, OpenTun, PrivateDirectory, Report, Resolve, WriteFile
+from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Report, Resolve, WriteFile
 from vpn.process import REAP_DEADLINE, Client, Process, python_argv
 
 Identity = Literal["user", "root"]
@@ -34,6 +34,15 @@ class Namespace:
         """Make a tun device; a descriptor the caller closes."""
         packet = await self.client.request(OpenTun(self.client.number(), name))
         return packet.fds[0]
+
+    async def listen(self, address: str, port: int = 0, *, udp: bool = False) -> tuple[int, int]:
+        """A bound socket of the namespace, listening unless UDP: a descriptor the caller closes, and its port."""
+        packet: Packet[Report] = await self.client.request(Listen(self.client.number(), address, port, udp))
+        return packet.fds[0], int(packet.message.value) if isinstance(packet.message, Done) else port
+
+    async def redirect(self, device: str, port: int, *, six: bool = False) -> None:
+        """Send TCP that leaves through a device to this port of the namespace's loopback instead."""
+        await self.client.request(Redirect(self.client.number(), device, port, six))
 
     async def configure(self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None) -> None:
         """Address (CIDR, "" for none), MTU in bytes (0: as it is), up, routes through it."""

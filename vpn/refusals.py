@@ -59,6 +59,14 @@ def _advice(code: int, values: Mapping[str, int]) -> str:
     )
 
 
+def explain_nat(error: OSError, *, six: bool = False) -> str:
+    """Why the redirection of TCP could not be set up in a namespace."""
+    what = f"this node's kernel refuses to redirect {'IPv6' if six else 'IPv4'} connections ({error.strerror})"
+    if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL):
+        return f"{what}: ask the site to load the modules nf_tables, nft_chain_nat and nft_redir"
+    return f"{what}: a security policy (SELinux, seccomp of a container) may forbid it; ask the site"
+
+
 def explain_tun(error: OSError) -> str:
     """Why /dev/net/tun could not be opened."""
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):

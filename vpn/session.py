@@ -28,7 +28,7 @@ import msgspec
 
 from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
-from vpn.modes import none, openconnect, slirp, socks
+from vpn.modes import none, openconnect, relay, slirp, socks
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
 from vpn.pipes import read_lines
 from vpn.probes import ProbeResult, check_target
@@ -38,6 +38,7 @@ PROBE_START = 10.0  # seconds a probe's Python may take to start, on top of the 
 
 BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "openconnect": openconnect.bring_up,
+    "relay": relay.bring_up,
     "socks": socks.bring_up,
     "slirp": slirp.bring_up,
     "none": none.bring_up,
@@ -50,6 +51,11 @@ class Session:
     def __init__(self, tunnel: Tunnel, lost: asyncio.Future[TunnelError]) -> None:
         self._tunnel = tunnel
         self.lost = lost
+
+    @property
+    def can_spawn(self) -> bool:
+        """Whether programs can still be started inside; a lost session's namespace may live on without a way out."""
+        return not self._tunnel.client.lost.done()
 
     @property
     def info(self) -> TunnelInfo:

@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpn.errors import TunnelError
+from vpn.gateway.addresses import UPLINK
 from vpn.namespace import Namespace
 from vpn.process import Client, Process
 from vpn.programs import environment, find_program
 
-NETWORK = "198.19.0.0/24"  # of RFC 2544's range for tests: no site has it, as some have 10.0.2.0/24
-NAME_SERVER = "198.19.0.3"  # its third address
-GUEST = "198.19.0.100"
 DEVICE = "tap0"
 MTU = 65520
 READY_DEADLINE = 20.0
@@ -45,7 +43,7 @@ async def start_uplink(
     ready, ready_end = os.pipe()
     exit_end, exit_fd = os.pipe()
     argv = [
-        program, "--configure", f"--mtu={MTU}", f"--cidr={NETWORK}", "--disable-host-loopback",
+        program, "--configure", f"--mtu={MTU}", f"--cidr={UPLINK}", "--disable-host-loopback",
         "--ready-fd=3", "--exit-fd=4", *options, str(namespace.pid), DEVICE,
     ]  # fmt: skip
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""What a batch system is to the rest of hpcq: the types, and the interface that ``slurm`` and ``local`` fill.
+"""What a batch system is to the rest of hpcq: the types, and the interface that the adapters fill.
 
 An adapter builds argvs and scripts, and parses output; it decides nothing. Which jobs to ask about and when
 is the tracker's business, what a pilot does inside its job is the pilot's.
@@ -36,7 +36,13 @@ __all__ = [
     "output_tail",
 ]
 
-_ADAPTERS = {"local": "hpcq.batch.local:LocalBatch", "slurm": "hpcq.batch.slurm:SlurmBatch"}
+_ADAPTERS = {
+    "local": "hpcq.batch.local:LocalBatch",
+    "pbs": "hpcq.batch.pbs:PbsBatch",
+    "slurm": "hpcq.batch.slurm:SlurmBatch",
+    "torque": "hpcq.batch.pbs:TorqueBatch",
+}
+_NAMES = ("partition", "account", "qos", "constraint", "reservation", "mail")
 MAX_COUNT = 100_000
 MAX_CORES = 100_000
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -107,11 +113,12 @@ class JobStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class PilotRequest:
-    """``count`` pilots to submit, each a batch job of its own.
+    """``count`` batch jobs to submit, with one pilot on each of their ``nodes``.
 
-    ``memory_mb`` is per job, in MB of 2**20 bytes; ``walltime_s`` in seconds; None leaves them to the site's
-    defaults. ``options`` are passed to the batch system as they are, one directive each ("--constraint=knl").
-    ``setup`` are lines of shell to run before the pilot ("module load gcc"). ``pilot_argv`` is the command
+    ``cores``, ``gpus`` and ``memory_mb`` (MB of 2**20 bytes) are those of one node; ``walltime_s`` is in seconds; None
+    leaves them to the site's defaults. ``mail`` is an address that is told of ends and failures. ``options`` are passed
+    to the batch system as they are, one directive each ("--constraint=knl"). ``modules`` are loaded, ``setup`` are
+    lines of shell to run before the pilot, ``epilogue`` lines to run after it. ``pilot_argv`` is the command
     that the script becomes (see ``pilot_command``). ``environment`` is set in the script, which is no place
     for secrets.
 
@@ -122,15 +129,22 @@ class PilotRequest:
     queue: str
     pilot_argv: tuple[str, ...]
     count: int = 1
+    nodes: int = 1
     cores: int = 1
+    gpus: int | None = None
     memory_mb: int | None = None
     walltime_s: int | None = None
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    reservation: str | None = None
+    exclusive: bool = False
+    mail: str | None = None
     options: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
     setup: tuple[str, ...] = ()
+    epilogue: tuple[str, ...] = ()
     template: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     job_name: str = ""
@@ -138,12 +152,17 @@ class PilotRequest:
     def __post_init__(self) -> None:
         check_queue_name(self.queue)
         _check_range("count", self.count, 1, MAX_COUNT)
+        _check_range("nodes", self.nodes, 1, MAX_COUNT)
         _check_range("cores", self.cores, 1, MAX_CORES)
+        if self.gpus is not None:
+            _check_range("gpus", self.gpus, 0, MAX_CORES)
+        if not isinstance(self.exclusive, bool):
+            raise UsageError(f"exclusive must be true or false, not {self.exclusive!r}")
         for name in ("memory_mb", "walltime_s"):
             value = getattr(self, name)
             if value is not None:
                 _check_range(name, value, 1, 2**53)
-        for name in ("partition", "account", "qos", "constraint"):
+        for name in _NAMES:
             if getattr(self, name) == "":
                 raise UsageError(f"{name} is empty; leave it out to use the site's default")
         for name in self.environment:
@@ -154,9 +173,9 @@ class PilotRequest:
         self._check_text()
 
     def _check_text(self) -> None:
-        for name in ("partition", "account", "qos", "constraint", "job_name"):
+        for name in (*_NAMES, "job_name"):
             refuse_unprintable(name, getattr(self, name))
-        for name in ("options", "setup", "pilot_argv"):
+        for name in ("options", "modules", "setup", "epilogue", "pilot_argv"):
             refuse_unprintable(name, list(getattr(self, name)))
         refuse_unprintable("environment", dict(self.environment))
 
@@ -171,6 +190,14 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise UsageError(f"{name} {value!r} is not a whole number")
     if not low <= value <= high:
         raise UsageError(f"{name} {value} is out of range: it must be between {low} and {high}")
+
+
+class PartlySubmittedError(BatchError):
+    """Some of the jobs were submitted before the batch system refused; ``jobs`` are there and on record."""
+
+    def __init__(self, jobs: Sequence[BatchJob], asked: int, error: BatchError) -> None:
+        super().__init__(f"{len(jobs)} of {asked} pilots are submitted ({jobs[0].id} to {jobs[-1].id}), then: {error}")
+        self.jobs = list(jobs)
 
 
 @dataclass(frozen=True)
@@ -212,13 +239,20 @@ class BatchSystem(abc.ABC):
         rendered = self.render(request, directory)
         ensure_jobs_dir(request.queue)
         records.write_script(directory, rendered.script)
-        jobs = self._launch(request, rendered, directory)
+        try:
+            jobs = self._launch(request, rendered, directory)
+        except PartlySubmittedError as error:
+            self._record(error.jobs, request, directory)
+            raise
+        self._record(jobs, request, directory)
+        return jobs
+
+    def _record(self, jobs: Sequence[BatchJob], request: PilotRequest, directory: Path) -> None:
         try:
             records.save_submission(directory, jobs, _summary(request))
         except OSError as error:
             ids = ", ".join(job.id for job in jobs)
             raise BatchError(f"submitted {ids}, but cannot record it in {directory}: {error}") from error
-        return jobs
 
     @abc.abstractmethod
     def _launch(self, request: PilotRequest, rendered: RenderedJob, directory: Path) -> list[BatchJob]:
@@ -241,6 +275,32 @@ class BatchSystem(abc.ABC):
         """
 
 
+def shared_values(request: PilotRequest) -> dict[str, object]:
+    """Return the template variables that mean the same to every batch system; None where an option was not given."""
+    return {
+        "job_name": request.name,
+        "queue": request.queue,
+        "count": request.count,
+        "nodes": request.nodes,
+        "cores": request.cores,
+        "gpus": request.gpus or None,
+        "memory_mb": request.memory_mb,
+        "walltime_s": request.walltime_s,
+        "partition": request.partition,
+        "account": request.account,
+        "qos": request.qos,
+        "constraint": request.constraint,
+        "reservation": request.reservation,
+        "exclusive": request.exclusive or None,
+        "mail": request.mail,
+        "modules": request.modules,
+        "setup": request.setup,
+        "environment": dict(request.environment),
+        "epilogue": request.epilogue,
+        "pilot_argv": request.pilot_argv,
+    }
+
+
 def get_batch_system(name: str, runner: CommandRunner | None = None) -> BatchSystem:
     """Return the batch system called ``name``.
 
@@ -259,19 +319,15 @@ def batch_system_names() -> list[str]:
     return sorted(_ADAPTERS)
 
 
+_SUMMARY = ("count", "nodes", "cores", "gpus", "memory_mb", "walltime_s", *_NAMES, "exclusive")
+
+
 def _summary(request: PilotRequest) -> dict[str, object]:
     """Return what was asked for, for the record: without the command line and environment, which are in the
     script.
     """
     return {
-        "count": request.count,
-        "cores": request.cores,
-        "memory_mb": request.memory_mb,
-        "walltime_s": request.walltime_s,
-        "partition": request.partition,
-        "account": request.account,
-        "qos": request.qos,
-        "constraint": request.constraint,
+        **{name: getattr(request, name) for name in _SUMMARY},
         "options": list(request.options),
         "template": None if request.template is None else str(request.template),
         "job_name": request.name,

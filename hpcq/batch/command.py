@@ -30,13 +30,14 @@ from hpcq.errors import BatchError
 
 COMMAND_TIME_LIMIT = 60.0
 """Seconds. Slurm's own message timeout is 10 s, with retries; a hung server would hold a command for ever."""
-OUTPUT_LIMIT = 16 * 2**20
-"""Bytes of output: a listing of 100 000 jobs fits."""
+OUTPUT_LIMIT = 64 * 2**20
+"""Bytes of output: a listing of 100 000 jobs of Slurm fits, or of 20 000 of PBS, which says 2 KB of each."""
 REAP_TIME_LIMIT = 5.0
 """Seconds that a killed command gets to be reaped (one stuck in a dead file system is left to the kernel)."""
 
 
-_PREFIX = re.compile(r"^[a-z]+: (?:error|fatal): ")
+_PREFIX = re.compile(r"^'?[a-z]+: (?:error|fatal): |^q[a-z]+: ")
+"""What the lines begin with in which Slurm's or PBS's commands say what is wrong."""
 
 
 @dataclass(frozen=True)

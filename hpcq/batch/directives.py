@@ -34,6 +34,19 @@ def check_directives(script: str, prefix: str, origin: str) -> None:
             command_line = number
 
 
+def refuse_quotes(script: str, prefix: str, origin: str) -> None:
+    """Refuse ``prefix`` lines whose words hold quotes: PBS reads one that is quoted inside another in its own way.
+
+    Raises: TemplateError: names the line.
+    """
+    for number, line in enumerate(script.splitlines(), start=1):
+        if line.startswith(prefix):
+            for word in slurm_words(line[len(prefix) :]):
+                if set("'\"") & set(word):
+                    where = f"{origin}: line {number} of the rendered script ({line[:80]})"
+                    raise TemplateError(f"{where} holds a quote, which PBS may read in another way: leave it out")
+
+
 def _check_words(text: str, where: str) -> None:
     try:
         read = slurm_words(text)

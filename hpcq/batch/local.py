@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from hpcq.batch import records
-from hpcq.batch.base import BatchJob, BatchSystem, JobState, JobStatus, PilotRequest, RenderedJob
+from hpcq.batch.base import BatchJob, BatchSystem, JobState, JobStatus, PilotRequest, RenderedJob, shared_values
 from hpcq.batch.command import refusal
 from hpcq.batch.local_supervisor import boot_id, start_time, stat_fields
 from hpcq.batch.templates import check_shell_syntax, render_template
@@ -62,9 +62,11 @@ class LocalBatch(BatchSystem):
 
     def render(self, request: PilotRequest, directory: Path | None = None) -> RenderedJob:
         """See ``BatchSystem.render``; options that only a batch system understands are refused."""
-        for name in ("partition", "account", "qos", "constraint", "options"):
+        for name in ("partition", "account", "qos", "constraint", "reservation", "exclusive", "mail", "options"):
             if getattr(request, name):
                 raise UsageError(f"{name} means nothing to --batch local: there is no scheduler; leave it out")
+        if request.nodes > 1:
+            raise UsageError("nodes means nothing to --batch local: there is this host only; leave it out")
         directory = directory or records.new_directory(request.queue)
         origin = f"template {request.template or 'local.sh.j2'}"
         script = render_template("local.sh.j2", request.template, template_values(request))
@@ -129,18 +131,8 @@ class LocalBatch(BatchSystem):
 
 def template_values(request: PilotRequest) -> dict[str, object]:
     """Return the variables of ``local.sh.j2``; None where an option was not given."""
-    return {
-        "job_name": request.name,
-        "queue": request.queue,
-        "count": request.count,
-        "cores": request.cores,
-        "memory_mb": request.memory_mb,
-        "walltime": None if request.walltime_s is None else format_duration(request.walltime_s),
-        "walltime_s": request.walltime_s,
-        "setup": request.setup,
-        "environment": dict(request.environment),
-        "pilot_argv": request.pilot_argv,
-    }
+    walltime = request.walltime_s
+    return {**shared_values(request), "walltime": None if walltime is None else format_duration(walltime)}
 
 
 def _job_id(directory: Path) -> str:

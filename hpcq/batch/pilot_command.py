@@ -2,7 +2,7 @@
 
 It holds no secret: the pilot reads keys from the connection file, which only its owner can read. The batch
 job's id is not in it, since it is not known yet; a pilot finds it in its environment (``SLURM_…``, or
-``HPCQ_JOB_ID`` from ``local``).
+``HPCQ_JOB_ID`` that our own scripts set).
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ def pilot_argv(
     scratch: Path | None = None,
     cache_mb: int | None = None,
     manager_timeout_s: float | None = None,
+    drain_timeout_s: float | None = None,
     python: Sequence[str] = (sys.executable,),
 ) -> tuple[str, ...]:
     """Return the command that starts a pilot of the queue whose connection file is ``connection``.
 
     ``-P`` keeps the directory it starts in off its module path: a random.py there must not become ours.
 
-    ``memory_mb``, ``disk_mb`` and ``cache_mb`` are in MB of 2**20 bytes, ``walltime_s`` and ``manager_timeout_s`` in
+    ``memory_mb``, ``disk_mb`` and ``cache_mb`` are in MB of 2**20 bytes, those that end in ``_s`` in
     seconds. What is None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job
     starts somewhere else.
     """
@@ -54,6 +55,7 @@ def pilot_argv(
         argv += ["--require", target]
     if scratch is not None:
         argv += ["--scratch", str(scratch)]
-    if manager_timeout_s is not None:
-        argv += ["--manager-timeout", f"{manager_timeout_s:g}"]
+    for option, seconds in (("--manager-timeout", manager_timeout_s), ("--drain-timeout", drain_timeout_s)):
+        if seconds is not None:
+            argv += [option, f"{seconds:g}"]
     return (*argv, "--batch", batch)

@@ -6,6 +6,7 @@ output.
 | ``script.sh`` | the rendered script, written before it is submitted |
 | ``job.json`` | the jobs that came of it and what was asked for, written as soon as the ids are known |
 | ``output.txt``, ``output_3.txt`` | the output of the job, or of the third of several |
+| ``<id>.OU``, ``messages_3.txt`` | what PBS itself had to say of a job, once it is over |
 | ``ended-<id>.json`` | the job's last state, once somebody saw it end |
 | ``reported-<id>`` | there once the job's pilot has reported to a program of the queue |
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,7 @@ from hpcq.batch.text import last_lines
 
 logger = logging.getLogger(__name__)
 
+_SUBJOB = re.compile(r"\[\d*\]", re.ASCII)
 TAIL_BYTES = 64 * 1024
 """How much of the end of an output file is looked at for its last lines."""
 
@@ -43,7 +46,8 @@ class BatchJob:
 
     ``directory`` holds the files of its submission, ``script`` and ``output`` among them (the output exists
     once the job has started). ``submitted_at`` is seconds since the epoch. ``cluster`` is set where a Slurm
-    federation named one.
+    federation named one; ``messages`` is where the batch system puts its own words about the job, if it has such a
+    file.
     """
 
     id: str
@@ -54,11 +58,13 @@ class BatchJob:
     output: Path
     submitted_at: float
     cluster: str = ""
+    messages: Path | None = None
 
 
 class _Entry(msgspec.Struct, frozen=True):
     id: str
     output: str
+    messages: str = ""
 
 
 class _Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,8 +89,9 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
 def new_directory(queue: str) -> Path:
     """Return a path for a new submission's files. It sorts by time and is unique; nothing is created."""
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    return state_dir.jobs_dir(queue) / f"{stamp}-{secrets.token_hex(3)}"
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
+    return state_dir.jobs_dir(queue) / f"{stamp}.{nanoseconds // 1000:06}-{secrets.token_hex(3)}"
 
 
 def script_path(directory: Path) -> Path:
@@ -92,8 +99,10 @@ def script_path(directory: Path) -> Path:
     return directory / "script.sh"
 
 
-def output_path(directory: Path, index: int | None = None) -> Path:
-    """Return where a job's output is: ``index`` is its place among several, None when it is the only one."""
+def output_path(directory: Path, index: int | str | None = None) -> Path:
+    """Return where a job's output is: ``index`` is its place among several (or its id, where the batch system gives no
+    places), None when it is the only one.
+    """
     return directory / ("output.txt" if index is None else f"output_{index}.txt")
 
 
@@ -114,7 +123,7 @@ def save_submission(directory: Path, jobs: Sequence[BatchJob], request: Mapping[
         queue=first.queue,
         submitted_at=first.submitted_at,
         cluster=first.cluster,
-        jobs=[_Entry(job.id, job.output.name) for job in jobs],
+        jobs=[_Entry(job.id, job.output.name, job.messages.name if job.messages else "") for job in jobs],
         request=dict(request),
     )
     state_dir.write_private(directory / "job.json", msgspec.json.format(msgspec.json.encode(submission)))
@@ -125,8 +134,17 @@ def save_submission(directory: Path, jobs: Sequence[BatchJob], request: Mapping[
 
 
 def base_id(job_id: str) -> str:
-    """Return the id that a submission's jobs share: "4711" for "4711_3"."""
-    return job_id.partition("_")[0]
+    """Return the id that a submission's jobs share: "4711" for "4711_3", "18[].pbs1" for "18[3].pbs1"."""
+    if "[" in job_id:
+        return _SUBJOB.sub("[]", job_id, count=1)
+    return job_id.partition("_")[0] if "." not in job_id else job_id
+
+
+def names(job: BatchJob) -> set[str]:
+    """Return all that a user may call a job, or the submission it is of: with the server's name and without."""
+    full = {job.id, base_id(job.id)}
+    short = {name.partition(".")[0] for name in full}
+    return full | short | {name.removesuffix("[]") for name in short}
 
 
 def load_jobs(queue: str) -> list[BatchJob]:
@@ -163,15 +181,18 @@ def _read_submission(directory: Path) -> list[BatchJob]:
             output=directory / Path(entry.output).name,
             submitted_at=submission.submitted_at,
             cluster=submission.cluster,
+            messages=directory / Path(entry.messages).name if entry.messages else None,
         )
         for entry in submission.jobs
     ]
 
 
-def save_ending(job: BatchJob, ending: Ending) -> None:
-    """Record that ``job`` ended, so that nobody has to ask about it again; a record that exists is kept."""
+def save_ending(job: BatchJob, ending: Ending, *, replace: bool = False) -> None:
+    """Record that ``job`` ended, so that nobody has to ask about it again; a record that exists is kept, unless
+    ``replace``.
+    """
     path = _ending_path(job)
-    if not path.exists():
+    if replace or not path.exists():
         state_dir.write_private(path, msgspec.json.encode(ending))
 
 
@@ -202,9 +223,17 @@ def _report_path(job: BatchJob) -> Path:
 
 
 def output_tail(job: BatchJob, lines: int = 20) -> list[str]:
-    """Return the last ``lines`` non-blank lines of the job's output, empty when there is none yet."""
+    """Return the last ``lines`` non-blank lines of the job's output, and of the batch system's own words about it;
+    empty when there is nothing yet.
+    """
+    own = _tail(job.output, lines)
+    added = _tail(job.messages, lines) if job.messages else []
+    return [*own, *added][-lines:]
+
+
+def _tail(path: Path, lines: int) -> list[str]:
     try:
-        with job.output.open("rb") as file:
+        with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
             data = file.read(TAIL_BYTES)

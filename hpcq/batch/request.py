@@ -15,10 +15,15 @@ from hpcq.errors import UsageError
 from hpcq.units import parse_duration, parse_memory
 from vpn import MODES
 
-_SAME = ("partition", "account", "qos", "constraint", "job_name")
-_LISTS = ("options", "setup")
-_PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout")
-_KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
+_SAME = ("nodes", "partition", "account", "qos", "constraint", "reservation", "exclusive", "mail", "job_name")
+_LISTS = ("options", "modules", "setup", "epilogue")
+_PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout", "drain_timeout")
+KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
+"""The options of pilots, by name."""
+_DRAIN_TIMEOUT = {"pbs": 7.0}
+"""Seconds a pilot gives its running tasks after SIGTERM, where the batch system leaves it less time than it would
+take: PBS sends SIGKILL after 10 s, unless the site has set another kill_delay.
+"""
 _TARGET = re.compile(r"(?:roots?|https?)://[^\s/]+\S*|cvmfs:[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -32,9 +37,9 @@ def pilot_request(
     Raises:
         UsageError: an unknown option or a value that cannot be used, by name.
     """
-    unknown = sorted(set(options) - set(_KNOWN))
+    unknown = sorted(set(options) - set(KNOWN))
     if unknown:
-        raise UsageError(f"unknown pilot option {unknown[0]!r}; known are {', '.join(_KNOWN)}")
+        raise UsageError(f"unknown pilot option {unknown[0]!r}; known are {', '.join(KNOWN)}")
     given = {name: value for name, value in options.items() if value is not None}
 
     def shown(name: str) -> str:
@@ -48,6 +53,8 @@ def pilot_request(
     disk_mb = parse_memory(given["disk"], name=shown("disk")) if "disk" in given else None
     walltime_s = None if walltime is None else int(walltime)
     cores = given.get("cores", 1)
+    gpus = _count(given["gpus"], shown("gpus")) if "gpus" in given else None
+    drain_timeout = seconds("drain_timeout")
     scratch = Path(given["scratch"]) if "scratch" in given else None
     environment = Path(given["environment"]) if "environment" in given else None
     argv = pilot_argv(
@@ -56,7 +63,7 @@ def pilot_request(
         cores=cores,
         memory_mb=memory_mb,
         disk_mb=disk_mb,
-        gpus=_count(given["gpus"], shown("gpus")) if "gpus" in given else None,
+        gpus=gpus,
         walltime_s=walltime_s,
         vpn=given.get("vpn"),
         gateway=given.get("gateway"),
@@ -65,6 +72,7 @@ def pilot_request(
         python=python_command(environment, scratch),
         cache_mb=parse_memory(given["cache_size"], name=shown("cache_size")) if "cache_size" in given else None,
         manager_timeout_s=seconds("manager_timeout"),
+        drain_timeout_s=_DRAIN_TIMEOUT.get(batch) if drain_timeout is None else drain_timeout,
     )
     if given.get("vpn", "none") not in MODES:
         raise UsageError(f"{shown('vpn')} {given['vpn']!r} is not a tunnel mode; known are {', '.join(MODES)}")
@@ -75,6 +83,7 @@ def pilot_request(
         pilot_argv=argv,
         count=count,
         cores=cores,
+        gpus=gpus,
         memory_mb=memory_mb,
         walltime_s=walltime_s,
         template=Path(given["template"]) if "template" in given else None,

@@ -1,18 +1,19 @@
-"""Slurm: argvs for sbatch, squeue and scancel, and parsers of what they print. No decisions.
+"""Slurm: argvs for sbatch, squeue, sacct and scancel, and parsers of what they print. No decisions.
 
 Site banners and warnings may surround any output, so only lines of the expected form count and the rest is
-kept for error messages. A job that squeue does not list is UNKNOWN: it leaves the listing some minutes after
-its end (MinJobAge), however it ended.
+kept for error messages. A job leaves squeue's listing some minutes after its end (MinJobAge), however it ended: sacct
+is asked about those, and where a site keeps no accounts, or sacct knows nothing either, they are UNKNOWN.
 
 sbatch takes options from the command line, then ``SBATCH_*`` variables, then ``#SBATCH`` lines. So what hpcq
 must be able to find again (``--output``, ``--array``) is on the command line, and variables that would
 overrule what the user told hpcq are hidden from sbatch. The others stay: sites set them as defaults.
 
-Sources: sbatch(1), squeue(1), scancel(1) of 22.05; states as of 25.05.
+Sources: sbatch(1), squeue(1), sacct(1), scancel(1) of 22.05; states as of 25.05.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import time
@@ -20,14 +21,25 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hpcq.batch import records
-from hpcq.batch.base import BatchJob, BatchSystem, JobState, JobStatus, PilotRequest, RenderedJob
+from hpcq.batch.base import (
+    BatchJob,
+    BatchSystem,
+    JobState,
+    JobStatus,
+    PilotRequest,
+    RenderedJob,
+    shared_values,
+)
 from hpcq.batch.command import CommandResult, refusal
 from hpcq.batch.directives import check_directives
+from hpcq.batch.ranges import ranges
 from hpcq.batch.slurm_options import check_option
 from hpcq.batch.templates import check_shell_syntax, render_template
 from hpcq.batch.text import last_lines
 from hpcq.errors import BatchError, UsageError
 from hpcq.units import format_slurm_time
+
+log = logging.getLogger("hpcq.batch")
 
 STATES = {
     "PENDING": JobState.PENDING,
@@ -54,17 +66,31 @@ STATES = {
     "BOOT_FAIL": JobState.NODE_FAIL,
     "PREEMPTED": JobState.PREEMPTED,
     "OUT_OF_MEMORY": JobState.OUT_OF_MEMORY,
+    "DELETED": JobState.CANCELLED,
+    "EXPEDITING": JobState.PENDING,
+    "POWER_UP_NODE": JobState.PENDING,
+    "UPDATE_DB": JobState.COMPLETING,
     # Another cluster of the federation runs it: it has not ended, and here nothing more will be heard of it.
     "REVOKED": JobState.UNKNOWN,
 }
-"""Every state that ``%T`` can print, as a word of ours; one that is not here is UNKNOWN."""
+"""Every state that ``%T`` and sacct's ``State`` can print, as a word of ours; one that is not here is UNKNOWN."""
 
 WARNING_S = 120
 """Seconds before the end of the walltime at which the pilot gets SIGTERM (Slurm may send it 60 s earlier)."""
 
+CLOCK_TOLERANCE = 24 * 3600
+"""Seconds that the clock of Slurm's accounts may be behind ours."""
+_NO_ACCOUNTS = "accounting storage is disabled"
+
 _MARK = "hpcq"
 _FORMAT = f"{_MARK}|%i|%T|%N|%r"
 _STATUS_LINE = re.compile(rf"{_MARK}\|(?P<id>\d+(?:_\d+)?)\|(?P<state>[A-Z_]+)\|(?P<hosts>[^|]*)\|(?P<reason>.*)")
+_ACCOUNT_LINE = re.compile(
+    r"(?P<id>\d+(?:_\d+)?)\|(?P<state>[A-Z_]+)(?: by \S+)?\+?\|(?P<code>\d+):(?P<signal>\d+)"
+    r"\|(?P<hosts>[^|]*)\|(?P<reason>.*)",
+    re.ASCII,
+)
+_ACCOUNT_FIELDS = "JobID,State,ExitCode,NodeList,Reason"
 _SUBMITTED_LINE = re.compile(r"(?P<id>\d+)(?:;(?P<cluster>[\w.-]+))?", re.ASCII)
 _GONE = ("Invalid job id specified", "already completing or completed")
 
@@ -76,7 +102,7 @@ _OVERRULES = {
     "walltime_s": ("SBATCH_TIMELIMIT",),
     "memory_mb": ("SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"),
 }
-_ALWAYS_HIDDEN = (
+ALWAYS_HIDDEN = (
     "SBATCH_ARRAY_INX",
     "SBATCH_ERROR",
     "HPCQ_JOB_ID",  # of a local pilot that submits: Slurm's pilots would inherit it and take it for theirs
@@ -86,12 +112,14 @@ _ALWAYS_HIDDEN = (
     "SBATCH_SIGNAL",
     "SBATCH_WAIT",
 )
+"""Variables that sbatch, also behind Slurm's qsub, must not see: they would undo what hpcq needs."""
 
 
 class SlurmBatch(BatchSystem):
     """Pilots as Slurm jobs; several at once are one job array."""
 
     name = "slurm"
+    _has_accounts = True
 
     def render(self, request: PilotRequest, directory: Path | None = None) -> RenderedJob:
         """See ``BatchSystem.render``; directives that sbatch would ignore or misread are refused."""
@@ -127,8 +155,8 @@ class SlurmBatch(BatchSystem):
         ]
 
     def status(self, jobs: Sequence[BatchJob]) -> dict[str, JobStatus]:
-        """See ``BatchSystem.status``. One squeue call (one for each cluster, where a federation named
-        several).
+        """See ``BatchSystem.status``. One squeue call (one for each cluster, where a federation named several), and
+        one of sacct for the jobs that it does not list.
         """
         statuses = {job.id: JobStatus(job.id, JobState.UNKNOWN) for job in jobs}
         for cluster, members in _by_cluster(jobs).items():
@@ -136,8 +164,24 @@ class SlurmBatch(BatchSystem):
             if result.status != 0 and not _only_gone(result):
                 raise refusal(result)
             listed = parse_statuses(result.stdout)
+            missing = [job for job in members if job.id not in listed]
+            if missing and self._has_accounts:
+                listed = self._accounts(missing, cluster) | listed
             statuses.update({id_: status for id_, status in listed.items() if id_ in statuses})
         return statuses
+
+    def _accounts(self, jobs: Sequence[BatchJob], cluster: str) -> dict[str, JobStatus]:
+        """What the accounts say of jobs that have left the listing: nothing, where there are none to be asked."""
+        try:
+            result = self.runner.run(account_argv(jobs, cluster), keep_variable=_not_sacct_default)
+        except BatchError as error:  # not installed, or too slow: squeue did answer, and that is the answer
+            log.info("no accounts of jobs that squeue does not list: %s", error)
+            return {}
+        if result.status != 0:
+            self._has_accounts = _NO_ACCOUNTS not in result.stderr + result.stdout
+            log.info("%s", refusal(result))
+            return {}
+        return parse_accounts(result.stdout)
 
     def cancel(self, jobs: Sequence[BatchJob]) -> None:
         """See ``BatchSystem.cancel``. Slurm sends SIGTERM, and SIGKILL after its KillWait (30 s)."""
@@ -151,22 +195,10 @@ def template_values(request: PilotRequest) -> dict[str, object]:
     """Return the variables of ``slurm.sh.j2``; None where an option was not given."""
     walltime = request.walltime_s
     return {
-        "job_name": request.name,
-        "queue": request.queue,
-        "count": request.count,
-        "cores": request.cores,
-        "memory_mb": request.memory_mb,
+        **shared_values(request),
         "walltime": None if walltime is None else format_slurm_time(walltime),
-        "walltime_s": walltime,
         "warning_s": WARNING_S if walltime is None else min(WARNING_S, walltime // 4),
-        "partition": request.partition,
-        "account": request.account,
-        "qos": request.qos,
-        "constraint": request.constraint,
         "options": request.options,
-        "setup": request.setup,
-        "environment": dict(request.environment),
-        "pilot_argv": request.pilot_argv,
     }
 
 
@@ -186,7 +218,6 @@ def submit_argv(count: int, directory: Path) -> tuple[str, ...]:
 
 def status_argv(jobs: Sequence[BatchJob], cluster: str = "") -> tuple[str, ...]:
     """Return the squeue command that lists ``jobs``, arrays expanded, ended jobs included."""
-    ids = ",".join(sorted({records.base_id(job.id) for job in jobs}, key=int))
     where = (f"--clusters={cluster}",) if cluster else ()
     return (
         "squeue",
@@ -196,7 +227,28 @@ def status_argv(jobs: Sequence[BatchJob], cluster: str = "") -> tuple[str, ...]:
         "--array",
         *where,
         f"--format={_FORMAT}",
-        f"--jobs={ids}",
+        f"--jobs={_base_ids(jobs)}",
+    )
+
+
+def _base_ids(jobs: Sequence[BatchJob]) -> str:
+    """The ids of ``jobs``, each array once."""
+    return ",".join(sorted({records.base_id(job.id) for job in jobs}, key=int))
+
+
+def account_argv(jobs: Sequence[BatchJob], cluster: str = "") -> tuple[str, ...]:
+    """Return the sacct command for ``jobs``: only of this time, since Slurm uses its ids again."""
+    where = (f"--clusters={cluster}",) if cluster else ()
+    since = time.localtime(min(job.submitted_at for job in jobs) - CLOCK_TOLERANCE)
+    return (
+        "sacct",
+        "--allocations",
+        "--noheader",
+        "--parsable2",
+        *where,
+        f"--starttime={time.strftime('%Y-%m-%dT%H:%M:%S', since)}",
+        f"--format={_ACCOUNT_FIELDS}",
+        f"--jobs={_base_ids(jobs)}",
     )
 
 
@@ -204,29 +256,18 @@ def cancel_argv(jobs: Sequence[BatchJob], cluster: str = "") -> tuple[str, ...]:
     """Return the scancel command for ``jobs``; the members of an array go into one request
     (``4711_[0,2,5]``).
     """
+    where = (f"--clusters={cluster}",) if cluster else ()
     arrays: dict[str, list[int]] = {}
     for job in jobs:
         base, _, index = job.id.partition("_")
         arrays.setdefault(base, []).extend([int(index)] if index else [])
-    where = (f"--clusters={cluster}",) if cluster else ()
     return ("scancel", "--quiet", *where, *(_array_expression(base, arrays[base]) for base in arrays))
 
 
 def _array_expression(base: str, indexes: list[int]) -> str:
     if not indexes:
         return base
-    return f"{base}_{indexes[0]}" if len(indexes) == 1 else f"{base}_[{_ranges(sorted(set(indexes)))}]"
-
-
-def _ranges(indexes: list[int]) -> str:
-    """Write sorted numbers as Slurm does: 0, 1, 2, 5 → "0-2,5"."""
-    runs: list[list[int]] = []
-    for index in indexes:
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{base}_{indexes[0]}" if len(indexes) == 1 else f"{base}_[{','.join(ranges(indexes))}]"
 
 
 def parse_submitted(result: CommandResult, where: str) -> tuple[str, str]:
@@ -259,6 +300,25 @@ def parse_statuses(output: str) -> dict[str, JobStatus]:
     return statuses
 
 
+def parse_accounts(output: str) -> dict[str, JobStatus]:
+    """Return what sacct says, by job id; lines that are not ours are passed over. The last line of a job counts."""
+    statuses = {}
+    for line in output.splitlines():
+        match = _ACCOUNT_LINE.fullmatch(line.strip())
+        if match:
+            code, signal = int(match["code"]), int(match["signal"])
+            state = STATES.get(match["state"], JobState.UNKNOWN)
+            statuses[match["id"]] = JobStatus(
+                id=match["id"],
+                state=state,
+                reason=_value(match["reason"]),
+                hosts=_value(match["hosts"]),
+                exit_code=(-signal if signal else code) if state.is_final else None,
+                raw_state=match["state"],
+            )
+    return statuses
+
+
 def _state(name: str, reason: str) -> JobState:
     state = STATES.get(name, JobState.UNKNOWN)
     # Slurm has no state for a held job that has never run, only a reason (JobHeldUser, JobHeldAdmin).
@@ -266,13 +326,13 @@ def _state(name: str, reason: str) -> JobState:
 
 
 def _value(text: str) -> str:
-    return "" if text.strip() in ("None", "(null)", "n/a", "N/A") else text.strip()
+    return "" if text.strip() in ("None", "(null)", "n/a", "N/A", "None assigned", "Unknown") else text.strip()
 
 
 def hidden_variables(request: PilotRequest) -> frozenset[str]:
     """Return the ``SBATCH_*`` variables that would overrule what ``request`` says or what hpcq needs."""
     stated = [names for field, names in _OVERRULES.items() if getattr(request, field) is not None]
-    return frozenset(_ALWAYS_HIDDEN).union(*stated)
+    return frozenset(ALWAYS_HIDDEN).union(*stated)
 
 
 def _hint(result: CommandResult, count: int) -> str:
@@ -299,6 +359,10 @@ def _by_cluster(jobs: Iterable[BatchJob]) -> dict[str, list[BatchJob]]:
 
 def _not_squeue_default(name: str) -> bool:
     return not name.startswith("SQUEUE_")
+
+
+def _not_sacct_default(name: str) -> bool:
+    return not name.startswith("SACCT_") and name != "SLURM_TIME_FORMAT"
 
 
 def _not_scancel_default(name: str) -> bool:

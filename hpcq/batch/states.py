@@ -14,6 +14,7 @@ from hpcq.errors import BatchError
 
 Statuses = dict[str, JobStatus]
 
+_UNTOLD = (JobState.DONE.value, JobState.UNKNOWN.value)
 FORGOTTEN_AFTER = 24 * 3600
 """Seconds from its submission after which a job that is not listed is put on record as one never to be heard
 of.
@@ -75,6 +76,16 @@ def record_end(job: BatchJob, status: JobStatus) -> None:
         seen_at=time.time(),
     )
     records.save_ending(job, ending)
+
+
+def record_cancelled(job: BatchJob) -> None:
+    """Put on record that a job which is gone was cancelled, where the batch system has not told how it ended."""
+    ending = records.load_ending(job)
+    if ending is None or (ending.state in _UNTOLD and ending.exit_code is None):
+        cancelled = records.Ending(
+            state=JobState.CANCELLED.value, hosts=ending.hosts if ending else "", seen_at=time.time()
+        )
+        records.save_ending(job, cancelled, replace=True)
 
 
 def is_gone(status: JobStatus, *, answered: bool = True) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 from typing import Any
 
@@ -11,9 +12,22 @@ from hpcq import benchmark, benchmark_scheduler
 from hpcq.cli.common import json_option, print_json, verbose_option
 
 
-@click.group("bench")
+class _Bench(click.Group):
+    """``tunnel`` is the command of the package ``vpn``, imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "tunnel"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "tunnel":
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = importlib.import_module("vpn.bench.cli").tunnel
+        return command
+
+
+@click.group("bench", cls=_Bench)
 def bench() -> None:
-    """Measure the queue on this machine."""
+    """Measure the queue on this machine, or tunnels."""
 
 
 @bench.command("tasks")

@@ -24,9 +24,11 @@ BROKEN_PIPE = 1
 """Exit status when the reader of our output went away; click's own, which it gives where it sees that first."""
 
 COMMANDS = {
-    "submit-pilots": ("hpcq.cli.pilots:submit_pilots", "Put pilots through the batch system."),
+    "submit-pilots": ("hpcq.cli.submit:submit_pilots", "Put pilots through the batch system."),
     "pilots": ("hpcq.cli.pilots:pilots", "Show the pilots of a queue and their batch jobs."),
-    "cancel-pilots": ("hpcq.cli.pilots:cancel_pilots", "Cancel pilots and wait until they are gone."),
+    "cancel-pilots": ("hpcq.cli.cancel:cancel_pilots", "Cancel pilots and wait until they are gone."),
+    "template": ("hpcq.cli.templates:template", "Print a batch template, to start your own."),
+    "config": ("hpcq.cli.config:show_config", "Show the settings of pilots and where they come from."),
     "pack-environment": ("hpcq.cli.environment:pack_environment", "Pack a Python environment for the pilots."),
     "status": ("hpcq.cli.status:status", "Show what a queue is doing."),
     "tasks": ("hpcq.cli.tasks:tasks", "List a queue's tasks that wait or run."),

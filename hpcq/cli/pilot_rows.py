@@ -1,19 +1,22 @@
 """From the manager's pilots and the batch systems' jobs to the rows of ``hpcq pilots``. Pure.
 
 The manager knows pilots that have reported; the batch system knows jobs. A job without a pilot is waiting,
-starting, or has failed to start; a pilot without a job on record was started by other means.
+starting, or has failed to start; a pilot without a job on record was started by other means; a job of several nodes has
+several pilots.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from hpcq.batch.base import BatchJob, JobState, JobStatus
+from hpcq.units import format_duration
 
-HEADS = ("BATCH JOB", "STATE", "REASON", "HOST", "CORES", "TUNNEL", "DONE", "LAST WORD")
+HEADS = ("BATCH JOB", "STATE", "REASON", "HOST", "CORES", "TUNNEL", "LEFT", "DONE", "LAST WORD")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +24,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state`` is the pilot's (starting, ready, draining, gone, failed) once it has reported, else the job's.
     ``failed_start`` is set for a job that ended without its pilot having reported; then ``output`` has the
-    end of its output. ``cores_busy`` and ``tasks_done`` are None where no manager told.
+    end of its output. ``cores_busy`` and ``tasks_done`` are None where no manager told; ``time_left`` is in
+    seconds, to the end of the job's walltime, None where that is not known.
     """
 
     job_id: str
@@ -34,6 +38,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     tunnel_mode: str = ""
     tunnel_kind: str = ""
     tunnel_seconds: float | None = None
+    time_left: float | None = None
     tasks_done: int | None = None
     message: str = ""
     failed_layer: str = ""
@@ -49,23 +54,41 @@ def merge(
     statuses: Mapping[str, JobStatus],
     pilots: Sequence[Mapping[str, Any]],
     reported: Collection[str] = (),
+    now: float = 0.0,
 ) -> list[Row]:
-    """Return a row for every job, and for every pilot that has none.
+    """Return a row for every job (for each of its pilots), and for every pilot that has none. ``now`` is wall time.
 
     ``pilots`` is the manager's answer, empty when none answered; ``reported`` are the jobs whose pilot is on record
     as having reported to this or an earlier program of the queue.
     """
-    reports = {str(pilot.get("job_id") or ""): pilot for pilot in pilots}
-    rows = [_job_row(job, statuses[job.id], reports.get(job.id), job.id in reported) for job in jobs]
+    reports: dict[str, list[Mapping[str, Any]]] = {}
+    for pilot in pilots:
+        reports.setdefault(str(pilot.get("job_id") or ""), []).append(pilot)
+    rows = [
+        _job_row(job, statuses[job.id], report, job.id in reported, now)
+        for job in jobs
+        for report in _current(reports.get(job.id, []))
+    ]
     known = {job.id for job in jobs}
     strangers = [pilot for pilot in pilots if str(pilot.get("job_id") or "") not in known]
-    return rows + [_row(str(p.get("job_id") or p.get("name") or ""), str(p.get("batch") or ""), p) for p in strangers]
+    return rows + [
+        _row(str(p.get("job_id") or p.get("name") or ""), str(p.get("batch") or ""), p, now) for p in strangers
+    ]
 
 
-def _job_row(job: BatchJob, status: JobStatus, report: Mapping[str, Any] | None, reported: bool) -> Row:
-    silent = report is None and not reported
+def _current(reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The last pilot of each host: earlier ones are former incarnations of a job that was requeued; those of other
+    hosts too, unless they are still there. An empty report when none has come.
+    """
+    latest = {str(report.get("hostname") or ""): report for report in reports}
+    alive = [report for report in latest.values() if report.get("state") != "gone"]
+    return alive or list(latest.values())[-1:] or [{}]
+
+
+def _job_row(job: BatchJob, status: JobStatus, report: Mapping[str, Any], reported: bool, now: float) -> Row:
+    silent = not report and not reported
     failed_start = silent and status.state.is_final and status.state is not JobState.CANCELLED
-    row = _row(job.id, job.batch, report or {})
+    row = _row(job.id, job.batch, report, now)
     return msgspec.structs.replace(
         row,
         state=_state(status, row.state),
@@ -87,8 +110,10 @@ def _state(status: JobStatus, pilot_state: str) -> str:
     return str(status.state.value)
 
 
-def _row(job_id: str, batch: str, report: Mapping[str, Any]) -> Row:
+def _row(job_id: str, batch: str, report: Mapping[str, Any], now: float) -> Row:
+    ends_at = report.get("ends_at") if report.get("state") != "gone" else None
     return Row(
+        time_left=max(0.0, ends_at - now) if ends_at else None,
         job_id=job_id,
         batch=batch,
         state=str(report.get("state") or ""),
@@ -115,6 +140,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.hostname,
         busy,
         row.tunnel_kind or row.tunnel_mode,
+        "" if row.time_left is None else format_duration(row.time_left),
         "" if row.tasks_done is None else str(row.tasks_done),
         word,
     )
@@ -132,3 +158,29 @@ def explanation(row: Row) -> list[str]:
         f"    the end of its output, {row.output_file}:",
         *(f"    | {line}" for line in row.output),
     ]
+
+
+def story(job: BatchJob, rows: Sequence[Row], script: str, output: Sequence[str]) -> list[str]:
+    """Return the lines of ``hpcq pilots show``: what is known of a job's pilots, its script, the end of its output."""
+    lines = [f"job {job.id} of {job.batch}, submitted {_clock(job.submitted_at)}"]
+    for row in rows:
+        told = zip(HEADS[1:], cells(row)[1:], strict=True)
+        lines += [f"  {head.lower():<10} {cell}" for head, cell in told if cell != "-"]
+        if row.exit_code is not None:
+            lines.append(f"  {'exit':<10} {row.exit_code}")
+        if row.failed_start:
+            lines.append("  it ended and its pilot never reported: what stopped it should be in its output")
+        elif row.failed_layer:
+            lines.append(f"  its pilot could not serve: {row.failed_layer}: {row.message}")
+    lines += ["", f"script {job.script}", *(f"  | {line}" for line in script.splitlines())]
+    if not output:
+        return [*lines, "", f"it printed nothing {'' if _over(rows) else 'yet '}to {job.output}"]
+    return [*lines, "", f"the end of its output, {job.output}", *(f"  | {line}" for line in output)]
+
+
+def _over(rows: Sequence[Row]) -> bool:
+    return all(row.state in {state.value for state in JobState if state.is_final} | {"gone", "failed"} for row in rows)
+
+
+def _clock(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")

@@ -370,7 +370,9 @@ def _commit(landings: list[Landing]) -> None:
 
 def files_result(result: m.TaskResult, message: str) -> m.TaskResult:
     """The same attempt, ended as ``files``."""
-    return msgspec.structs.replace(result, outcome=Outcome.FILES.value, message=message, payload=b"", kept=None)
+    return msgspec.structs.replace(
+        result, outcome=Outcome.FILES.value, message=message, payload=b"", kept=None, parcel=None
+    )
 
 
 def _about(path: str, error: OSError) -> str:

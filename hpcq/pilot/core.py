@@ -14,7 +14,9 @@ Tasks are told to the manager as begun before the runner gets them (`Report` pre
 A killed lane is blamed on the task it was killed for; a task that had slipped in behind it is reported ``lost`` and so
 runs again. A lane of `fresh` tasks takes one and is spent; one is started ahead, to be ready for the next. Idle lanes
 are ended when there are too many, or when a new one needs their GPU. A runner may end by itself between two tasks: what
-it has not read waits again. May not live here: processes, sockets, clocks.
+it has not read waits again. While the tunnel is down, tasks that need it are handed back and those that ran end as
+``network``; when it is back, lanes that live in the new one take over and the old ones retire.
+May not live here: processes, sockets, clocks.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from hpcq.pilot.lanes import (
 from hpcq.pilot.usage import NOTHING_USED, Used
 from hpcq.task import Outcome
 
-AHEAD = 0.005
+AHEAD = 0.015
 """Seconds of expected work given to a lane in advance."""
 
 AHEAD_LIMIT = 64
@@ -55,6 +57,9 @@ STUCK = 0.02
 
 IDLE_LANES = 2
 """Lanes beyond the number of cores that may be idle before a new one ends another: their interpreters take memory."""
+
+FAILED = frozenset({Outcome.EXCEPTION, Outcome.EXIT_CODE, Outcome.CRASH})
+"""Ends that a task without the network it needs may come to by itself."""
 
 START_TIMEOUT = 120.0
 """Seconds a runner has to get ready; a cold Python on a shared file system is slow, one that hangs is ended."""
@@ -76,6 +81,8 @@ class Core:
         self.lanes: dict[int, Lane] = {}
         self.waiting: dict[int, TaskSpec] = {}
         self.draining = False
+        self.wan = True
+        self.inside = True
         self._next_lane = 1
         self._failures = 0
         self._expected: dict[bytes, float] = {}
@@ -90,10 +97,10 @@ class Core:
 
     def run(self, tasks: Iterable[TaskSpec], now: float) -> list[Command]:
         """The manager sent tasks."""
-        if self.draining:
-            self._returned.extend(task.id for task in tasks)
-        else:
-            self.waiting.update((task.id, task) for task in tasks)
+        if self.draining or not self.wan:
+            self._returned.extend(task.id for task in tasks if not self._takes(task))
+            tasks = filter(self._takes, tasks)
+        self.waiting.update((task.id, task) for task in tasks)
         return self._commands(now)
 
     def retract(self, tasks: Iterable[int], now: float) -> list[Command]:
@@ -131,7 +138,10 @@ class Core:
             self._learn(task, result.seconds)
             self._results.append(result)
             lane.spent = lane.spent or lane.kind.isolation == "fresh"
+            if task.network == "wan" and not self.wan and result.outcome in FAILED:
+                result.outcome, result.message = Outcome.NETWORK.value, "the tunnel was down while it ran"
         lane.head_since = now
+        self._retire_further(lane)
         return self._commands(now)
 
     def recalled(self, lane_number: int, tasks: set[int], now: float) -> list[Command]:
@@ -144,6 +154,7 @@ class Core:
         if back and not lane.tasks:
             self.free.give_back(back[0], lane)
         self._requeue(back)
+        self._retire_further(lane)
         self._finish_cancelling(lane)
         return self._commands(now)
 
@@ -216,6 +227,32 @@ class Core:
                 self._doom(lane, lane.tasks[0].id, Outcome.LOST, why)
         return commands + self._commands(now)
 
+    def tunnel_down(self, why: str, now: float, *, inside: bool = True) -> list[Command]:
+        """The tunnel broke. Unless ``inside``, all that ran in it is dying, and nothing can be started there."""
+        self.wan, self.inside = False, inside
+        back = [number for number, task in self.waiting.items() if not self._takes(task)]
+        self._returned.extend(back)
+        for number in back:
+            del self.waiting[number]
+        for lane in self.lanes.values():
+            if lane.kind.network == "host":
+                continue
+            lane.spent = lane.spent or not inside
+            if lane.tasks and not self._takes(lane.tasks[0]):
+                self._doom(lane, lane.tasks[0].id, Outcome.NETWORK, f"the tunnel was down: {why}")
+            elif not all(map(self._takes, lane.tasks)):
+                self._recall(lane)
+        return self._commands(now)
+
+    def tunnel_up(self, now: float) -> list[Command]:
+        """There is a new tunnel: what begins from now on does so in there."""
+        self.wan = self.inside = True
+        for lane in self.lanes.values():
+            if lane.kind.network != "host":
+                lane.spent = lane.retired = True
+                self._retire_further(lane)
+        return self._commands(now)
+
     # --- what the shell needs to know ---
 
     @property
@@ -227,6 +264,13 @@ class Core:
         """The task at a lane's runner, if any."""
         lane = self.lanes[lane_number]
         return lane.tasks[0] if lane.tasks else None
+
+    def busy_for(self, lane_number: int) -> float:
+        """Seconds of work it is expected to have after its current task; 0 when it may need us any moment."""
+        lane = self.lanes.get(lane_number)
+        if lane is None or len(lane.tasks) < 2 or lane.recalling or lane.doomed is not None:
+            return 0.0
+        return lane.expected - self._expected.get(lane.tasks[0].function, AHEAD)
 
     def at_work(self, since: float) -> list[tuple[Lane, TaskSpec]]:
         """Lanes whose task has run at least since then, and the task."""
@@ -344,6 +388,22 @@ class Core:
             self._expected.clear()  # functions made anew for each task: forget rather than grow
         self._expected[task.function] = seconds if known is None else known + 0.2 * (seconds - known)
 
+    def _takes(self, task: TaskSpec) -> bool:
+        """Whether such a task may begin here at present."""
+        if self.draining:
+            return False
+        return task.network == "host" or (self.wan if task.network == "wan" else self.inside)
+
+    def _retire_further(self, lane: Lane) -> None:
+        """A retired lane ends its task, gives back the others, and is killed."""
+        if not lane.retired:
+            return
+        if len(lane.tasks) > 1:
+            self._recall(lane)
+        elif not lane.tasks or lane.state is LaneState.STARTING:
+            lane.retired = False
+            self._orders.append(Kill(lane.number))
+
     def _recall(self, lane: Lane) -> None:
         if lane.tasks and not lane.recalling:
             lane.recalling = True
@@ -354,7 +414,7 @@ class Core:
         again = {}
         for task in tasks:
             del self._where[task.id]
-            if self.draining or task.id in self._to_cancel:
+            if task.id in self._to_cancel or not self._takes(task):
                 self._to_cancel.discard(task.id)
                 self._returned.append(task.id)
             else:

@@ -22,7 +22,7 @@ from hpcq.pilot.runner import Runner, flush_c_streams
 from hpcq.task import Outcome
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[str, bytes, str]).decode
+_decode = msgspec.msgpack.Decoder(tuple[str, bytes, str, list[int] | None]).decode
 
 
 class ForkRunner(Runner):
@@ -45,7 +45,7 @@ class ForkRunner(Runner):
         self._child_mb = usage.ru_maxrss / 1024
         answer = self._take_answer()
         if status == 0 and answer:
-            outcome, payload, message = _decode(answer)
+            outcome, payload, message, self._pieces = _decode(answer)
             return Outcome(outcome), payload, message
         from hpcq.pilot.deaths import how_it_died  # noqa: PLC0415 - rarely needed
 
@@ -68,7 +68,7 @@ class ForkRunner(Runner):
                 self._output.flush()
                 self._errors.flush()
                 flush_c_streams(None)
-                self._give_answer(_encode((outcome.value, payload, message)))
+                self._give_answer(_encode((outcome.value, payload, message, self._pieces)))
             status = 0
         finally:
             os._exit(status)

@@ -102,10 +102,13 @@ class LaneState(enum.Enum):
 
 
 class Lane:
-    """One runner and what it was given; it takes nothing more when it is ``spent``, or was ``late`` to start."""
+    """One runner and what it was given; it takes nothing more when it is ``spent``, or was ``late`` to start.
+
+    It is ``retired`` when what it has is the last it does: it is killed after that.
+    """
 
     __slots__ = ("announced", "cpus", "doomed", "doomed_as", "doomed_why", "expected", "gpus", "head_since", "kind",
-                 "late", "number", "ready_by", "recalling", "spent", "state", "tasks")  # fmt: skip
+                 "late", "number", "ready_by", "recalling", "retired", "spent", "state", "tasks")  # fmt: skip
 
     def __init__(self, number: int, kind: Kind, gpus: tuple[str, ...], now: float, ready_by: float) -> None:
         self.number = number
@@ -121,6 +124,7 @@ class Lane:
         self.recalling = False
         self.spent = False
         self.late = False
+        self.retired = False
         self.doomed: int | None = None
         self.doomed_as = Outcome.CRASH
         self.doomed_why = ""

@@ -14,7 +14,8 @@ The link to the manager is on the host's own network; only tasks live inside the
 - SIGTERM or the end of the walltime coming near: it takes nothing new, hands back what has not begun, lets running
   tasks finish for `drain_timeout` seconds (less if the walltime is nearer), then ends them as lost; a second SIGTERM
   ends them at once;
-- the tunnel breaks, or runners cannot start: what runs is reported lost, and the manager is told why;
+- runners cannot start, or the tunnel stays broken (see `tunnel`): what runs is reported lost, and the manager is told
+  why;
 - the manager is gone: running tasks are ended, since whoever takes over runs them again; the tunnel stays up for
   ``manager_timeout`` seconds, in which a program of the same queue may take the pilot over.
 
@@ -38,21 +39,23 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from hpcq import connection as conn
 from hpcq import messages as m
+from hpcq.addresses import own_addresses
 from hpcq.errors import AuthenticationError, HpcqError
 from hpcq.files.cache import Cache
+from hpcq.parcels import Shelf
 from hpcq.pilot import options as opts
 from hpcq.pilot.contents import Contents
 from hpcq.pilot.core import Core
+from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import own_cpus
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
+from hpcq.pilot.parcels import Parcels
 from hpcq.pilot.pool import Pool
 from hpcq.pilot.scratch import scratch_directory
 from hpcq.pilot.staging import Staging
-from hpcq.protocol import FRAME_LIMIT
-from hpcq.task import Outcome
+from hpcq.pilot.tunnel import Tunnel
 from hpcq.versions import versions
 from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
 
@@ -60,6 +63,9 @@ log = logging.getLogger("hpcq.pilot")
 
 UPDATE_BYTES = 32 * 1024 * 1024
 """Results are sent in messages of about this size at most, so that none blocks the link for long."""
+
+MEMORY_SHARE = 8
+"""Large arguments and results may take this part of the pilot's memory; more goes to its scratch directory."""
 
 CREDENTIAL_TIMEOUT = 60.0
 """Seconds the manager has to get a credential from its gateway."""
@@ -95,8 +101,13 @@ class Pilot:
         self._core = Core(options.cores, options.memory, options.disk, cpus, options.gpus)
         self._pool: Pool | None = None
         self._ready: m.Ready | None = None
+        self._tunnel = Tunnel(
+            options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout
+        )
         self._staging: Staging | None = None
+        self._parcels: Parcels | None = None
         self._update = m.Update([], [])
+        self._down: m.TunnelDown | None = None
 
     async def live(self) -> int:
         """From first word to last; returns the exit status."""
@@ -122,19 +133,25 @@ class Pilot:
     async def _serve(self, stack: AsyncExitStack) -> End:
         try:
             await self._link.connect(self._options.manager_timeout)
-            session = await self._tunnel(stack)
-            await self._prove(session)
+            stack.push_async_callback(self._tunnel.close)
+            await self._tunnel.open()
         except TunnelError as error:
             return End(str(error), status=5, layer=error.layer)
         except HpcqError as error:
             return End(str(error), status=error.exit_status)
-        self._watch(session)
-        self._pool = Pool(self._core, self._scratch, await self._spawners(stack, session), self._report, self._broken)
+        self._watch()
+        hold = Hold(Shelf((self._options.memory << 20) // MEMORY_SHARE, self._scratch, described=True))
+        spawners = await self._spawners(stack)
+        self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, hold)
         stack.push_async_callback(self._pool.close)
-        self._ready = self._readiness(session)
-        self._staging = await self._files(stack, self._pool, session)
+        self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._report_more)
+        stack.push_async_callback(self._parcels.close)
+        info = self._tunnel.session.info
+        self._ready = m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address, ["wan"])
+        self._staging = await self._files(stack, self._pool)
         self._link.send(self._ready_now())
-        log.info("ready: %d cores, tunnel %s %s", self._options.cores, session.info.mode, session.info.kind)
+        self._watch_tunnel()
+        log.info("ready: %d cores, tunnel %s %s", self._options.cores, info.mode, info.kind)
         return await self._keep_manager()
 
     async def _keep_manager(self) -> End:
@@ -154,6 +171,8 @@ class Pilot:
             except HpcqError as error:
                 return End(str(error), status=0 if not isinstance(error, AuthenticationError) else error.exit_status)
             self._link.send(self._ready_now())
+            if self._down is not None:
+                self._link.send(self._down)
 
     # --- start ---
 
@@ -166,47 +185,45 @@ class Pilot:
             self._options.disk, len(self._options.gpus),
         )  # fmt: skip
 
-    async def _tunnel(self, stack: AsyncExitStack) -> Session:
-        mode: Any = self._options.vpn
-        credential = await self._get_credential() if mode != "none" else None
-        config = TunnelConfig(mode=mode, credential=credential)
-        session = await stack.enter_async_context(open_session(config))
-        if credential is not None:
-            stack.callback(self._link.send, m.CredentialReturn(credential.username))
-        return session
-
-    async def _get_credential(self) -> Credential:
+    async def _get_credential(self) -> Credential | None:
+        if self._options.vpn == "none":
+            return None
+        if self._link.lost.is_set():
+            raise TunnelError("gateway", "there is no manager to get a credential from")
+        self._credential = self._loop.create_future()
         self._link.send(m.CredentialRequest())
+        gone: asyncio.Future[Any] = self._loop.create_task(self._link.lost.wait())
         try:
-            async with asyncio.timeout(CREDENTIAL_TIMEOUT):
-                reply = await self._credential
-        except TimeoutError as error:
-            raise TunnelError("gateway", f"no credential came within {CREDENTIAL_TIMEOUT:.0f} s") from error
+            either: set[asyncio.Future[Any]] = {self._credential, gone}
+            await asyncio.wait(either, timeout=CREDENTIAL_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not self._credential.done():
+            raise TunnelError("gateway", f"no credential came within {CREDENTIAL_TIMEOUT:.0f} s")
+        reply = self._credential.result()
         if reply.error:
             raise TunnelError("gateway", reply.error)
         return Credential.from_bytes(reply.credential)
 
-    async def _prove(self, session: Session) -> None:
-        if not self._options.require:
-            return
-        for result in await session.probe(list(self._options.require)):
-            if not result.ok:
-                raise TunnelError(result.layer, f"{result.target}: {result.message}")
+    def _return_credential(self, credential: Credential) -> None:
+        self._link.send(m.CredentialReturn(credential.username))
 
-    async def _spawners(self, stack: AsyncExitStack, session: Session) -> dict[str, Any]:
-        outside = session
-        if session.info.mode != "none":
-            outside = await stack.enter_async_context(open_session(TunnelConfig(mode="none")))
-        return {"any": session.spawn, "host": outside.spawn}
+    async def _spawners(self, stack: AsyncExitStack) -> dict[str, Any]:
+        inside = self._tunnel.spawn
+        if self._tunnel.session.info.mode == "none":
+            return {"any": inside, "host": inside}
+        outside = await stack.enter_async_context(open_session(TunnelConfig(mode="none")))
+        return {"any": inside, "host": outside.spawn}
 
-    async def _files(self, stack: AsyncExitStack, pool: Pool, session: Session) -> Staging:
+    async def _files(self, stack: AsyncExitStack, pool: Pool) -> Staging:
         assert self._ready is not None
         limit = None if self._options.cache_size is None else self._options.cache_size << 20
         cache = await asyncio.to_thread(self._cache, limit)
         contents = Contents(cache, self._name, self._link, lambda digests: self._link.send(m.Holding(digests)))
         stack.push_async_callback(contents.close)
-        self._ready.data_addresses, self._ready.data_port = conn.own_addresses(), await contents.serve()
-        staging = Staging(self._scratch, contents, session.spawn, self._run_staged, self._report_more, pool.sandboxes)
+        self._ready.data_addresses, self._ready.data_port = own_addresses(), await contents.serve()
+        spawn = self._tunnel.spawn
+        staging = Staging(self._scratch, contents, spawn, self._run_staged, self._report_staged, pool.sandboxes)
         stack.push_async_callback(staging.abandon)
         return staging
 
@@ -222,13 +239,18 @@ class Pilot:
         assert self._pool is not None
         self._pool.perform(self._core.run(tasks, self._loop.time()))
 
+    def _run_fetched(self, tasks: list[m.TaskSpec]) -> None:
+        self._run(m.Run([], tasks, []))
+
+    def _run(self, message: m.Run) -> None:
+        assert self._pool is not None
+        self._pool.run(self._staging.take(message) if self._staging else message)
+
     async def _drop_files(self) -> None:
         if self._staging is not None:
             await self._staging.abandon()
-
-    def _readiness(self, session: Session) -> m.Ready:
-        info = session.info
-        return m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address or "", ["wan"])
+        if self._parcels is not None:
+            await self._parcels.abandon()
 
     def _ready_now(self) -> m.Ready:
         """Our readiness, with the time that is left for tasks: they should end before we drain."""
@@ -240,16 +262,39 @@ class Pilot:
 
     # --- what may end us ---
 
-    def _watch(self, session: Session) -> None:
-        def tunnel_lost(lost: asyncio.Future[TunnelError]) -> None:
-            if not lost.cancelled():
-                error = lost.result()
-                self._finish(End(str(error), status=5, layer=error.layer))
-
-        session.lost.add_done_callback(tunnel_lost)
+    def _watch(self) -> None:
         if self._options.walltime:
             begin = self._ends_at - self._options.drain_timeout - WALLTIME_MARGIN
             self._loop.call_at(begin, self._finish, End("its walltime ends", drain=self._options.drain_timeout))
+
+    def _watch_tunnel(self) -> None:
+        def given_up(error: TunnelError) -> None:
+            self._finish(End(str(error), status=5, layer=error.layer))
+
+        assert self._pool is not None
+        self._pool.on_death = self._tunnel.notice
+        self._tunnel.on_down = self._tunnel_down
+        self._tunnel.on_up = self._tunnel_up
+        self._tunnel.on_given_up = given_up
+        self._tunnel.watch()
+
+    def _tunnel_down(self, error: TunnelError, inside: bool) -> None:
+        assert self._pool is not None
+        self._link.send(m.TunnelDown(error.layer, str(error), inside))
+        self._down = m.TunnelDown(error.layer, str(error), inside)
+        self._pool.perform(self._core.tunnel_down(str(error), self._loop.time(), inside=inside))
+
+    def _tunnel_up(self, session: Session) -> None:
+        assert self._pool is not None
+        assert self._ready is not None
+        info = session.info
+        self._ready = msgspec.structs.replace(
+            self._ready, tunnel_mode=info.mode, tunnel_kind=info.kind, tunnel_seconds=info.bring_up_seconds,
+            tunnel_address=info.address,
+        )  # fmt: skip
+        self._down = None
+        self._link.send(m.TunnelUp(info.mode, info.kind, info.bring_up_seconds, info.address, self._ready.features))
+        self._pool.perform(self._core.tunnel_up(self._loop.time()))
 
     def _finish(self, end: End) -> None:
         if not self._end.done():
@@ -284,7 +329,7 @@ class Pilot:
         elif pool is None:
             log.warning("%s came before we were ready", kind.__name__)
         elif kind is m.Run:
-            pool.run(self._staging.take(message) if self._staging else message)
+            self._run(self._parcels.take(message) if self._parcels else message)
         elif kind is m.Retract:
             pool.perform(self._core.retract(self._without_files(message.tasks), now))
         elif kind is m.Cancel:
@@ -293,19 +338,25 @@ class Pilot:
     # --- our reports ---
 
     def _without_files(self, tasks: list[int], cancel: bool = False) -> list[int]:
-        return self._staging.withdraw(tasks, cancel) if self._staging else tasks
+        for apart in (self._parcels, self._staging):
+            tasks = apart.withdraw(tasks, cancel) if apart else tasks
+        return tasks
 
     def _report(self, report: Report) -> None:
         """What became of tasks in the core; those with outputs are told when these have been collected."""
         if self._staging:
             report = self._staging.ended(report)
-        self._report_more(report)
+        self._report_staged(report)
+
+    def _report_staged(self, report: Report) -> None:
+        """Large results are told when they have been brought."""
+        self._report_more(self._parcels.ended(report) if self._parcels else report)
 
     def _report_more(self, report: Report) -> None:
         if not self._update.results and not self._update.started:
             self._loop.call_soon(self._send_update)
         self._update.started.extend(report.started)
-        self._update.results.extend(map(_bounded, report.results))
+        self._update.results.extend(report.results)
         if report.returned or report.answers:
             self._send_update()  # a task that was announced and comes back: in this order
             self._link.send(m.Returned(report.returned))
@@ -340,8 +391,9 @@ class Pilot:
         await self._link.close(end.reason)
 
     async def _drain(self, pool: Pool, end: End) -> None:
-        if self._staging:
-            self._staging.drain()
+        for apart in (self._parcels, self._staging):
+            if apart:
+                apart.drain()
         pool.perform(self._core.drain(self._loop.time()))
         hurried = self._loop.create_task(self._hurry.wait())
         idle = self._loop.create_task(self._all_done(pool))
@@ -359,16 +411,8 @@ class Pilot:
         await pool.idle.wait()
         if self._staging:
             await self._staging.idle.wait()
-
-
-def _bounded(result: m.TaskResult) -> m.TaskResult:
-    """A result too large for a frame is told as such instead."""
-    if len(result.payload) <= FRAME_LIMIT - 3 * UPDATE_BYTES:
-        return result
-    return m.TaskResult(
-        result.id, Outcome.UNSERIALIZABLE.value, started_at=result.started_at, seconds=result.seconds,
-        message=f"the result is {len(result.payload)} bytes pickled, over the limit of 1 GiB; write it to a file",
-    )  # fmt: skip
+        if self._parcels:
+            await self._parcels.idle.wait()
 
 
 @contextlib.asynccontextmanager

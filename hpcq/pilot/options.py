@@ -17,6 +17,9 @@ from hpcq.pilot.scratch import scratch_base
 MANAGER_TIMEOUT = 300.0
 """Seconds a pilot goes on looking for a manager that is not there, by default."""
 
+TUNNEL_TIMEOUT = 1800.0
+"""Seconds a pilot tries to make its broken tunnel anew, by default; tasks that need no tunnel run on meanwhile."""
+
 DRAIN_TIMEOUT = 20.0
 """Seconds running tasks have to finish after SIGTERM, by default: less than Slurm's KillWait of 30."""
 
@@ -38,6 +41,7 @@ class Options(NamedTuple):
     disk: int
     gpus: tuple[str, ...]
     cache_size: int | None = None
+    tunnel_timeout: float = TUNNEL_TIMEOUT
 
 
 class Job(NamedTuple):
@@ -67,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the node's cache of files (default: 10240, or half the free space)",
     )
     parser.add_argument("--manager-timeout", type=float, default=MANAGER_TIMEOUT, metavar="S")
+    parser.add_argument("--tunnel-timeout", type=float, default=TUNNEL_TIMEOUT, metavar="S")
     parser.add_argument("--drain-timeout", type=float, default=DRAIN_TIMEOUT, metavar="S")
     parser.add_argument("--batch", default="", metavar="NAME", help="the batch system that started us")
     return parser
@@ -95,7 +100,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return Options(
         known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),
         known.scratch, known.manager_timeout, known.drain_timeout, known.batch,
-        disk, gpus, known.cache_size,
+        disk, gpus, known.cache_size, known.tunnel_timeout,
     )  # fmt: skip
 
 

@@ -25,9 +25,11 @@ import msgspec
 from hpcq import messages as m
 from hpcq.pilot import datagrams
 from hpcq.pilot.core import Core
+from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import task_environment
 from hpcq.pilot.lanes import Broken, Command, Give, Kill, Pin, Recall, Report, Start
 from hpcq.pilot.processes import kill_session, kill_tree, pin_tree
+from hpcq.pilot.rest import Readers
 from hpcq.pilot.runner import FromRunner, Held, Ready, read_bounded
 from hpcq.pilot.sampler import YOUNG, Sampler, Target
 from hpcq.pilot.scratch import remove_tree
@@ -59,7 +61,7 @@ class Runner:
         self.directory = directory
         self.process: Spawned | None = None
         self.known: set[bytes] = set()
-        self.unsent: deque[tuple[bytes, int | None]] = deque()
+        self.unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.killed = False
         self.cpus: tuple[int, ...] = ()
         self.held = 0.0
@@ -89,34 +91,40 @@ class Runner:
         for descriptor in (self.output, self.errors):
             os.close(descriptor)
         for _, attached in self.unsent:
-            if attached is not None:
-                os.close(attached)
+            for descriptor in attached:
+                os.close(descriptor)
         remove_tree(self.directory)
 
 
 class Pool:
-    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager."""
+    """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager, ``on_death``
+    before a runner's death is judged: whoever knows that its surroundings broke says so now.
+    """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all six differ in type
         self,
         core: Core,
         scratch: Path,
         spawn: dict[str, Spawn],
         report: Callable[[Report], None],
         broken: Callable[[str], None],
+        hold: Hold,
     ) -> None:
         self._core = core
         self._scratch = scratch
         self._spawn = spawn
         self._report = report
         self._broken = broken
+        self.on_death: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._runners: dict[int, Runner] = {}
         self._functions: dict[bytes, bytes] = {}
         self._lives: set[asyncio.Task[None]] = set()
+        self._readers: Readers[Runner] = Readers(self._loop, self._read, lambda runner: core.busy_for(runner.lane))
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self.sandboxes: dict[int, str] = {}
+        self.hold = hold
         self._sampler = Sampler(self._at_work, self._exceeded)
         self._sampling = self._loop.create_task(self._sampler.run())
         self.idle = asyncio.Event()
@@ -174,6 +182,7 @@ class Pool:
 
     def _on_time(self) -> None:
         self._timer = self._timer_at = None
+        self._readers.catch_up()
         self.perform(self._core.time(self._loop.time()))
 
     # --- one runner's life ---
@@ -194,12 +203,13 @@ class Pool:
                 os.write(runner.errors, f"{type(error).__name__}: {error}\n".encode())
                 status = 127
             written = runner.written()
-            unread = {message.task.id for message in self._not_begun(runner) if isinstance(message, m.Execute)}
+            unread = self._not_begun(runner)
         finally:
             del self._runners[runner.lane]
-            self._loop.remove_reader(runner.results)
+            self._readers.leave(runner)
             self._loop.remove_writer(runner.tasks)
             runner.close()
+        self.on_death()
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)
@@ -225,7 +235,7 @@ class Pool:
             kill_tree(process.pid)
         elif runner.cpus:
             pin_tree(process.pid, runner.cpus)
-        self._loop.add_reader(runner.results, self._read, runner)
+        self._readers.watch(runner)
         status = await process.wait()
         kill_session(process.pid)
         while self._read(runner):
@@ -241,7 +251,7 @@ class Pool:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._loop.remove_reader(runner.results)
+            self._readers.leave(runner)
             return False
         results = []
         for body in runner.frames.feed(data):
@@ -251,6 +261,8 @@ class Pool:
             elif isinstance(message, Held):
                 runner.held = message.memory
             else:
+                if message.parcel is not None:
+                    self.hold.left(message.id, datagrams.left(runner.tasks, message.id), message.parcel)
                 results.append(self._measured(runner, message))
         if results:
             self.perform(self._core.ended(runner.lane, results, self._loop.time()))
@@ -305,10 +317,13 @@ class Pool:
         if key and key not in runner.known:
             runner.known.add(key)
             self._send(runner, m.Define(key, self._functions[key]))
-        self._send(runner, m.Execute(command.task, self.sandboxes.get(command.task.id, "")))
+        number = command.task.id
+        load = self.hold.given.get(number)
+        execute = m.Execute(command.task, self.sandboxes.get(number, ""), -1, self.hold.shelf.is_full())
+        self._send(runner, execute, -1 if load is None else load.descriptor)
 
-    def _send(self, runner: Runner, message: msgspec.Struct) -> None:
-        runner.unsent.append(datagrams.pack(message))
+    def _send(self, runner: Runner, message: msgspec.Struct, parcel: int = -1) -> None:
+        runner.unsent.append(datagrams.pack(message, parcel))
         if len(runner.unsent) == 1:
             self._send_waiting(runner)
 
@@ -323,8 +338,8 @@ class Pool:
             except OSError:  # it has died: what it was given is found out by that
                 pass
             runner.unsent.popleft()
-            if attached is not None:
-                os.close(attached)
+            for descriptor in attached:
+                os.close(descriptor)
 
     def _on_writable(self, runner: Runner) -> None:
         self._loop.remove_writer(runner.tasks)
@@ -334,16 +349,20 @@ class Pool:
         runner = self._runners.get(lane)
         if runner is None:
             return
+        self._read(runner)  # what it has done it need not be killed for
+        self.perform(self._core.recalled(lane, self._not_begun(runner), self._loop.time()))
+
+    def _not_begun(self, runner: Runner) -> set[int]:
+        """Take back what the runner has not got; which tasks are among it."""
         back: set[int] = set()
-        for message in self._not_begun(runner):
+        for message in [*self._unread(runner), *self._unsent(runner)]:
             if isinstance(message, m.Execute):
                 back.add(message.task.id)
+                if message.parcel >= 0:
+                    os.close(message.parcel)
             elif isinstance(message, m.Define):
                 runner.known.discard(message.key)
-        self.perform(self._core.recalled(lane, back, self._loop.time()))
-
-    def _not_begun(self, runner: Runner) -> list[Any]:
-        return [*self._unread(runner), *self._unsent(runner)]
+        return back
 
     def _unread(self, runner: Runner) -> list[Any]:
         """What is still in the socket; the far end is blocking for the runner, so each read says not to wait."""
@@ -367,6 +386,7 @@ class Pool:
             self._kill(lane)
         if self._timer is not None:
             self._timer.cancel()
+        self._readers.close()
         while self._lives:
             await asyncio.wait(self._lives)
 

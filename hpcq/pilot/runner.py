@@ -32,7 +32,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -45,6 +46,9 @@ from hpcq.pilot.scratch import remove_tree
 from hpcq.pilot.usage import Meter, disk_bytes, resident_mb
 from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
+
+if TYPE_CHECKING:
+    from hpcq.parcels import Pieces
 
 flush_c_streams = ctypes.CDLL(None).fflush
 flush_c_streams.argtypes = [ctypes.c_void_p]
@@ -133,6 +137,9 @@ class Runner:
         self._child_mb = 0.0
         self._disk = 0
         self._sandbox = ""
+        self._attached = -1
+        self._spill = False
+        self._pieces: list[int] | None = None
 
     def run(self) -> None:
         """Until the pilot hangs up, or it is worn."""
@@ -140,7 +147,10 @@ class Runner:
         while (message := datagrams.receive(self._tasks)) is not None:
             kind = type(message)
             if kind is m.Execute:
+                self._attached, self._spill = message.parcel, message.spill
                 self._results.sendall(frame(self._execute(message.task, message.directory)))
+                if message.parcel >= 0:
+                    os.close(message.parcel)
                 if self._worn(message.task):
                     return
             elif kind is m.Define:
@@ -165,6 +175,7 @@ class Runner:
         exit_code: int | None = None
         payload = b""
         self._child_mb = 0.0
+        self._pieces = None
         self._sandbox = directory
         with _environment(task.env):
             if task.function:
@@ -181,6 +192,7 @@ class Runner:
         return m.TaskResult(
             task.id, outcome.value, payload, exit_code, output, errors, message, started_at, seconds,
             left_out + errors_left_out, self._child_mb or self._meter.peak_mb, self._disk / 2**20, cpu,
+            parcel=self._pieces,
         )  # fmt: skip
 
     # --- functions ---
@@ -188,7 +200,7 @@ class Runner:
     def _call(self, task: m.TaskSpec) -> tuple[Outcome, bytes, str]:
         try:
             function = self._function(task.function)
-            args, kwargs = serialize.load_arguments(task.payload)
+            args, kwargs = serialize.load_arguments(task.payload if task.parcel is None else self._views(task.parcel))
         except BaseException as error:
             return Outcome.UNSERIALIZABLE, b"", _cannot_rebuild(error)
         try:
@@ -196,11 +208,38 @@ class Runner:
                 os.chdir(self._sandbox)
             value = function(*args, **kwargs)
         except BaseException as error:
-            return Outcome.EXCEPTION, serialize.dump_exception(error, skip=1), serialize.one_line(error)
+            raised = serialize.dump_exception(error, skip=1)
+            return self._checked(task, Outcome.EXCEPTION, raised, serialize.one_line(error))
         try:
-            return Outcome.SUCCESS, serialize.dump_value(value), ""
+            return self._checked(task, Outcome.SUCCESS, serialize.dump_value(value), "")
         except SerializationError as error:
             return Outcome.UNSERIALIZABLE, b"", str(error)
+
+    def _views(self, sizes: list[int]) -> list[memoryview]:
+        """Large arguments, where they are."""
+        from hpcq.parcels import Parcel  # noqa: PLC0415 - small tasks do without
+
+        return Parcel(os.fstat(self._attached).st_size, os.dup(self._attached)).views(sizes)
+
+    def _checked(
+        self, task: m.TaskSpec, outcome: Outcome, payload: bytes | Pieces, message: str
+    ) -> tuple[Outcome, bytes, str]:
+        """A value or exception; a large one is left with the pilot."""
+        if type(payload) is bytes:
+            return outcome, payload, message
+        from hpcq import parcels  # noqa: PLC0415 - small tasks do without
+
+        assert not isinstance(payload, bytes)
+        sizes = payload.sizes
+        try:
+            parcel = parcels.new_file(parcels.total_size(sizes), self._spill, Path(self._home).parent)
+            parcel.fill(payload)
+        except OSError as error:
+            where = f"on {socket.gethostname()}, {'on disk' if self._spill else 'in memory'}"
+            return Outcome.FILES, b"", f"the result, {sum(sizes)} bytes, cannot be kept {where}: {error.strerror}"
+        datagrams.leave(self._tasks, task.id, parcel.descriptor, self._spill)
+        self._pieces = sizes
+        return outcome, b"", message
 
     def _function(self, key: bytes) -> Callable[..., Any]:
         known = self._functions[key]

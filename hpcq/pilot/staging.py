@@ -214,7 +214,7 @@ class Staging:
     def _end(self, job: Job, outcome: Outcome, message: str, lost: bytes = b"") -> None:
         result = job.result or m.TaskResult(job.task.id, "")
         result = msgspec.structs.replace(
-            result, outcome=outcome.value, message=message, payload=b"", kept=None, lost_input=lost
+            result, outcome=outcome.value, message=message, payload=b"", kept=None, lost_input=lost, parcel=None
         )
         self._report(Report([], [result], []))
         self._leave(job)

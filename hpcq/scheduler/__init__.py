@@ -22,6 +22,7 @@ The same events give the same commands, so a recorded run replays. One concern t
       |<--pilot gone-------+                |
       |<--pilot gone, a retry spent---------+
       |<--end as resources, more to be had--+
+      |<--end as network: the tunnel was down
     any of READY, ASSIGNED, RUNNING --cancel--> DONE (READY) or ENDING --end, give back, pilot gone--> DONE (cancelled)
 
 A task counts as begun only once its pilot said so; the pilot says so before it begins. Hence a task that was merely
@@ -57,7 +58,9 @@ from hpcq.scheduler.events import (
     PilotDraining,
     PilotGone,
     PilotReady,
+    PilotTunnel,
     Returned,
+    SpeculationSet,
     Started,
     StartFailed,
     Stop,
@@ -90,8 +93,10 @@ __all__ = [
     "PilotDraining",
     "PilotGone",
     "PilotReady",
+    "PilotTunnel",
     "Returned",
     "Scheduler",
+    "SpeculationSet",
     "StartFailed",
     "Started",
     "Stop",

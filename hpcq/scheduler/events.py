@@ -71,6 +71,15 @@ class PilotReady(_Value):
     time_left: float = math.inf
 
 
+class PilotTunnel(_Value):
+    """A pilot's tunnel broke or is back; unless ``usable``, nothing can run there meanwhile."""
+
+    pilot: str
+    wan: bool
+    usable: bool = True
+    features: frozenset[str] = NO_FEATURES
+
+
 class PilotDraining(_Value):
     """A pilot takes nothing new."""
 
@@ -88,6 +97,12 @@ class StartFailed(_Value):
     """A pilot on this host could not serve."""
 
     host: str
+
+
+class SpeculationSet(_Value):
+    """Copies of outliers from now on: ``multiplier`` times the typical time makes one; None: no more."""
+
+    multiplier: float | None
 
 
 class HostBlocked(_Value):
@@ -143,9 +158,11 @@ Event = (
     | Cancelled
     | CategorySet
     | PilotReady
+    | PilotTunnel
     | PilotDraining
     | PilotGone
     | StartFailed
+    | SpeculationSet
     | HostBlocked
     | HostUnblocked
     | Started

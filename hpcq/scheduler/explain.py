@@ -129,6 +129,9 @@ def _unusable(scheduler: Scheduler, pilots: list[Pilot]) -> str:
     parts = [f"host {host} is blocked: {scheduler.hosts.why(host)}" for host in sorted(blocked)[:3]]
     if len(blocked) > 3:
         parts.append(f"{len(blocked) - 3} more hosts are blocked")
+    paused = sum(pilot.paused for pilot in pilots)
+    if paused:
+        parts.append(f"{_pilots(paused)} {'makes its' if paused == 1 else 'make their'} broken tunnel anew")
     if draining:
         parts.append(f"{_pilots(draining)} draining")
     return ", ".join(parts)

@@ -25,7 +25,9 @@ from hpcq.scheduler.events import (
     PilotDraining,
     PilotGone,
     PilotReady,
+    PilotTunnel,
     Returned,
+    SpeculationSet,
     Started,
     StartFailed,
     Stop,
@@ -48,6 +50,9 @@ LOOKED_AT = 64
 
 OVERDUE_EVERY = 1.0
 """Seconds between two looks at what pilots hold in advance and could no longer end before they themselves do."""
+
+REPEATED = frozenset({Outcome.LOST, Outcome.NETWORK, Outcome.RESOURCES})
+"""Ends of an attempt after which another may follow."""
 
 KINDS_KEPT = 1000
 """Categories without tasks whose experience is kept; those that were configured always are."""
@@ -74,11 +79,13 @@ class Scheduler:
             Cancelled: self._cancelled,
             CategorySet: self._category_set,
             PilotReady: self._pilot_ready,
+            PilotTunnel: self._pilot_tunnel,
             PilotDraining: self._pilot_draining,
             PilotGone: self._pilot_gone,
             StartFailed: self._start_failed,
             HostBlocked: self._host_blocked,
             HostUnblocked: self._host_unblocked,
+            SpeculationSet: self._speculation_set,
             Started: self._started,
             Ended: self._ended,
             Returned: self._returned,
@@ -206,6 +213,12 @@ class Scheduler:
         self.hosts.arrived(pilot)
         self.placement.touch(pilot)
 
+    def _pilot_tunnel(self, event: PilotTunnel, now: float) -> None:
+        pilot = self.pilots.get(event.pilot)
+        if pilot is not None:
+            pilot.wan, pilot.paused, pilot.features = event.wan, not event.usable, event.features
+            self.placement.touch(pilot)
+
     def _pilot_draining(self, event: PilotDraining, now: float) -> None:
         pilot = self.pilots.get(event.pilot)
         if pilot is not None:
@@ -316,17 +329,14 @@ class Scheduler:
 
     def _again(self, pilot: Pilot, record: Record, task: EndedTask, now: float) -> bool:
         """Whether this end is not the task's last; then it goes on elsewhere or waits."""
-        if task.outcome == Outcome.LOST:
-            if self._copy_is_gone(record, pilot, begun=True):
-                return True
-            if record.attempts > record.retries:
-                return False
-        elif task.outcome == Outcome.RESOURCES:
-            if self._copy_is_gone(record, pilot, begun=False):
-                return True
-            if not self._raise(record, task):
-                return False
-        else:
+        outcome = task.outcome
+        if outcome not in REPEATED:
+            return False
+        if self._copy_is_gone(record, pilot, begun=outcome == Outcome.LOST):
+            return True
+        if outcome == Outcome.NETWORK:
+            record.retries += 1  # the tunnel's fault costs the task nothing
+        elif record.attempts > record.retries if outcome == Outcome.LOST else not self._raise(record, task):
             return False
         record.pilot = None
         record.move("end", TaskState.READY, now)
@@ -407,6 +417,12 @@ class Scheduler:
             pilot.asked_back = True
             self.placement.touch(pilot)
             self._commands.append(AskBack(pilot.name, wanted))
+
+    def _speculation_set(self, event: SpeculationSet, now: float) -> None:
+        self._speculation = None if event.multiplier is None else Speculation(event.multiplier)
+        for record in self.tasks.values():
+            if self._speculation is not None and record.state is TaskState.RUNNING:
+                self._speculation.watch(record, now)
 
     def _speculate(self, now: float) -> None:
         """Give outliers a copy where there is room that nothing else waits for."""

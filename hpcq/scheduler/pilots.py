@@ -29,12 +29,14 @@ class Pilot:
     """One pilot that is ready or draining. ``claimed`` tasks hold resources; ``backlog`` waits there, in order.
 
     ``load`` is how much of what it may hold in advance it holds, 1 for all. ``listed`` is what the scheduler's sum of
-    free cores counts of it, ``progress`` when something last ended there.
+    free cores counts of it, ``progress`` when something last ended there. ``paused``: nothing can run there while
+    its tunnel is being made anew.
     """
 
     __slots__ = (
         "asked_back", "backlog", "blocked", "claimed", "cores", "disk", "draining", "ends_at", "features", "free_cores",
-        "free_disk", "free_gpus", "free_memory", "gpus", "host", "listed", "load", "memory", "name", "progress", "wan",
+        "free_disk", "free_gpus", "free_memory", "gpus", "host", "listed", "load", "memory", "name", "paused",
+        "progress", "wan",
     )  # fmt: skip
 
     def __init__(self, ready: PilotReady, now: float) -> None:
@@ -49,6 +51,7 @@ class Pilot:
         self.ends_at = now + ready.time_left
         self.draining = False
         self.blocked = False
+        self.paused = False
         self.claimed: dict[int, Record] = {}
         self.backlog: dict[int, Record] = {}
         self.load = 0.0
@@ -59,7 +62,7 @@ class Pilot:
     @property
     def usable(self) -> bool:
         """Whether anything new may be placed here."""
-        return not self.draining and not self.blocked
+        return not self.draining and not self.blocked and not self.paused
 
     def find(self, number: int) -> Record | None:
         """The task of that id if it is here."""

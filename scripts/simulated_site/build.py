@@ -89,6 +89,7 @@ def describe(pids: dict[str, int], user: mounts.User, is_root: bool, left_out: d
         "dns": plan.WAN_ADDRESS,
         "outside_address": {"wan": plan.WAN_ADDRESS, "login": plan.LOGIN_OUTSIDE},
         "xrootd_url": plan.XROOTD_URL,
+        "store": str(plan.STORE),
         "http_url": plan.HTTP_URL,
         "files": list(plan.ROOT_FILES),
         "slurm": False,

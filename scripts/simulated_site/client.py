@@ -21,7 +21,7 @@ from typing import Any
 
 from simulated_site.errors import SiteError
 
-VARIABLE = "HPCQ_SITE"
+VARIABLE = "HPCQ_SIMULATED_SITE"
 RUN_DEADLINE = 60.0
 USER_PATH = "/usr/local/bin:/usr/bin:/bin"  # what login gives an ordinary user on Debian: no sbin
 
@@ -34,7 +34,7 @@ class Site:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Site:
-        """The site named by HPCQ_SITE; `SiteError` outside one."""
+        """The site named by HPCQ_SIMULATED_SITE; `SiteError` outside one."""
         found = path or os.environ.get(VARIABLE)
         if not found:
             raise SiteError(f"not inside a simulated site ({VARIABLE} is not set): start with scripts/site run -- …")

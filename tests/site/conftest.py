@@ -17,6 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
+from cluster import Cluster, until
 from simulated_site.client import VARIABLE, Site
 
 MUST_RUN = os.environ.get("HPCQ_TESTS_MUST_RUN") == "1"
@@ -70,3 +71,19 @@ def shared_path(site: Site) -> Iterator[Path]:
         shutil.chown(path, site.description["user"]["uid"], site.description["user"]["gid"])
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(slurm: Site, xrootd: Site, shared_path: Path) -> Iterator[Cluster]:
+    one = Cluster(slurm, shared_path)
+    yield one
+    one.site.run("login", ["scancel", "--me", "--signal=KILL", "--full"])
+    one.site.run("login", ["scancel", "--me"])
+    until(lambda: not one.jobs(), "no job is left")
+
+
+@pytest.fixture
+def gateway(cluster: Cluster) -> Iterator[None]:
+    cluster.hpcq("vpn", "gateway", "start")
+    yield
+    cluster.hpcq("vpn", "gateway", "stop")

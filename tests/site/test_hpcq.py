@@ -5,18 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from simulated_site.client import Site
-
-DEADLINE = 90.0
-LOOK = 0.3
+from cluster import DEADLINE, WAIT, Cluster, alive, descendants, finished, until
 
 READ = """
 import sys, hpcq
@@ -31,92 +23,6 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
         task = queue.wait(80)
         print(task.outcome, task.output, task.hostname, task.message, flush=True)
 """
-
-WAIT = """
-import sys, hpcq
-with hpcq.Queue(name=sys.argv[1]) as queue:
-    queue.submit(hpcq.Task(sys.argv[2]))
-    while not queue.empty():
-        task = queue.wait(80)
-        print("done", task.outcome, task.attempts, task.hostname, task.message, flush=True)
-"""
-
-
-def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    """The first true value of ``condition``: Slurm tells nobody when something changes."""
-    end = time.monotonic() + deadline
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {deadline:.0f} s: {what}"
-        time.sleep(LOOK)
-    return value
-
-
-class Cluster:
-    """What the tests do with a site, as its ordinary user."""
-
-    def __init__(self, site: Site, directory: Path) -> None:
-        self.site = site
-        self.directory = directory
-        self.queue = f"q{uuid.uuid4().hex[:8]}"
-
-    def hpcq(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        answer = self.site.run("login", ["hpcq", *arguments], timeout=DEADLINE)
-        assert answer.returncode == status, f"{answer.returncode}: {answer.stdout}{answer.stderr}"
-        return answer
-
-    def submit(self, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        base = ("--name", self.queue, "--create", "--batch", "slurm", "--cores", "2", "--memory", "1GB")
-        return self.hpcq("submit-pilots", *base, *options, status=status)
-
-    def program(self, text: str, *arguments: str) -> subprocess.Popen[str]:
-        file = self.directory / "program.py"
-        file.write_text(text)
-        file.chmod(0o644)
-        command = [self.site.description["python"], str(file), self.queue, *arguments]
-        return self.site.popen("login", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def pilots(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self.hpcq("pilots", "--name", self.queue, "--json").stdout)
-        return rows
-
-    def jobs(self) -> list[str]:
-        """Slurm's jobs of the user that are not over."""
-        return self.site.run("login", ["squeue", "--me", "-h", "-r", "-o", "%i %T"], check=True).stdout.split("\n")[:-1]
-
-    def pid_of_pilot(self, host: str) -> int:
-        """The pilot of our queue that runs on ``host``; 0 when there is none."""
-        here = Path(f"/proc/{self.site.hosts[host]['pid']}/ns/uts").readlink()
-        found = [one for one in Path("/proc").iterdir() if one.name.isdecimal() and self._is_pilot(one)]
-        return next((int(one.name) for one in found if (one / "ns/uts").readlink() == here), 0)
-
-    def _is_pilot(self, process: Path) -> bool:
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return b"hpcq.pilot" in words and any(f"/{self.queue}/".encode() in word for word in words)
-
-
-@pytest.fixture
-def cluster(slurm: Site, xrootd: Site, shared_path: Path) -> Iterator[Cluster]:
-    one = Cluster(slurm, shared_path)
-    yield one
-    one.site.run("login", ["scancel", "--me", "--signal=KILL", "--full"])
-    one.site.run("login", ["scancel", "--me"])
-    until(lambda: not one.jobs(), "no job is left")
-
-
-@pytest.fixture
-def gateway(cluster: Cluster) -> Iterator[None]:
-    cluster.hpcq("vpn", "gateway", "start")
-    yield
-    cluster.hpcq("vpn", "gateway", "stop")
-
-
-def finished(program: subprocess.Popen[str]) -> str:
-    output, _ = program.communicate(timeout=DEADLINE)
-    assert program.returncode == 0, output
-    return output
 
 
 XROOTD = ("--vpn", "openconnect", "--require", "root://xrootd.wan.test:1094")
@@ -263,15 +169,3 @@ def test_a_killed_pilot_leaves_nothing_on_its_node(cluster: Cluster) -> None:
     until(lambda: not [one for one in tree if alive(one)], "all its processes are gone")
     program.send_signal(signal.SIGINT)
     program.communicate(timeout=DEADLINE)
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid, *(one for child in children for one in descendants(child))]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

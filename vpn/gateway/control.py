@@ -47,12 +47,15 @@ class Issued(msgspec.Struct, tag=True, frozen=True):
 
 
 class Pilot(msgspec.Struct, frozen=True):
-    """One credential: ``state`` is issued, connected, disconnected."""
+    """One credential: ``state`` is issued, connected, disconnected, restored; TCP connections open, and bytes."""
 
     label: str
     username: str
     state: str
     address: str
+    connections: int = 0
+    up: int = 0
+    down: int = 0
 
 
 class Report(msgspec.Struct, tag=True, frozen=True):
@@ -66,6 +69,8 @@ class Report(msgspec.Struct, tag=True, frozen=True):
     dns: list[str]
     uptime: float
     pilots: list[Pilot]
+    relay_port: int = 0
+    refusal: str = ""
 
 
 class Agreed(msgspec.Struct, tag=True, frozen=True):

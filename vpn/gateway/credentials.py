@@ -1,27 +1,54 @@
-"""The gateway's credentials: who was given one, and what became of it. A pure book; the daemon acts on its
+"""The gateway's credentials: who was given one, and what became of it. A pure book; the server acts on its
 answers.
 
-States: issued → connected ⇄ disconnected → (revoked, forgotten). The first login spends the password: from
-then on only the session's cookie, which ocserv keeps, can connect again.
+States: issued → connected ⇄ disconnected → (revoked, forgotten). The first login spends the password: from then on
+only the session's cookie, which ocserv keeps, can connect again. Cookies do not outlive ocserv. So a gateway that is
+started again accepts each password of those that were connected once more (``restored``), and those that were never
+used as before.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+import msgspec
 
 from vpn.gateway.control import Pilot
 from vpn.gateway.ocserv import Event
+from vpn.gateway.passwords import hash_password
+from vpn.gateway.plane_messages import Figure
+from vpn.gateway.tickets import digest_of
 
 UNUSED_LIFETIME = 3600.0  # seconds a credential waits for its login
+UNUSED = ("issued", "restored")  # states in which the password is good
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """A credential as it is kept on disk, for a gateway that is started again; ``until`` in seconds of the epoch.
+
+    The hash is for ocserv, the digest for the relay. Both are of a random password: of no use to who reads them, but
+    nobody else's business either.
+    """
+
+    label: str
+    username: str
+    hash: str
+    digest: bytes
+    until: float
+    used: bool
 
 
 @dataclass
 class Entry:
-    """One credential."""
+    """One credential; unused, its password is good until ``until`` (seconds of the epoch)."""
 
     label: str
     username: str
+    hash: str
+    digest: bytes
+    until: float
     state: str = "issued"
     address: str = ""
     workers: set[str] = field(default_factory=set)
@@ -33,11 +60,35 @@ class Book:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
 
-    def issue(self, label: str) -> tuple[str, str]:
+    def issue(self, label: str, now: float) -> tuple[str, str]:
         """A fresh user and password."""
-        username = f"pilot-{secrets.token_hex(8)}"
-        self._entries[username] = Entry(label, username)
-        return username, secrets.token_urlsafe(24)
+        username, password = f"pilot-{secrets.token_hex(8)}", secrets.token_urlsafe(24)
+        digest = digest_of(password.encode())
+        self._entries[username] = Entry(label, username, hash_password(password), digest, now + UNUSED_LIFETIME)
+        return username, password
+
+    def restore(self, saved: Iterable[Saved], now: float) -> None:
+        """Take over what an earlier gateway of this name had; a clock that was set back shortens nothing."""
+        for one in saved:
+            until = now + UNUSED_LIFETIME if one.used else min(one.until, now + UNUSED_LIFETIME)
+            if until > now:
+                state = "restored" if one.used else "issued"
+                self._entries[one.username] = Entry(one.label, one.username, one.hash, one.digest, until, state)
+
+    def saved(self) -> list[Saved]:
+        """What to keep."""
+        return [
+            Saved(entry.label, entry.username, entry.hash, entry.digest, entry.until, entry.state != "issued")
+            for entry in self._entries.values()
+        ]
+
+    def passwords(self) -> list[tuple[str, str]]:
+        """User and hash of those who may log in with a password."""
+        return [(entry.username, entry.hash) for entry in self._entries.values() if entry.state in UNUSED]
+
+    def digests(self) -> list[tuple[str, bytes]]:
+        """User and digest of those who may log in with a password."""
+        return [(entry.username, entry.digest) for entry in self._entries.values() if entry.state in UNUSED]
 
     def on_event(self, event: Event) -> bool:
         """Note a connection or its end; True when it spent the password, which is then to be withdrawn."""
@@ -47,9 +98,9 @@ class Book:
         if event.reason == "disconnect":
             entry.workers.discard(event.worker)
             if not entry.workers:
-                entry.state, entry.address = "disconnected", ""
+                entry.state = "disconnected"
             return False
-        first = entry.state == "issued"
+        first = entry.state in UNUSED
         entry.workers.add(event.worker)
         entry.state, entry.address = "connected", event.address
         return first
@@ -59,21 +110,29 @@ class Book:
         entry = self._entries.pop(username, None)
         return entry.state if entry else ""
 
-    def forget_disconnected(self, username: str) -> None:
-        """Drop a credential whose cookie has expired as well."""
-        entry = self._entries.get(username)
-        if entry is not None and entry.state == "disconnected":
-            del self._entries[username]
+    def expired(self, now: float) -> list[str]:
+        """Users of passwords whose time has passed unused."""
+        return [entry.username for entry in self._entries.values() if entry.state in UNUSED and entry.until <= now]
 
-    def is_unused(self, username: str) -> bool:
-        """Whether it still waits for its login."""
+    def is_disconnected(self, username: str) -> bool:
+        """Whether it was connected and is not."""
         entry = self._entries.get(username)
-        return entry is not None and entry.state == "issued"
+        return entry is not None and entry.state == "disconnected"
 
     def is_known(self, username: str) -> bool:
         """Whether it was issued and not revoked."""
         return username in self._entries
 
-    def pilots(self) -> list[Pilot]:
+    def label(self, username: str) -> str:
+        """Whom it was made for; "" when unknown."""
+        entry = self._entries.get(username)
+        return entry.label if entry else ""
+
+    def pilots(self, figures: dict[str, Figure]) -> list[Pilot]:
         """For a status report."""
-        return [Pilot(entry.label, entry.username, entry.state, entry.address) for entry in self._entries.values()]
+        return [_pilot(entry, figures.get(entry.username, Figure(0, 0, 0, 0))) for entry in self._entries.values()]
+
+
+def _pilot(entry: Entry, figure: Figure) -> Pilot:
+    address = entry.address if entry.state == "connected" else ""
+    return Pilot(entry.label, entry.username, entry.state, address, figure.open, figure.up, figure.down)

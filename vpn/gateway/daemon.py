@@ -20,11 +20,14 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from vpn.config import Credential, Secret
 from vpn.errors import GatewayError, VpnError
-from vpn.gateway import control, state
-from vpn.gateway.ocserv import UPLINK_DNS
+from vpn.gateway import control, ocserv, relay_process, state
+from vpn.gateway.addresses import UPLINK_DNS
+from vpn.gateway.plane_messages import Figure
+from vpn.gateway.relay_process import Relay, start_relay
 from vpn.gateway.server import Server
 from vpn.gateway.state import GatewayConfig, Record
 from vpn.process import first_of
@@ -52,6 +55,7 @@ class Daemon:
             stack.callback(state.remove_socket_directory, self.sockets)
             await self.server.start()
             stack.push_async_callback(self.server.close)
+            await self._start_relay(stack)
             listener = stack.enter_context(control.listen(self.sockets))
             stack.callback((self.sockets / control.SOCKET_NAME).unlink, missing_ok=True)
             accepting = asyncio.create_task(self._accept(listener))
@@ -66,10 +70,11 @@ class Daemon:
 
     async def _serve(self) -> None:
         stopped = asyncio.create_task(self.stopped.wait())
-        await first_of(stopped, self.server.ended)
+        parts = (self.server.ended, self.relay.ended)
+        await first_of(stopped, *parts)
         stopped.cancel()
-        if self.server.ended.done() and not self.stopped.is_set():
-            reason = f"the gateway ended: {self.server.ended.result()}"
+        if not self.stopped.is_set():
+            reason = f"the gateway ended: {next(part.result() for part in parts if part.done())}"
             log.error(reason)
             raise GatewayError(reason)
         log.info("stopping")
@@ -85,7 +90,25 @@ class Daemon:
             port=self.server.port,
             pin=self.server.pin,
             control=str(self.sockets / control.SOCKET_NAME),
+            relay_port=self.relay.port,
+            refusal=self.server.refusal,
         )
+
+    async def _start_relay(self, stack: AsyncExitStack) -> None:
+        config = self.config
+        settings = relay_process.Settings(
+            str(self.directory), config.allow, config.dns, config.rate, config.rate_per_pilot
+        )
+        where = (config.listen, config.relay_port, config.port or self.server.port)
+        self.relay: Relay = await start_relay(stack, settings, where, self._on_session)
+        self.server.spent = self.relay.spend
+        for username, digest in self.server.book.digests():
+            self.relay.restore(username, digest)
+
+    def _on_session(self, session: relay_process.Session) -> None:
+        task = asyncio.create_task(self.server.relayed(session.what, session.username, session.address))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
     def _addresses(self) -> list[str]:
         if self.config.listen in ("", "0.0.0.0"):  # noqa: S104
@@ -122,18 +145,27 @@ class Daemon:
         match request:
             case control.Issue(label):
                 username, password = await self.server.issue(label)
-                addresses = tuple(self._addresses())
-                credential = Credential(addresses, self.server.port, self.server.pin, username, Secret(password))
+                self.relay.add(username, password)
+                mtu, dtls = (ocserv.MTU, False) if self.config.uplink == "sockets" else (0, True)
+                where = (tuple(self._addresses()), self.server.port, self.server.pin)
+                credential = Credential(*where, username, Secret(password), self.relay.port, mtu, dtls)
                 return control.Issued(credential.to_bytes())
             case control.Revoke(username):
+                self.relay.revoke(username)
                 await self.server.revoke(username)
             case control.Status():
-                return self._report()
+                return self._report(await self.server.figures(), await self.relay.used())
             case control.Stop():
                 self.stopped.set()
         return control.Agreed()
 
-    def _report(self) -> control.Report:
+    def _report(self, figures: dict[str, Figure], used: dict[str, relay_process.Use]) -> control.Report:
+        pilots = [
+            structs.replace(pilot, connections=use.connections, up=use.up, down=use.down)
+            if (use := used.get(pilot.username))
+            else pilot
+            for pilot in self.server.book.pilots(figures)
+        ]
         return control.Report(
             name=self.config.name,
             host=socket.gethostname(),
@@ -142,7 +174,9 @@ class Daemon:
             pin=self.server.pin,
             dns=list(self.config.dns) or [UPLINK_DNS],
             uptime=time.monotonic() - self.started_at,
-            pilots=self.server.book.pilots(),
+            pilots=pilots,
+            relay_port=self.relay.port,
+            refusal=self.server.refusal,
         )
 
 
@@ -189,14 +223,17 @@ def _refuse_running(record: Record | None) -> None:
 
 def _answers(record: Record) -> bool:
     for address in record.addresses:
-        with suppress(OSError), socket.create_connection((address, record.port), timeout=2):
+        with suppress(OSError), socket.create_connection((address, record.port or record.relay_port), timeout=2):
             return True
     return False
 
 
 def describe(record: Record) -> str:
     """One line for people."""
-    return f"{record.host} {' '.join(record.addresses)} port {record.port} {record.pin} (pid {record.pid})"
+    ports = f"port {record.port}, " if record.port else ""
+    missing = f"; openconnect is not offered: {record.refusal}" if record.refusal else ""
+    where = f"{record.host} {' '.join(record.addresses)} {ports}relay port {record.relay_port}"
+    return f"{where} {record.pin} (pid {record.pid}){missing}"
 
 
 def main(argv: list[str]) -> None:

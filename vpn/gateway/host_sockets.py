@@ -99,10 +99,11 @@ class HostSockets:
         return stack.enter_context(_open(kind, family, address, self.port, shared=True))
 
 
-def open_sockets(listen: str, port: int) -> HostSockets:
-    """Listen on an address ("": all of this host, of both families) and a port (0: choose one)."""
+def open_sockets(listen: str, port: int, preferred: int = 0) -> HostSockets:
+    """Listen on an address ("": all of this host, of both families) and a port; 0: ``preferred`` if it is free."""
     problem = ""
-    for candidate in [port] if port else random.sample(range(*PORTS), ATTEMPTS):
+    some = [*([preferred] if preferred else []), *random.sample(range(*PORTS), ATTEMPTS)]
+    for candidate in [port] if port else some:
         try:
             return HostSockets(candidate, _open_all(listen, candidate))
         except OSError as error:

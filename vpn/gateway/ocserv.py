@@ -8,33 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpn.uplink import NAME_SERVER
+from vpn.gateway.addresses import CLIENTS
 
-CLIENTS = "198.18.0.0/16"  # RFC 2544's range for tests: no real server has such an address
-UPLINK_DNS = NAME_SERVER
 EVENT_FD = 9
 SOCKETS_FD = 10
+MTU = 16000  # bytes: a TLS record holds 16384
 COOKIE_LIFETIME = 300  # seconds after a connection's end within which its cookie can connect again
 
 READY = "initialized ocserv"
-
-NFT_RULES = """\
-table ip gateway {
-    chain forward {
-        type filter hook forward priority 0; policy drop;
-        iifname "vpns*" oifname "tap0" accept
-        iifname "tap0" oifname "vpns*" ct state established,related accept
-    }
-    chain input {
-        type filter hook input priority 0; policy accept;
-        iifname "vpns*" ip protocol != icmp drop
-    }
-    chain nat {
-        type nat hook postrouting priority 100; policy accept;
-        iifname "vpns*" oifname "tap0" masquerade
-    }
-}
-"""
 
 # A login spends the credential; a later connection of the same user can only be a reconnect by its cookie.
 SCRIPT = f"""\
@@ -81,7 +62,7 @@ def configuration(room: str, port: int, dns: list[str], listen: str) -> str:
         "ipv4-network": network,
         "ipv4-netmask": "255.255.0.0",
         "ping-leases": "false",
-        "mtu": 16000,
+        "mtu": MTU,
         "output-buffer": 100,
         "dtls-psk": "true",
         "dtls-legacy": "false",

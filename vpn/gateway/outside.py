@@ -17,7 +17,7 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from typing import Any, Literal
 from vpn.gateway.accesslog import Access, AccessLog, now_text
 from vpn.gateway.policy import Address, Names, Policy, plain_name
 from vpn.relay.bucket import Budget, TokenBucket
-from vpn.relay.pump import Carried, Limits, pump, ready, reset_on_close
+from vpn.relay.pump import Carried, End, Limits, pump, ready, reset_on_close
 
 Kind = Literal["denied", "unresolved", "refused", "unreachable", "timeout", "busy", "failed"]
 
@@ -110,18 +110,24 @@ class Outside:
         async with self.slot(client, host, port) as one:
             return await self.reach(one)
 
-    async def carry(self, client: str, inner: socket.socket, host: str, port: int) -> Carried:
-        """Connect and pump until both sides have ended; raises OutsideError. ``inner`` is left to the caller to close,
-        and is then reset where the outside was, or refused.
+    async def carry(
+        self, client: str, inner: End, host: str, port: int, connected: Callable[[], Awaitable[None]] | None = None
+    ) -> Carried:
+        """Connect, say so by ``connected``, and pump until both sides have ended; raises OutsideError.
+
+        ``inner`` is left to the caller to close; it is then reset where the outside was, and a plain socket also
+        where nothing was reached.
         """
-        async with self.slot(client, host, port) as one:
-            try:
-                outer = await self.reach(one)
-            except BaseException:
+        try:
+            async with self.slot(client, host, port) as one:
+                with await self.reach(one) as outer:
+                    if connected is not None:
+                        await connected()
+                    return await pump(inner, outer, self.usage[client].limits, one.carried)
+        except OutsideError:
+            if isinstance(inner, socket.socket):
                 reset_on_close(inner)
-                raise
-            with outer:
-                return await pump(ready(inner), outer, self.usage[client].limits, one.carried)
+            raise
 
     @asynccontextmanager
     async def slot(self, client: str, host: str, port: int, protocol: str = "tcp") -> AsyncIterator[Open]:

@@ -118,6 +118,11 @@ class Policy:
                 return Verdict(False, f"{_shown(address, names)} is {ground.why}; {advice}")
         return Verdict(True)
 
+    @property
+    def grounds(self) -> list[Network]:
+        """Networks that are denied unless a rule opens them."""
+        return [ground.network for ground in self._grounds]
+
     def cares(self, name: str) -> bool:
         """Whether a rule names it, so that its addresses must be remembered."""
         return any(rule.name and rule.matches_name(name) for rule in self.rules)

@@ -4,12 +4,16 @@ sequence.
 1. a keeper outside, a namespace whose root is the caller (``vpn.holder``);
 2. slirp4netns gives it ``tap0``; ocserv's port, TCP and UDP, is the host's own (``host_sockets``), or with
    ``uplink=slirp4netns`` forwarded by slirp4netns;
-3. forwarding and masquerade from the clients' devices to ``tap0``;
+3. the packet filter (``rules``): TCP of clients to the data plane (``plane``), the rest masqueraded to ``tap0``;
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
 5. ocserv, with the shims ``preload/one_id.c`` and ``host_sockets.c``; ready when it says so.
 
-The end of any of these processes ends the gateway: ``ended`` resolves with the reason. Its end of a pipe is
-the event channel of ocserv's connect script.
+Where a program, a shim or namespaces are missing, ``refusal`` says so and openconnect is not offered; the relay is.
+Credentials count in one place only: a login at the relay (``relayed``) withdraws the password here, one here is told
+to ``spent``. They are kept on disk (``store``): a gateway that is started again under its name takes them over.
+
+The end of any of these processes ends the gateway (``ended`` resolves with the reason), but for the data plane's: it
+is started again. A pipe is the event channel of ocserv's connect script.
 """
 
 from __future__ import annotations
@@ -18,17 +22,26 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from vpn.errors import GatewayError, TunnelError, VpnError
-from vpn.gateway import ocserv
+from vpn.gateway import ocserv, state
+from vpn.gateway.addresses import PLANE, UPLINK_DNS
 from vpn.gateway.certificate import load_or_make, pin_of
-from vpn.gateway.credentials import UNUSED_LIFETIME, Book
-from vpn.gateway.host_sockets import HostSockets, inherit, open_sockets
+from vpn.gateway.credentials import UNUSED, UNUSED_LIFETIME, Book
+from vpn.gateway.host_sockets import HostSockets, has_ipv6, inherit, open_sockets
+from vpn.gateway.outside import own_addresses
+from vpn.gateway.passwords import file_text
+from vpn.gateway.plane_client import DataPlane
+from vpn.gateway.plane_messages import Figure, Settings
+from vpn.gateway.policy import Policy
+from vpn.gateway.rules import ruleset
 from vpn.gateway.slirp import start_slirp
 from vpn.gateway.state import GatewayConfig
+from vpn.gateway.store import Store
 from vpn.namespace import open_namespace
 from vpn.pipes import read_lines
 from vpn.process import Client, Process, run, start_keeper
@@ -38,6 +51,7 @@ log = logging.getLogger("vpn.gateway")
 
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
+_LACKING = {"program", "shim", "user namespaces", "tun"}  # layers without which there is no openconnect
 
 
 class Server:
@@ -51,20 +65,39 @@ class Server:
         self.port = 0
         self.pin = ""
         self.room = ""
+        self.refusal = ""
+        self.spent: Callable[[str], None] = lambda _username: None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._host: HostSockets | None = None
+        self._plane: DataPlane | None = None
+        self._store = Store(directory / "credentials.json", self.book.saved)
+        self._name_servers = list(config.dns) or [UPLINK_DNS]
+        self._epoch = time.time() - time.monotonic()
         self._stack = AsyncExitStack()
         self._passwords = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_lines: list[str] = []
 
     async def start(self) -> None:
-        """Bring everything up; on an error what was started is ended again."""
-        programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "ocpasswd", "occtl", "nft")}
+        """Bring everything up, or say in ``refusal`` what this host lacks; on an error what was started is ended."""
+        self.pin = pin_of(load_or_make(self.directory, self.config.name)[1].encode())
+        self.book.restore(self._store.load(), self._now())
+        if self.book.passwords():
+            asyncio.get_running_loop().call_later(UNUSED_LIFETIME, self._expire)
+        try:
+            await self._start()
+        except TunnelError as error:
+            if error.layer not in _LACKING:
+                raise
+            self.port, self.refusal = 0, str(error)
+            log.warning("openconnect is not offered: %s", error)
+
+    async def _start(self) -> None:
+        programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "occtl", "nft")}
         shims = [find_shim("one_id"), *([find_shim("host_sockets")] if self.config.uplink == "sockets" else [])]
         try:
             if self.config.uplink == "sockets":
-                self._host = open_sockets(self.config.listen, self.config.port)
+                self._host = open_sockets(self.config.listen, self.config.port, state.last_port(self.directory))
                 self._stack.callback(self._host.close)
                 self.port = self._host.port
             keeper = await start_keeper()
@@ -73,10 +106,12 @@ class Server:
             self.namespace = await open_namespace(keeper.client, "root")
             self._stack.push_async_callback(self.namespace.close)
             self._watch(self.namespace.client.lost, "the namespace's holder")
+            plane_port = await self._start_plane(keeper.client) if self._host is not None else 0
             await self._connect_outside(keeper.client)
-            await self._filter(programs["nft"])
+            await self._filter(programs["nft"], plane_port)
             await self._furnish()
             await self._start_ocserv(programs["ocserv"], shims)
+            state.keep_port(self.directory, self.port)
         except OSError as error:
             await self.close()
             raise GatewayError(f"a program of the gateway could not be started: {error}") from None
@@ -87,6 +122,8 @@ class Server:
     @property
     def families(self) -> set[int]:
         """The address families it listens on."""
+        if self.refusal:
+            return {socket.AF_INET, *([socket.AF_INET6] if has_ipv6() else [])}
         return self._host.families if self._host is not None else {socket.AF_INET}
 
     async def close(self) -> None:
@@ -97,24 +134,52 @@ class Server:
 
     async def issue(self, label: str) -> tuple[str, str]:
         """A user and a password that is good for one login, within an hour."""
-        username, password = self.book.issue(label)
+        username, password = self.book.issue(label, self._now())
         try:
-            await self._ocpasswd([username], f"{password}\n{password}\n".encode())
-        except VpnError:
+            await self._publish()
+        except (VpnError, OSError) as error:
             self.book.forget(username)
-            raise
-        asyncio.get_running_loop().call_later(UNUSED_LIFETIME, self._expire, username)
+            raise GatewayError(f"the credential cannot be given to ocserv: {error}") from None
+        asyncio.get_running_loop().call_later(UNUSED_LIFETIME, self._expire)
         return username, password
 
     async def revoke(self, username: str) -> None:
         """End a credential and its connection; unknown ones are ended already."""
-        state = self.book.forget(username)
-        if state == "issued":
-            await self._ocpasswd(["--delete", username])
-        elif state:
+        before = self.book.forget(username)
+        if not before:
+            return
+        self._cut(username)
+        await self._publish()
+        if before not in UNUSED:
             await self._disconnect(username)
 
+    async def figures(self) -> dict[str, Figure]:
+        """What each client has moved by TCP to the outside."""
+        return await self._plane.figures() if self._plane is not None else {}
+
+    async def relayed(self, what: str, username: str, address: str) -> None:
+        """A session of the relay: connect, disconnect, end."""
+        log.info("%s %s %s (relay)", username, what, address)
+        if what == "end":
+            self.book.forget(username)
+            await self._store.save()
+        elif self.book.on_event(ocserv.Event(what, username, "relay", address)):
+            await self._quietly(self._publish())
+
+    async def _publish(self) -> None:
+        """Tell ocserv who may log in, and keep the book on disk."""
+        if not self.refusal:
+            async with self._passwords:
+                await self.namespace.write(f"{self.room}/passwd", file_text(self.book.passwords()), 0o600)
+        await self._store.save()
+
+    def _cut(self, username: str) -> None:
+        if self._plane is not None:
+            self._plane.left(username)
+
     async def _disconnect(self, username: str) -> None:
+        if self.refusal:
+            return
         argv = [find_program("occtl"), "-s", f"{self.room}/occtl", "disconnect", "user", username]
         status, text = await self._run(argv)
         log.info("disconnecting %s: %s", username, text.strip() or f"status {status}")
@@ -134,9 +199,21 @@ class Server:
         if self._host is None:
             self.port = await slirp.forward(self.config.listen or "0.0.0.0", self.config.port)  # noqa: S104
 
-    async def _filter(self, nft: str) -> None:
+    async def _start_plane(self, keeper: Client) -> int:
+        """The data plane, and the listener inside that TCP is redirected to; its port."""
+        await self.namespace.configure("lo", f"{PLANE}/32")
+        listener, port = await self.namespace.listen(PLANE)
+        config = self.config
+        settings = Settings(config.allow, str(self.directory / "access.log"), config.rate, config.rate_per_pilot)
+        self._plane = DataPlane(keeper, listener, settings, lambda: self._lines("plane"), self._end)
+        self._stack.push_async_callback(self._plane.close)
+        await self._plane.start()
+        return port
+
+    async def _filter(self, nft: str, plane_port: int) -> None:
         await self.namespace.write("/proc/sys/net/ipv4/ip_forward", "1")
-        status, text = await self._run([nft, "-f", "-"], ocserv.NFT_RULES.encode())
+        text = ruleset(Policy(self.config.allow, own_addresses()), self._name_servers, plane_port)
+        status, text = await self._run([nft, "-f", "-"], text.encode())
         if status != 0:
             first = text.strip().splitlines()[0] if text.strip() else f"status {status}"
             raise GatewayError(
@@ -146,16 +223,14 @@ class Server:
 
     async def _furnish(self) -> None:
         key, certificate = load_or_make(self.directory, self.config.name)
-        self.pin = pin_of(certificate.encode())
         self.room = room = await self.namespace.private_directory()
-        dns = list(self.config.dns) or [ocserv.UPLINK_DNS]
         listen = self.config.listen if self._host else "0.0.0.0"  # noqa: S104  (only slirp4netns reaches it)
         write = self.namespace.write
         await write(f"{room}/key.pem", key, 0o600)
         await write(f"{room}/cert.pem", certificate, 0o600)
-        await write(f"{room}/passwd", "", 0o600)
+        await self._publish()
         await write(f"{room}/event", ocserv.SCRIPT, 0o700)
-        await write(f"{room}/ocserv.conf", ocserv.configuration(room, self.port, dns, listen), 0o600)
+        await write(f"{room}/ocserv.conf", ocserv.configuration(room, self.port, self._name_servers, listen), 0o600)
 
     async def _start_ocserv(self, program: str, shims: list[str]) -> None:
         ready = asyncio.get_running_loop().create_future()
@@ -188,12 +263,6 @@ class Server:
             raise GatewayError(f"ocserv did not start: {last}")
         self._watch_process(process)
 
-    async def _ocpasswd(self, arguments: list[str], stdin: bytes = b"") -> None:
-        async with self._passwords:
-            status, text = await self._run([find_program("ocpasswd"), "-c", f"{self.room}/passwd", *arguments], stdin)
-        if status != 0:
-            raise GatewayError(f"ocpasswd failed with status {status}: {text.strip()}")
-
     async def _run(self, argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
         try:
             return await run(self.namespace.client, argv, stdin=stdin, env=environment(), deadline=TOOL_DEADLINE)
@@ -207,25 +276,41 @@ class Server:
                 continue
             log.info("%s %s %s", event.username, event.reason, event.address)
             if event.reason == "disconnect":
-                forget = self.book.forget_disconnected
-                asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, forget, event.username)
-            if self.book.on_event(event):
-                await self._quietly(self._ocpasswd(["--delete", event.username]))
-            elif event.reason == "connect" and not self.book.is_known(event.username):
+                asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, self._forget, event.username)
+            elif not self.book.is_known(event.username):
                 await self._quietly(self._disconnect(event.username))  # revoked while it was logging in
+            elif self._plane is not None:
+                self._plane.arrived(event.address, event.username)
+            if self.book.on_event(event):
+                self.spent(event.username)
+                await self._quietly(self._publish())
 
     async def _quietly(self, action: Awaitable[None]) -> None:
         """What nobody waits for must not end the reading of events."""
         try:
             await action
-        except VpnError as error:
+        except (VpnError, OSError) as error:
             log.error("%s", error)
 
-    def _expire(self, username: str) -> None:
-        if self.book.is_unused(username):
+    def _expire(self) -> None:
+        expired = self.book.expired(self._now())
+        for username in expired:
             log.info("%s was never used; withdrawn", username)
             self.book.forget(username)
-            self._task(self._quietly(self._ocpasswd(["--delete", username])))
+            self.spent(username)
+        if expired:
+            self._task(self._quietly(self._publish()))
+
+    def _forget(self, username: str) -> None:
+        """Its cookie has expired as well."""
+        if self.book.is_disconnected(username):
+            self.book.forget(username)
+            self._cut(username)
+            self._task(self._store.save())
+
+    def _now(self) -> float:
+        """Seconds of the epoch by a clock that nobody sets."""
+        return self._epoch + time.monotonic()
 
     def _lines(self, name: str, ready: asyncio.Future[None] | None = None) -> int:
         """The write end of a pipe whose lines go to the log."""

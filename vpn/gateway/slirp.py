@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vpn.errors import GatewayError
+from vpn.gateway.addresses import UPLINK_GUEST
 from vpn.gateway.host_sockets import ATTEMPTS, PORTS
 from vpn.namespace import Namespace
 from vpn.process import Client
-from vpn.uplink import GUEST, Uplink, start_uplink
+from vpn.uplink import Uplink, start_uplink
 
 API_DEADLINE = 10.0
 
@@ -53,7 +54,7 @@ class Slirp:
                 "proto": protocol,
                 "host_addr": host,
                 "host_port": port,
-                "guest_addr": GUEST,
+                "guest_addr": UPLINK_GUEST,
                 "guest_port": port,
             }
             answer = await self._call("add_hostfwd", rule)

@@ -15,6 +15,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ import msgspec
 
 from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
+from vpn.gateway.policy import parse_rule
 
 Uplink = Literal["sockets", "slirp4netns"]
 UPLINKS: tuple[str, ...] = get_args(Uplink)
@@ -43,6 +45,8 @@ class Record(msgspec.Struct, frozen=True):
     port: int
     pin: str
     control: str
+    relay_port: int = 0
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class GatewayConfig:
     """How to run a gateway: ``listen`` is an address ("": all of this host), ``port`` 0 chooses one.
 
     ``dns`` are the name servers given to pilots; none means this host's own, through slirp4netns. ``uplink`` is
-    what carries clients' packets to ocserv: the host's own sockets, or slirp4netns.
+    what carries clients' packets to ocserv: the host's own sockets, or slirp4netns. ``relay_port`` 0 is one after
+    ``port``. ``allow`` are rules of ``vpn.gateway.policy``; ``rate`` and ``rate_per_pilot`` bytes a second each way.
     """
 
     name: str = "default"
@@ -58,9 +63,17 @@ class GatewayConfig:
     port: int = 0
     dns: tuple[str, ...] = ()
     uplink: Uplink = "sockets"
+    relay_port: int = 0
+    allow: tuple[str, ...] = ()
+    rate: float = 0.0
+    rate_per_pilot: float = 0.0
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        for rule in self.allow:
+            parse_rule(rule)
+        if self.relay_port:
+            check_port(self.relay_port)
         if self.listen and ":" in check_address(self.listen) and self.uplink == "slirp4netns":
             raise UsageError(f"--listen {self.listen}: slirp4netns forwards IPv4 ports only")
         if self.port:
@@ -136,11 +149,37 @@ def read_record(directory: Path) -> Record | None:
 
 def write_record(directory: Path, record: Record) -> None:
     """Write the record at once or not at all, 0600."""
-    unfinished = directory / "gateway.json.new"
+    write_private(directory / "gateway.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, 0600; raises OSError and then leaves the old one."""
+    unfinished = path.with_name(f"{path.name}.new")
     unfinished.unlink(missing_ok=True)
-    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-    unfinished.replace(directory / "gateway.json")
+    try:
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def last_port(directory: Path) -> int:
+    """The port an earlier gateway of this name had, at which its pilots look for it; 0 when unknown."""
+    try:
+        text = (directory / "port").read_text()
+    except OSError:
+        return 0
+    return int(text) if text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536 else 0
+
+
+def keep_port(directory: Path, port: int) -> None:
+    """Note the port for the next gateway of this name; that it cannot be is no reason to end this one."""
+    with suppress(OSError):
+        write_private(directory / "port", str(port).encode())
 
 
 def is_alive(record: Record) -> bool:

@@ -33,6 +33,8 @@ class TunnelInfo(msgspec.Struct, frozen=True):
 class Spawner(Protocol):
     """What starts programs inside: a keeper's client, or one that prepares them first."""
 
+    lost: asyncio.Future[TunnelError]
+
     async def spawn(
         self,
         argv: Sequence[str | bytes | os.PathLike[str]],

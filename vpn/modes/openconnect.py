@@ -57,6 +57,7 @@ class OpenconnectTunnel:
         self.config = config
         self.credential = credential
         self.up = up
+        self.dtls = credential.dtls if config.dtls is None else config.dtls
         self.server = ""
         self.lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self.settings: asyncio.Future[NetworkSettings] = up.keeper.loop.create_future()
@@ -132,13 +133,14 @@ class OpenconnectTunnel:
     def _argv(self, program: str) -> list[str]:
         config, credential = self.config, self.credential
         server = f"[{self.server}]" if ":" in self.server else self.server
-        mtu = [f"--base-mtu={config.mtu + 100}", f"--mtu={config.mtu}"] if config.mtu else []
+        size = config.mtu or (0 if self.dtls else credential.mtu)
+        mtu = [f"--base-mtu={size + 100}", f"--mtu={size}"] if size else []
         return [
             program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6",
             "--passwd-on-stdin", f"--user={credential.username}", f"--servercert={credential.pin}",
             f"--script={script_command(_SCRIPT_FD)}", f"--interface={DEVICE}",
             f"--reconnect-timeout={config.reconnect_timeout}", *mtu,
-            *(["--no-dtls"] if config.no_dtls else []), f"https://{server}:{credential.port}/",
+            *([] if self.dtls else ["--no-dtls"]), f"https://{server}:{credential.port}/",
         ]  # fmt: skip
 
     async def _logged_in(self, process: Process) -> NetworkSettings:
@@ -159,7 +161,7 @@ class OpenconnectTunnel:
 
     async def _decide(self) -> None:
         self.up.step = ("openconnect", "waiting for DTLS")
-        if not self.config.no_dtls:
+        if self.dtls:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.decided.wait(), self.config.dtls_timeout)
 

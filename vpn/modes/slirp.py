@@ -15,12 +15,13 @@ from pathlib import Path
 
 from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
+from vpn.gateway.addresses import UPLINK_DNS, UPLINK_GUEST
 from vpn.modes.base import BringUp, TunnelInfo
 from vpn.namespace import Namespace, open_namespace
 from vpn.pipes import read_lines
 from vpn.process import Client
 from vpn.programs import find_program
-from vpn.uplink import GUEST, MTU, NAME_SERVER, start_uplink
+from vpn.uplink import MTU, start_uplink
 
 _ANYWHERE = "0" * 32 + " 00"  # destination and prefix length of a default route in /proc/net/ipv6_route
 
@@ -53,10 +54,12 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> SlirpTunnel:
     os.close(await namespace.open_tun("probe"))  # refused, this says why; slirp4netns would not
     up.step = ("tunnel", "starting slirp4netns")
     await _attach(namespace, config, up)
-    servers = list(config.dns) or [NAME_SERVER]
+    servers = list(config.dns) or [UPLINK_DNS]
     await namespace.resolve_with(servers, search_domains())
     seconds = up.keeper.loop.time() - up.started_at
-    return SlirpTunnel(namespace, TunnelInfo("slirp", "slirp4netns", "", seconds, GUEST, MTU, dns=tuple(servers)))
+    return SlirpTunnel(
+        namespace, TunnelInfo("slirp", "slirp4netns", "", seconds, UPLINK_GUEST, MTU, dns=tuple(servers))
+    )
 
 
 async def _attach(namespace: Namespace, config: TunnelConfig, up: BringUp) -> None:

@@ -3,7 +3,8 @@
 Sequence:
 
 1. the library (``preload/socks.c``) is there;
-2. the forwarder (``vpn.shim.forwarder``), a process of its own, shows that loopback and the SOCKS5 server work;
+2. the forwarder (``vpn.shim.forwarder``), a process of its own, shows that loopback works, and opens its session at the
+   gateway's relay, or greets the SOCKS5 server it was given;
 3. programs are started with the library and the forwarder's name in their environment. One that it could not serve
    (static, setuid, Go…) is refused, by the library's own judgement, instead of going round the tunnel.
 
@@ -13,6 +14,7 @@ connections fail with ENETDOWN; none goes round.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -27,7 +29,7 @@ from vpn.errors import LAYERS, Layer, TunnelError
 from vpn.modes.base import BringUp, TunnelInfo
 from vpn.pipes import filled, read_lines
 from vpn.process import Client, Process, python_argv
-from vpn.programs import find_shim
+from vpn.programs import environment, find_shim
 from vpn.shim.forwarder import Serving, Settings, Trouble
 
 SHIM = "socks"
@@ -39,6 +41,7 @@ class ShimClient:
 
     def __init__(self, keeper: Client, shim: str, session: str) -> None:
         self._keeper = keeper
+        self.lost = keeper.lost
         self._shim = shim
         self._session = session
         self._library = ctypes.CDLL(shim)
@@ -87,56 +90,86 @@ class ShimClient:
 class SocksTunnel:
     """The forwarder and what starts programs."""
 
-    def __init__(self, client: ShimClient, server: str, seconds: float) -> None:
+    def __init__(self, client: ShimClient, info: TunnelInfo) -> None:
         self.client = client
-        self._server = server
-        self._seconds = seconds
+        self._info = info
 
     def info(self) -> TunnelInfo:
-        """Names are resolved by the server, so there is no name server to tell."""
-        return TunnelInfo("socks", kind="SOCKS5", bring_up_seconds=self._seconds, server=self._server)
+        """As it came up; names are resolved at the other end, so there is no name server to tell."""
+        return self._info
 
 
 async def bring_up(config: TunnelConfig, up: BringUp) -> SocksTunnel:
     """Start the forwarder; raises TunnelError naming the layer."""
-    if config.socks is None:
-        raise TunnelError("gateway", "mode socks was given no SOCKS5 server")
     shim = find_shim(SHIM)
-    host, port = config.socks
-    server = f"{host}:{port}"
-    up.step = ("gateway", f"asking the SOCKS5 server {server}")
-    serving = await start_forwarder(Settings((host, port), config.direct), up)
-    return SocksTunnel(ShimClient(up.keeper, shim, serving.session), server, up.keeper.loop.time() - up.started_at)
+    settings = settings_of(config)
+    up.step = ("gateway", "opening a session")
+    serving = await Forwarding(up).start(settings)
+    seconds = up.keeper.loop.time() - up.started_at
+    kind = "TLS" if settings.socks is None else "SOCKS5"
+    info = TunnelInfo("socks", kind=kind, cipher=serving.cipher, bring_up_seconds=seconds, server=serving.server)
+    return SocksTunnel(ShimClient(up.keeper, shim, serving.session), info)
 
 
-async def start_forwarder(settings: Settings, up: BringUp) -> Serving:
-    """Start it, ended with the session, its end the tunnel's loss; what its first line says."""
-    output, output_end = os.pipe()
-    source = filled(msgspec.json.encode(settings))
-    try:
-        process = await up.keeper.spawn(python_argv("vpn.shim.forwarder"), cwd="/", stdin=source, stdout=output_end)
-    except BaseException:
-        os.close(output)
-        raise
-    finally:
-        os.close(source)
-        os.close(output_end)
-    up.stack.push_async_callback(process.end)
-    line = await anext(aiter(read_lines(output)), "")
-    try:
-        serving = msgspec.json.decode(line, type=Serving)
-    except msgspec.DecodeError:
-        raise _trouble(line) from None
-    process.ended.add_done_callback(
-        lambda ended: up.lose(TunnelError("tunnel", f"the forwarder of mode socks ended (status {ended.result()})"))
-    )
-    return serving
+def settings_of(config: TunnelConfig) -> Settings:
+    """What the forwarder is told; raises TunnelError when there is nothing to go through."""
+    if config.socks is not None:
+        return Settings(config.socks, direct=config.direct)
+    credential = config.credential
+    if credential is None:
+        raise TunnelError("gateway", "mode socks needs a gateway's credential, or --socks HOST:PORT")
+    if not credential.relay_port:
+        raise TunnelError("gateway", "this credential's gateway has no relay: start it again with this version of hpcq")
+    return Settings(None, credential.to_bytes(), config.reconnect_timeout, config.direct)
+
+
+class Forwarding:
+    """The forwarder's process: ended with the session, its end the tunnel's loss."""
+
+    def __init__(self, up: BringUp) -> None:
+        self._up = up
+        self._lines: asyncio.Queue[str] = asyncio.Queue()
+
+    async def start(self, settings: Settings) -> Serving:
+        """Start it; what its first line says."""
+        output, output_end = os.pipe()
+        source = filled(msgspec.json.encode(settings))
+        try:
+            process = await self._up.keeper.spawn(
+                python_argv("vpn.shim.forwarder"), env=environment(), cwd="/", stdin=source, stdout=output_end
+            )
+        finally:
+            os.close(source)
+            os.close(output_end)
+            reading = asyncio.create_task(self._read(output))
+            self._up.stack.push_async_callback(_stop, reading)
+        self._up.stack.push_async_callback(process.end)
+        line = await self._lines.get()
+        try:
+            serving = msgspec.json.decode(line, type=Serving)
+        except msgspec.DecodeError:
+            raise _trouble(line) from None
+        reading.add_done_callback(lambda _: self._up.lose(self._reason()))
+        return serving
+
+    async def _read(self, output: int) -> None:
+        async for line in read_lines(output):
+            self._lines.put_nowait(line)
+        self._lines.put_nowait("")
+
+    def _reason(self) -> TunnelError:
+        return _trouble(self._lines.get_nowait() if not self._lines.empty() else "")
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _trouble(line: str) -> TunnelError:
     try:
         trouble = msgspec.json.decode(line, type=Trouble)
     except msgspec.DecodeError:
-        return TunnelError("tunnel", "the forwarder of mode socks ended without a word")
+        return TunnelError("tunnel", "the forwarder of mode socks ended: it was killed, or see standard error")
     layer: Layer = trouble.layer if trouble.layer in LAYERS else "tunnel"  # type: ignore[assignment]
     return TunnelError(layer, trouble.error)

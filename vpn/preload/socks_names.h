@@ -1,15 +1,17 @@
-/* Part of socks.c: names. They are resolved where the connection is made, beyond the gateway, so here a name becomes an
- * address that stands for it (198.18.0.0/15, RFC 2544: no host's), given by the forwarder and the same in every process of the
- * session; connect() to it is a connection to the name. Names of this node (/etc/hosts, localhost, its own) and addresses in
+/* Part of socks.c: names. The forwarder is asked. The gateway resolves them for it; where there is only a SOCKS5 server, which
+ * has no way to, the answer is an address that stands for the name (198.18.0.0/15, RFC 2544: no host's), the same in every
+ * process of the session: connect() to it is a connection to the name. Names of this node (/etc/hosts, localhost, its own) and addresses in
  * digits go to the C library. The C library's own getaddrinfo builds every result, so freeaddrinfo is its own as well.
  */
 #include <stdalign.h>
 
 #define NAME_LIMIT 255
 
+#define ADDRESS_LIMIT 16
+
 struct name_answer {
 	int32_t status; /* 0 or an EAI_… */
-	unsigned char address[4];
+	unsigned char addresses[ADDRESS_LIMIT][16];
 };
 
 /* --- which names are the node's own --- */
@@ -68,75 +70,115 @@ static int is_remote_name(const char *name)
 
 /* --- names to addresses --- */
 
-/* The address that stands for a name, in digits; 0 or an EAI_…. */
-static int look_up(const char *name, char *digits)
+/* The addresses of a name, as many as are returned; or an EAI_…, which are negative. */
+static int look_up(const char *name, struct name_answer *answer)
 {
 	char request[NAME_LIMIT + 2];
-	struct name_answer answer = {.status = EAI_AGAIN};
 	size_t length = strlen(name);
+	ssize_t size;
 
 	request[0] = 'N';
 	memcpy(request + 1, name, length);
-	if (ask(request, length + 1, &answer, sizeof(answer), NULL) != sizeof(answer)) {
+	size = ask(request, length + 1, answer, sizeof(*answer), NULL);
+	if (size < (ssize_t)sizeof(answer->status)) {
 		return EAI_AGAIN;
 	}
-	if (answer.status == 0) {
-		(void)inet_ntop(AF_INET, answer.address, digits, INET_ADDRSTRLEN);
+	return answer->status != 0 ? answer->status : (int)((size_t)size - sizeof(answer->status)) / 16;
+}
+
+/* Whether an address will do where this family is wanted, and in which family. An address that stands for a name is good for
+ * both; an IPv4 address is good for IPv6 where mapped ones were asked for. */
+static int family_of(const unsigned char *address, int wanted, int with_mapped)
+{
+	int family = is_mapped(address) ? AF_INET : AF_INET6;
+
+	if (wanted == AF_UNSPEC || wanted == family) {
+		return family;
 	}
-	return answer.status;
+	if (wanted == AF_INET6 && (with_mapped || (address[12] == 198 && (address[13] & 0xfe) == 18))) {
+		return AF_INET6;
+	}
+	return -1;
+}
+
+static int add_address(const unsigned char *address, int family, const char *service, const struct addrinfo *hints,
+		       struct addrinfo ***end)
+{
+	char digits[INET6_ADDRSTRLEN];
+	struct addrinfo wanted = *hints;
+	int status;
+
+	(void)inet_ntop(family, family == AF_INET ? address + 12 : address, digits, sizeof(digits));
+	wanted.ai_family = family;
+	wanted.ai_flags = (hints->ai_flags & ~(AI_CANONNAME | AI_ADDRCONFIG | AI_V4MAPPED | AI_ALL)) | AI_NUMERICHOST;
+	status = REAL(getaddrinfo)(digits, service, &wanted, *end);
+	while (status == 0 && **end != NULL) {
+		*end = &(**end)->ai_next;
+	}
+	return status;
 }
 
 EXPORTED int getaddrinfo(const char *__restrict name, const char *__restrict service, const struct addrinfo *__restrict hints,
 			 struct addrinfo **__restrict result)
 {
-	struct addrinfo wanted = {0};
-	char digits[sizeof("::ffff:") + INET_ADDRSTRLEN] = "::ffff:";
-	const size_t prefix = sizeof("::ffff:") - 1;
-	int flags, status;
+	struct addrinfo wanted = {0}, *found = NULL, **end = &found;
+	struct name_answer answer;
+	int count, i, family, status = EAI_NONAME;
 
 	if (hints != NULL) {
 		wanted = *hints;
 	}
-	flags = wanted.ai_flags;
-	if ((flags & AI_NUMERICHOST) || !is_remote_name(name)) {
+	if ((wanted.ai_flags & AI_NUMERICHOST) || !is_remote_name(name)) {
 		return REAL(getaddrinfo)(name, service, hints, result);
 	}
-	status = look_up(name, digits + prefix);
-	if (status != 0) {
+	count = look_up(name, &answer);
+	if (count < 0) {
+		return count;
+	}
+	for (i = 0; i < count; i++) {
+		family = family_of(answer.addresses[i], wanted.ai_family, wanted.ai_flags & AI_V4MAPPED);
+		if (family != -1 && (status = add_address(answer.addresses[i], family, service, &wanted, &end)) != 0) {
+			break;
+		}
+	}
+	if (found == NULL) {
 		return status;
 	}
-	wanted.ai_flags = (flags & ~(AI_CANONNAME | AI_ADDRCONFIG)) | AI_NUMERICHOST;
-	status = REAL(getaddrinfo)(wanted.ai_family == AF_INET6 ? digits : digits + prefix, service, &wanted, result);
-	if (status == 0 && (flags & AI_CANONNAME)) {
-		(*result)->ai_canonname = strdup(name);
+	if (wanted.ai_flags & AI_CANONNAME) {
+		found->ai_canonname = strdup(name);
 	}
-	return status;
+	*result = found;
+	return 0;
 }
 
-/* A hostent in the caller's buffer (gethostbyname_r(3)); ERANGE when it is too small. */
-static int make_host(const char *name, const unsigned char *address, int size, struct hostent *host, char *buffer, size_t length,
-		     struct hostent **result, int *problem)
+/* A hostent in the caller's buffer (gethostbyname_r(3)), of addresses of one size, 16 bytes apart; ERANGE when it is too
+ * small. */
+static int make_host(const char *name, const unsigned char *from, int count, int size, struct hostent *host, char *buffer,
+		     size_t length, struct hostent **result, int *problem)
 {
 	struct layout {
 		char *aliases[1];
-		char *addresses[2];
-		unsigned char address[16];
+		char *list[ADDRESS_LIMIT + 1];
+		unsigned char addresses[ADDRESS_LIMIT][16];
 		char name[];
 	} *layout;
 	size_t skip = -(uintptr_t)buffer & (alignof(struct layout) - 1);
+	int i;
 
 	*result = NULL;
 	if (length < skip + sizeof(*layout) + strlen(name) + 1) {
-		*problem = NETDB_INTERNAL;
+		h_errno = *problem = NETDB_INTERNAL;
 		return ERANGE;
 	}
 	layout = (void *)(buffer + skip);
 	layout->aliases[0] = NULL;
-	layout->addresses[0] = (char *)layout->address;
-	layout->addresses[1] = NULL;
-	memcpy(layout->address, address, (size_t)size);
+	for (i = 0; i < count; i++) {
+		memcpy(layout->addresses[i], from + (ptrdiff_t)i * 16, (size_t)size);
+		layout->list[i] = (char *)layout->addresses[i];
+	}
+	layout->list[count] = NULL;
 	strcpy(layout->name, name);
-	*host = (struct hostent){layout->name, layout->aliases, size == 4 ? AF_INET : AF_INET6, size, layout->addresses};
+	*host = (struct hostent){layout->name, layout->aliases, size == 4 ? AF_INET : AF_INET6, size, layout->list};
 	*result = host;
 	*problem = NETDB_SUCCESS;
 	return 0;
@@ -145,23 +187,25 @@ static int make_host(const char *name, const unsigned char *address, int size, s
 EXPORTED int gethostbyname2_r(const char *__restrict name, int family, struct hostent *__restrict host, char *__restrict buffer,
 			      size_t length, struct hostent **__restrict result, int *__restrict problem)
 {
-	unsigned char address[16];
-	char digits[INET_ADDRSTRLEN];
-	int status;
+	struct name_answer answer;
+	unsigned char good[ADDRESS_LIMIT][16];
+	int count, i, kept = 0, size = family == AF_INET ? 4 : 16;
 
 	if (!is_remote_name(name)) {
 		return REAL(gethostbyname2_r)(name, family, host, buffer, length, result, problem);
 	}
-	status = look_up(name, digits);
-	if (status != 0) {
-		*result = NULL;
-		h_errno = *problem = status == EAI_AGAIN ? TRY_AGAIN : HOST_NOT_FOUND;
-		return status == EAI_AGAIN ? EAGAIN : 0;
+	count = look_up(name, &answer);
+	for (i = 0; i < count; i++) {
+		if (family_of(answer.addresses[i], family, 0) == family) {
+			memcpy(good[kept++], answer.addresses[i] + 16 - size, (size_t)size);
+		}
 	}
-	memcpy(address, mapped, sizeof(mapped));
-	(void)inet_pton(AF_INET, digits, address + 12);
-	return make_host(name, family == AF_INET ? address + 12 : address, family == AF_INET ? 4 : 16, host, buffer, length, result,
-			 problem);
+	if (kept == 0) {
+		*result = NULL;
+		h_errno = *problem = count == EAI_AGAIN ? TRY_AGAIN : HOST_NOT_FOUND;
+		return count == EAI_AGAIN ? EAGAIN : 0;
+	}
+	return make_host(name, good[0], kept, size, host, buffer, length, result, problem);
 }
 
 EXPORTED int gethostbyname_r(const char *__restrict name, struct hostent *__restrict host, char *__restrict buffer, size_t length,
@@ -174,7 +218,7 @@ EXPORTED int gethostbyname_r(const char *__restrict name, struct hostent *__rest
 }
 
 static __thread struct hostent own_host;
-static __thread char own_buffer[sizeof(void *) * 8 + NAME_LIMIT + 1];
+static __thread char own_buffer[sizeof(void *) * (ADDRESS_LIMIT + 4) + ADDRESS_LIMIT * 16 + NAME_LIMIT + 1];
 
 EXPORTED struct hostent *gethostbyname2(const char *name, int family)
 {
@@ -268,7 +312,7 @@ EXPORTED int gethostbyaddr_r(const void *__restrict address, socklen_t length, i
 		h_errno = *problem = HOST_NOT_FOUND; /* some callers of this read the other one */
 		return 0;
 	}
-	return make_host(name, address, (int)length, host, buffer, size, result, problem);
+	return make_host(name, address, 1, (int)length, host, buffer, size, result, problem);
 }
 
 EXPORTED struct hostent *gethostbyaddr(const void *address, socklen_t length, int family)
@@ -282,7 +326,7 @@ EXPORTED struct hostent *gethostbyaddr(const void *address, socklen_t length, in
 	}
 	h_errno = HOST_NOT_FOUND;
 	if (found > 0) {
-		(void)make_host(name, address, (int)length, &own_host, own_buffer, sizeof(own_buffer), &result, &h_errno);
+		(void)make_host(name, address, 1, (int)length, &own_host, own_buffer, sizeof(own_buffer), &result, &h_errno);
 	}
 	return result;
 }

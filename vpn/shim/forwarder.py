@@ -1,10 +1,10 @@
 """The forwarder of mode ``socks``: a process that makes the connections programs ask for through ``preload/socks.c``.
 
 Runs as ``python -c … vpn.shim.forwarder``, its settings (JSON) on standard input. It writes one line to standard
-output: ``{"session": NAME, …}`` when it serves, or ``{"error": TEXT}``. It serves whoever is the same user and knows
-the name, which is in the environment of the session's programs only. Each question is one connection to its abstract
-UNIX socket. A connection's life: announced → reaching the destination → through, or refused; a later announcement
-from the same local port means that the earlier program has gone.
+output: ``{"session": NAME, …}`` when it serves, or ``{"error": TEXT}``, also when its session at the gateway is lost.
+It serves whoever is the same user and knows the name, which is in the environment of the session's programs only.
+Each question is one connection to its abstract UNIX socket. A connection's life: announced → reaching the destination
+→ through, or refused; a later announcement from the same local port means that the earlier program has gone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import errno
 import ipaddress
 import os
 import secrets
+import signal
 import socket
 import struct
 import sys
@@ -23,13 +24,14 @@ from contextlib import suppress
 
 import msgspec
 
+from vpn.config import Credential
 from vpn.errors import TunnelError
+from vpn.process import first_of
 from vpn.relay.pump import reset_on_close
 from vpn.shim import requests as q
 from vpn.shim.gate import Gate
-from vpn.shim.names import BadNameError, NamePool, PoolEmptyError
 from vpn.shim.table import THROUGH, Address, Network, Table, TooManyNetworksError
-from vpn.shim.upstream import PlainSocks, Upstream, UpstreamError
+from vpn.shim.upstream import NoNameError, PlainSocks, Relay, Upstream, UpstreamError
 from vpn.spawn import raise_file_limit
 
 QUESTION_DEADLINE = 10.0
@@ -37,9 +39,11 @@ BACKLOG = 4096
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the session tells: the SOCKS5 server, and the networks to be reached directly."""
+    """What the session tells: a SOCKS5 server, or the credential for a gateway's relay."""
 
-    socks: tuple[str, int]
+    socks: tuple[str, int] | None = None
+    credential: bytes = b""
+    reconnect_timeout: float = 60.0
     direct: tuple[str, ...] = ()
 
 
@@ -47,7 +51,8 @@ class Serving(msgspec.Struct, frozen=True):
     """The first line when all is well."""
 
     session: str
-    seconds: float = 0.0
+    server: str
+    cipher: str = ""
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -63,7 +68,6 @@ class Forwarder:
     def __init__(self, upstream: Upstream, direct: Sequence[Network]) -> None:
         self.upstream = upstream
         self.direct = direct
-        self.names = NamePool()
         self.gate = Gate()
         self.session = f"vpn-{secrets.token_hex(16)}"
         self._begun: dict[tuple[bool, int], asyncio.Task[None]] = {}
@@ -73,7 +77,7 @@ class Forwarder:
     async def start(self) -> None:
         """Show that the gate and the server work, and listen; raises TunnelError or UpstreamError."""
         await self.gate.prove()
-        await self.upstream.prove()
+        await self.upstream.open()
         ports = self.gate.ports
         try:
             self.table = Table(ports[socket.AF_INET], ports.get(socket.AF_INET6, 0), self.direct)
@@ -115,17 +119,15 @@ class Forwarder:
                 case q.Connect():
                     connection.send(q.errno_answer(self._begin(question)))
                 case q.LookUp(name):
-                    connection.send(self._look_up(name))
+                    connection.send(await self._look_up(name))
                 case q.Reverse(address):
-                    connection.send(q.reverse_answer(self.names.name_of(address)))
+                    connection.send(q.reverse_answer(self.upstream.name_of(address)))
 
-    def _look_up(self, name: str) -> bytes:
+    async def _look_up(self, name: str) -> bytes:
         try:
-            return q.name_answer(0, self.names.address_of(name))
-        except BadNameError:
-            return q.name_answer(socket.EAI_NONAME)
-        except PoolEmptyError:
-            return q.name_answer(socket.EAI_MEMORY)
+            return q.name_answer(0, await self.upstream.addresses_of(name))
+        except NoNameError as error:
+            return q.name_answer(error.status)
 
     def _begin(self, wanted: q.Connect) -> int:
         """Begin a connection; an errno."""
@@ -155,7 +157,7 @@ class Forwarder:
                 self._settle(key)
 
         try:
-            await self.upstream.carry(self.names.name_of(wanted.address) or wanted.address, wanted.port, meet)
+            await self.upstream.carry(wanted.address, wanted.port, meet)
         except UpstreamError as refusal:
             with suppress(OSError, TimeoutError):
                 reset_and_close(await meet(refusal.code))
@@ -191,10 +193,14 @@ def direct_networks(given: Sequence[str]) -> list[Network]:
 
 
 async def run(settings: Settings) -> None:
-    """Start, say so, serve; the process ends when its keeper does."""
-    started = asyncio.get_running_loop().time()
+    """Start, say so, serve until SIGTERM or the session's loss."""
+    upstream: Upstream
+    if settings.socks is not None:
+        upstream = PlainSocks(*settings.socks)
+    else:
+        upstream = Relay(Credential.from_bytes(settings.credential), settings.reconnect_timeout)
     try:
-        forwarder = Forwarder(PlainSocks(*settings.socks), direct_networks(settings.direct))
+        forwarder = Forwarder(upstream, direct_networks(settings.direct))
         await forwarder.start()
     except UpstreamError as error:
         announce(Trouble(error.text))
@@ -202,12 +208,18 @@ async def run(settings: Settings) -> None:
     except TunnelError as error:
         announce(Trouble(error.message, error.layer))
         sys.exit(1)
-    announce(Serving(forwarder.session, asyncio.get_running_loop().time() - started))
-    await forwarder.serve()
+    announce(Serving(forwarder.session, upstream.server, upstream.cipher))
+    serving = asyncio.create_task(forwarder.serve())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+    await first_of(serving, upstream.lost)
+    if upstream.lost.done():
+        loss = upstream.lost.result()
+        announce(Trouble(loss.message, loss.layer))
+    await upstream.close()
 
 
 def announce(line: Serving | Trouble) -> None:
-    """Write the first line."""
+    """Write a line."""
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
 

@@ -1,14 +1,15 @@
 """Names as addresses that stand for them, one for one, for as long as a session lives. Pure.
 
-A program asks for a name's address before it connects, but the name is to be resolved beyond the gateway, where its
-addresses may be others, and where the list of allowed destinations knows names. So it is given an address of
-198.18.0.0/15 (RFC 2544: for tests, no host's), and a connection to that address is a connection to the name.
+A program asks for a name's address before it connects, but a SOCKS5 server takes names only to connect to them. So the
+program is given an address of 198.18.0.0/15 (RFC 2544: for tests, no host's), and a connection to that address is a
+connection to the name.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 
 POOL = ipaddress.ip_network("198.18.0.0/15")
 _FIRST = int(POOL.network_address) + 1
@@ -56,3 +57,23 @@ class NamePool:
         plain = address.ipv4_mapped or address if address.version == 6 else address
         number = int(plain) - _FIRST
         return self._names[number] if plain.version == 4 and 0 <= number < len(self._names) else None
+
+
+class Seen:
+    """Which name an address was last the answer to, for reverse look-ups; the oldest are forgotten."""
+
+    def __init__(self, limit: int = 65536) -> None:
+        self._limit = limit
+        self._names: dict[ipaddress.IPv4Address | ipaddress.IPv6Address, str] = {}
+
+    def learn(self, name: str, addresses: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:
+        """A look-up had these answers."""
+        for address in addresses:
+            self._names.pop(address, None)
+            self._names[address] = name
+        while len(self._names) > self._limit:
+            del self._names[next(iter(self._names))]
+
+    def name_of(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
+        """The name, if there was one."""
+        return self._names.get(address)

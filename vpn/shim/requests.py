@@ -6,7 +6,7 @@ byte
 =======  ==========================================================  ==========================================
 ``T``                                                                one byte, and the table's descriptor
 ``C``    ``struct connect_request``: a socket began to connect       an errno, 0 when its connection is begun
-``N``    a host name                                                 EAI_… or 0, and the address that stands for it
+``N``    a host name                                                 EAI_… or 0, and addresses
 ``R``    an address, 16 bytes                                        one byte, and the name it stands for, if any
 =======  ==========================================================  ==========================================
 
@@ -15,15 +15,15 @@ Numbers are in the node's byte order; addresses are IPv6, or IPv4 mapped into it
 
 from __future__ import annotations
 
-import ipaddress
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vpn.shim.table import Address, unpack_address
+from vpn.shim.table import Address, pack_address, unpack_address
 
 PACKET_LIMIT = 512
+ADDRESS_LIMIT = 16
 _CONNECT = struct.Struct("=cBH4xQ16s16sH6x")
-_NAME_ANSWER = struct.Struct("=i4s")
 _ERRNO = struct.Struct("=i")
 
 
@@ -83,9 +83,9 @@ def errno_answer(code: int) -> bytes:
     return _ERRNO.pack(code)
 
 
-def name_answer(status: int, address: ipaddress.IPv4Address | None = None) -> bytes:
+def name_answer(status: int, addresses: Sequence[Address] = ()) -> bytes:
     """To ``LookUp``."""
-    return _NAME_ANSWER.pack(status, address.packed if address is not None else bytes(4))
+    return _ERRNO.pack(status) + b"".join(map(pack_address, addresses[:ADDRESS_LIMIT]))
 
 
 def reverse_answer(name: str | None) -> bytes:

@@ -1,7 +1,8 @@
 """A Slurm made of small programs on PATH, scripted by each test, that talks between a site's banners.
 
-``fake_slurm`` puts ``sbatch``, ``squeue`` and ``scancel`` before everything else on PATH. They keep their
-jobs in ``jobs.json`` (id → "STATE|hosts|reason"), note every call in ``calls``, and do as ``behaviour.json``
+``fake_slurm`` puts ``sbatch``, ``squeue``, ``sacct`` and ``scancel`` before everything else on PATH. They keep their
+jobs in ``jobs.json`` (id → "STATE|hosts|reason") and ``accounts.json`` (id → what sacct prints; without the file there
+is no accounting), note every call in ``calls``, and do as ``behaviour.json``
 says (``{"sbatch": {"status": 1, "stderr": "…"}}``, ``{"squeue": {"hang": true}}``).
 """
 
@@ -53,6 +54,13 @@ elif name == "squeue":
         sys.exit("slurm_load_jobs error: Invalid job id specified")
     for i, s in listed.items():
         print("hpcq|%s|%s" % (i, s))
+elif name == "sacct":
+    if not (home / "accounts.json").exists():
+        sys.exit("Slurm accounting storage is disabled")
+    asked = next(a for a in argv if a.startswith("--jobs="))[7:].split(",")
+    for i, s in json.loads((home / "accounts.json").read_text()).items():
+        if i.split("_")[0] in asked:
+            print("%s|%s" % (i, s))
 elif name == "scancel":
     for argument in argv:
         base, _, rest = argument.partition("_")
@@ -69,7 +77,7 @@ class FakeSlurm:
         self.home = home
         self.bin = home / "bin"
         self.bin.mkdir(parents=True)
-        for name in ("sbatch", "squeue", "scancel"):
+        for name in ("sbatch", "squeue", "sacct", "scancel"):
             path = self.bin / name
             path.write_text(HANDLER.format(python=sys.executable, home=str(home)))
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -78,6 +86,9 @@ class FakeSlurm:
 
     def set_jobs(self, jobs: dict[str, str]) -> None:
         (self.home / "jobs.json").write_text(json.dumps(jobs))
+
+    def set_accounts(self, accounts: dict[str, str]) -> None:
+        (self.home / "accounts.json").write_text(json.dumps(accounts))
 
     def behave(self, behaviour: dict[str, object]) -> None:
         (self.home / "behaviour.json").write_text(json.dumps(behaviour))
@@ -91,6 +102,48 @@ class FakeSlurm:
 
     def submitted(self) -> str:
         return (self.home / "submitted.sh").read_text()
+
+
+class FakePbs:
+    """See ``fake_pbs``: an OpenPBS server of small programs on PATH, whose clock the test moves."""
+
+    def __init__(self, home: Path, monkeypatch) -> None:
+        self.home = home
+        self.bin = home / "bin"
+        self.bin.mkdir(parents=True)
+        program = Path(__file__).with_name("fake_pbs.py").read_text()
+        for name in ("qsub", "qstat", "qdel"):
+            path = self.bin / name
+            path.write_text(f"#!{sys.executable} -I\n{program}")
+            path.chmod(0o755)
+        (home / "state.json").write_text("{}")
+        monkeypatch.setenv("FAKE_PBS", str(home))
+        monkeypatch.setenv("PATH", f"{self.bin}:{os.environ['PATH']}")
+
+    def set(self, **settings: object) -> None:
+        """Change the server's state: ``now``, ``slots``, ``down`` …"""
+        known = json.loads((self.home / "state.json").read_text())
+        (self.home / "state.json").write_text(json.dumps({**known, **settings}))
+
+    def later(self, seconds: float) -> None:
+        """Let time pass."""
+        self.set(now=json.loads((self.home / "state.json").read_text()).get("now", 0) + seconds)
+
+    def calls(self, name: str) -> list[list[str]]:
+        try:
+            lines = (self.home / "calls").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [call["argv"] for call in map(json.loads, lines) if call["argv"][0] == name]
+
+    def environment(self) -> dict[str, str]:
+        """What the last command saw."""
+        return json.loads((self.home / "calls").read_text().splitlines()[-1])["environment"]
+
+
+@pytest.fixture
+def fake_pbs(tmp_path, monkeypatch):
+    return FakePbs(tmp_path / "pbs", monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 from hpcq import state_dir
 from hpcq.batch.base import get_batch_system, load_jobs
 from hpcq.cli import pilots as pilots_module
+from hpcq.cli import submit as submit_module
 from hpcq.cli.main import run
 from hpcq.errors import QueueNotFoundError
 
@@ -32,7 +33,7 @@ def manager(monkeypatch):
         return answers[what]
 
     monkeypatch.setattr(pilots_module, "ask_manager", ask)
-    monkeypatch.setattr(pilots_module, "tell_manager", answers["told"].append)
+    monkeypatch.setattr(submit_module, "tell_manager", answers["told"].append)
     return answers
 
 
@@ -166,7 +167,7 @@ def test_sbatch_missing(hpcq, queue, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--batch lsf", "unknown batch system 'lsf'; known are local, slurm"),
+        ("--batch lsf", "unknown batch system 'lsf'; known are local, pbs, slurm, torque"),
         ("--memory lots", "--memory 'lots' is not a size"),
         ("--walltime 8:00", "--walltime '8:00' is not a time"),
         ("--walltime 0", "walltime_s 0 is out of range"),

@@ -45,6 +45,43 @@ def test_all_ids_gone_is_unknown_not_an_error(fake_slurm):
     assert not any(status.is_listed for status in statuses.values())
 
 
+def test_accounts_tell_of_jobs_that_left_the_listing(fake_slurm):
+    slurm = get_batch_system("slurm")
+    jobs = slurm.submit(request(count=4))
+    fake_slurm.set_jobs({"4711_0": "RUNNING|n1|None"})
+    accounts = {"4711_0": "FAILED|1:0|n1|None", "4711_1": "CANCELLED by 1000|0:0|None assigned|None"}
+    fake_slurm.set_accounts({**accounts, "4711_2": "OUT_OF_MEMORY|0:125|n2|None", "4712_3": "COMPLETED|0:0|n1|None"})
+    statuses = slurm.status(jobs)
+    assert [(statuses[job.id].state, statuses[job.id].exit_code) for job in jobs] == [
+        (JobState.RUNNING, None),
+        (JobState.CANCELLED, 0),
+        (JobState.OUT_OF_MEMORY, -125),
+        (JobState.UNKNOWN, None),
+    ]
+    fake_slurm.set_jobs({job.id: "RUNNING|n1|None" for job in jobs})
+    slurm.status(jobs)
+    assert len(fake_slurm.calls("sacct")) == 1  # not while squeue has them all
+
+
+def test_a_site_without_accounts_is_asked_once(fake_slurm):
+    slurm = get_batch_system("slurm")
+    jobs = slurm.submit(request())
+    fake_slurm.set_jobs({})
+    for _ in range(2):
+        assert slurm.status(jobs)["4711"].state is JobState.UNKNOWN
+    assert len(fake_slurm.calls("sacct")) == 1
+
+
+def test_accounts_that_do_not_answer_are_no_error(fake_slurm):
+    slurm = SlurmBatch(CommandRunner(time_limit=1))
+    jobs = slurm.submit(request())
+    fake_slurm.set_jobs({})
+    for mood in ({"hang": True}, {"status": 1, "stderr": "sacct: error: Problem talking to the database\n"}):
+        fake_slurm.behave({"sacct": mood})
+        assert slurm.status(jobs)["4711"].state is JobState.UNKNOWN
+    assert len(fake_slurm.calls("sacct")) == 2
+
+
 def test_a_controller_that_is_down_is_an_error_in_its_words(fake_slurm):
     jobs = get_batch_system("slurm").submit(request())
     words = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"

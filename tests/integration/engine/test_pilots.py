@@ -9,7 +9,7 @@ import cloudpickle
 from running import appears, begun, call, eventually, gone, note_and_wait, ready, run, wait
 
 import hpcq
-import hpcq.manager
+import hpcq.links
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -116,7 +116,7 @@ def test_what_a_killed_pilot_left_on_disk_is_removed_by_the_next(queue, start_pi
 
 
 def test_a_pilot_that_hangs_is_given_up_and_comes_back(open_queue, start_pilot, marks, tmp_path, monkeypatch):
-    monkeypatch.setattr(hpcq.manager, "SILENCE_LIMIT", 1.0)
+    monkeypatch.setattr(hpcq.links, "SILENCE_LIMIT", 1.0)
     queue = open_queue()
     first = start_pilot(queue)
     ready(queue, 1)

@@ -235,3 +235,12 @@ def test_a_bug_in_the_manager_wakes_who_waits(queue, monkeypatch, caplog):
     with pytest.raises(hpcq.QueueClosedError, match="the queue has ended: a bug"):
         queue.wait(10)
     assert "the manager of queue q failed" in caplog.text
+
+
+def test_of_a_range_of_ports_the_first_free_one_is_taken(place):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with hpcq.Queue(address="127.0.0.1", port=f"{port}-{port + 20}") as queue:
+            assert port < queue.connection.port <= port + 20
+        with pytest.raises(hpcq.HpcqError, match=rf"cannot listen on 127.0.0.1 port {port} of"):
+            hpcq.Queue(address="127.0.0.1", port=port)

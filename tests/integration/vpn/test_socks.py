@@ -231,7 +231,8 @@ def test_names(site, microsocks):
         """
 import ctypes
 pool = __import__("ipaddress").ip_network("198.18.0.0/15")
-(info,) = socket.getaddrinfo("web.example.org", 80, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME | socket.AI_ADDRCONFIG)
+flags = socket.AI_CANONNAME | socket.AI_ADDRCONFIG
+(info,) = socket.getaddrinfo("web.example.org", 80, type=socket.SOCK_STREAM, flags=flags)
 assert info[3] == "web.example.org" and info[4][1] == 80
 address = info[4][0]
 assert __import__("ipaddress").ip_address(address) in pool
@@ -256,7 +257,7 @@ with socket.create_connection(("web.example.org", 80), 10) as s:
     assert s.getpeername() == (address, 80); get(s)
 read, write = os.pipe()
 if os.fork() == 0:
-    os.write(write, socket.gethostbyname("web.example.org").encode() + b" " + socket.gethostbyname("b.example.org").encode())
+    os.write(write, " ".join(map(socket.gethostbyname, ("web.example.org", "b.example.org"))).encode())
     os._exit(0)
 os.wait()
 assert os.read(read, 99).decode().split() == [address, socket.gethostbyname("b.example.org")]
@@ -547,7 +548,7 @@ def test_the_forwarder_killed(site, microsocks):
         (pid,) = [pid for pid in site.find("vpn.shim.forwarder") if "sh -c" not in site.extra()[pid]]
         os.kill(pid, signal.SIGKILL)
         assert process.wait(20) == 5
-        assert "forwarder of mode socks ended" in process.stderr.read()
+        assert "the forwarder of mode socks ended" in process.stderr.read()
 
 
 def test_a_session_that_is_gone_lets_nothing_out(site, microsocks):

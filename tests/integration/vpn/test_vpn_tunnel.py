@@ -19,20 +19,27 @@ def run(site, credential, *argv, options=(), **more):
     return site.vpn("node", "run", "--credential", credential, *options, "--", *argv, **more)
 
 
-def test_reaches_outside_by_dtls(gateway, credential):
+def test_reaches_outside_by_tls_with_large_packets(gateway, credential):
     assert gateway.vpn("node", "run", "--mode", "none", "--require", f"http://{WAN}/", "--", "true").returncode == 5
     options = ("-v", "--require", "http://web.example.org/", "--require", "dns:web.example.org")
     done = run(gateway, credential(), "cat", "/etc/resolv.conf", options=options)
     assert done.returncode == 0, done.stderr
-    assert "DTLS" in done.stderr
+    assert ": TLS (" in done.stderr
+    assert "MTU 15972" in done.stderr
     assert "web.example.org/: 200" in done.stderr
     assert "nameserver 198.19.0.3" in done.stdout
+
+
+def test_reaches_outside_by_dtls(gateway, credential):
+    done = run(gateway, credential(), "true", options=("-v", "--dtls", "--require", f"http://{WAN}/"))
+    assert done.returncode == 0, done.stderr
+    assert ": DTLS (" in done.stderr
 
 
 def test_falls_back_to_tls_when_udp_is_blocked(gateway, credential):
     rules = "table ip f { chain c { type filter hook output priority 0; udp dport != 53 drop; }; }"
     gateway.check("node", "nft", "-f", "-", input=rules)
-    done = run(gateway, credential(), "true", options=("-v", "--require", f"http://{WAN}/"))
+    done = run(gateway, credential(), "true", options=("-v", "--dtls", "--require", f"http://{WAN}/"))
     assert done.returncode == 0, done.stderr
     assert ": TLS (" in done.stderr
 
@@ -56,7 +63,7 @@ def test_by_ipv6(site):
         raise
     addresses = json.loads(site.vpn("login", "gateway", "start", "--json").stdout)["addresses"]
     assert addresses == ["192.0.2.1", "203.0.113.2", "2001:db8::1"]
-    for options, kind in (((), "DTLS"), (("--no-dtls",), "TLS")):
+    for options, kind in ((("--dtls",), "DTLS"), ((), "TLS")):
         file = str(site.directory / kind)
         assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
         file = edited(site, file, addresses=["2001:db8::1"])

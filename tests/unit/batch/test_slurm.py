@@ -11,8 +11,10 @@ from hpcq.batch.command import CommandResult, refusal
 from hpcq.batch.slurm import (
     STATES,
     SlurmBatch,
+    account_argv,
     cancel_argv,
     hidden_variables,
+    parse_accounts,
     parse_statuses,
     parse_submitted,
     status_argv,
@@ -256,6 +258,47 @@ def test_every_state_of_slurm_is_known(name):
     assert (state is JobState.UNKNOWN) == (name == "REVOKED")
 
 
+def test_accounts_are_asked_for_this_time_only():
+    argv = account_argv([job("7_0"), job("7_1"), job("9")], "c2")
+    assert argv[:5] == ("sacct", "--allocations", "--noheader", "--parsable2", "--clusters=c2")
+    assert argv[-1] == "--jobs=7,9"
+    assert any(word.startswith("--starttime=19") for word in argv)  # these were submitted in 1970
+
+
+def test_accounts_among_banners():
+    text = (
+        BANNER + "7_0|COMPLETED|0:0|n1|None\n7_1|TIMEOUT|0:15|n[1-2]|None\n7_[2-9]|PENDING|0:0|None assigned|Priority\n"
+    )
+    accounts = parse_accounts(text + "8|CANCELLED by 1000+|0:0|None assigned|x|y\n7_0.batch|COMPLETED|0:0|n1|\n")
+    assert {job_id: (a.state, a.hosts, a.exit_code) for job_id, a in accounts.items()} == {
+        "7_0": (JobState.DONE, "n1", 0),
+        "7_1": (JobState.TIMEOUT, "n[1-2]", -15),
+        "8": (JobState.CANCELLED, "", 0),
+    }
+
+
+@given(st.text())
+def test_any_account_can_be_read(text):
+    assert isinstance(parse_accounts(text), dict)
+
+
+def test_every_option_is_in_the_golden_script():
+    rendered = SlurmBatch().render(
+        request(
+            nodes=2,
+            cores=4,
+            gpus=1,
+            reservation="maintenance",
+            exclusive=True,
+            mail="alice@example.org",
+            modules=("gcc", "python/3.11"),
+            epilogue=("echo over",),
+        ),
+        DIRECTORY,
+    )
+    assert rendered.script == GOLDEN.with_name("golden_slurm_nodes.sh").read_text()
+
+
 @given(st.text())
 def test_any_listing_can_be_read(text):
     assert isinstance(parse_statuses(text), dict)
@@ -275,7 +318,7 @@ def test_variables_that_would_overrule_the_user_are_hidden():
 
 
 def test_batch_systems_by_name():
-    assert batch_system_names() == ["local", "slurm"]
+    assert batch_system_names() == ["local", "pbs", "slurm", "torque"]
     assert get_batch_system("slurm").name == "slurm"
-    with pytest.raises(UsageError, match="unknown batch system 'lsf'; known are local, slurm"):
+    with pytest.raises(UsageError, match="unknown batch system 'lsf'; known are local, pbs, slurm, torque"):
         get_batch_system("lsf")

@@ -34,13 +34,13 @@ def row(state: JobState, pilots, *, reported=False, **status):
 
 def test_a_pilot_at_work():
     found = row(JobState.RUNNING, [READY], hosts="n1")
-    assert cells(found) == ("4711_0", "ready", "-", "n1", "3/16", "relay", "7", "-")
+    assert cells(found) == ("4711_0", "ready", "-", "n1", "3/16", "relay", "-", "7", "-")
     assert len(cells(found)) == len(HEADS)
 
 
 def test_a_waiting_job():
     found = row(JobState.PENDING, [], reason="Priority")
-    assert cells(found) == ("4711_0", "pending", "Priority", "-", "-", "-", "-", "-")
+    assert cells(found) == ("4711_0", "pending", "Priority", "-", "-", "-", "-", "-", "-")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_pilots_without_a_job_and_several_of_one_job():
     again = {**READY, "hostname": "n2"}
     stranger = {**READY, "job_id": "", "name": "laptop-1", "batch": ""}
     rows = merge([JOB], {"4711_0": JobStatus("4711_0", JobState.RUNNING)}, [READY, again, stranger])
-    assert [(r.job_id, r.hostname) for r in rows] == [("4711_0", "n2"), ("laptop-1", "n1")]
+    assert [(r.job_id, r.hostname) for r in rows] == [("4711_0", "n1"), ("4711_0", "n2"), ("laptop-1", "n1")]
 
 
 def test_the_story_of_a_failed_start():

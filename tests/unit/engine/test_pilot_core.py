@@ -314,3 +314,77 @@ def test_abandoning_a_runner_that_never_began_hands_its_task_back(core):
     assert returned(core.recalled(1, {1}, 0.0)) == [1]
     assert core.dead(1, -9, NOTHING, 0.0) == []
     assert not core.busy
+
+
+def wan_task(number):
+    return task(number, network="wan")
+
+
+def test_a_broken_tunnel_ends_what_needs_it_and_hands_back_what_waits(core):
+    core.run([wan_task(1), wan_task(2), task(3)], 0.0)
+    core.warm(1, 0.0)
+    commands = core.tunnel_down("openconnect ended", 1.0)
+    assert returned(commands) == [2]
+    assert Kill(1) in commands
+    commands = core.dead(1, -9, NOTHING, 1.0)
+    assert results(commands) == {1: "network"}
+    assert given(commands) == [(2, 3)], "what needs no tunnel goes on"
+    assert returned(core.run([wan_task(4)], 1.0)) == [4]
+
+
+def test_what_needs_no_tunnel_survives_and_its_runner_retires_when_there_is_a_new_one(core):
+    core.run([task(1)], 0.0)
+    core.warm(1, 0.0)
+    assert not core.tunnel_down("openconnect ended", 1.0)
+    assert not core.tunnel_up(2.0)
+    commands = core.ended(1, [result(1)], 3.0)
+    assert results(commands) == {1: "success"}
+    assert Kill(1) in commands
+    assert given(core.run([wan_task(2)], 3.0)) == [(2, 2)]
+
+
+def test_a_lost_namespace_takes_everything_in_it_along_but_not_the_host_s(core):
+    core.run([task(1), task(2, network="host")], 0.0)
+    core.warm(1, 0.0)
+    core.tunnel_down("its holder was killed", 1.0, inside=False)
+    commands = core.dead(1, -9, NOTHING, 1.0)
+    assert results(commands) == {1: "network"}
+    assert given(commands) == [(2, 2)]
+    assert returned(core.run([task(3)], 1.0)) == [3]
+
+
+@pytest.mark.parametrize("outcome", ["exception", "exit_code", "crash"])
+def test_a_failure_while_the_tunnel_is_down_is_the_tunnel_s(core, outcome):
+    core.run([wan_task(1)], 0.0)
+    core.warm(1, 0.0)
+    core.tunnel_down("openconnect ended", 1.0)
+    assert results(core.ended(1, [TaskResult(1, outcome)], 1.0)) == {1: "network"}
+
+
+def test_a_success_while_the_tunnel_is_down_is_one(core):
+    core.run([wan_task(1)], 0.0)
+    core.warm(1, 0.0)
+    core.tunnel_down("openconnect ended", 1.0)
+    assert results(core.ended(1, [result(1)], 1.0)) == {1: "success"}
+
+
+# --- how long a lane needs nothing of us ---------------------------------------------------------------------------
+
+
+def test_only_what_lies_behind_the_current_task_keeps_a_lane_busy(core):
+    warmed(core, learned=AHEAD / 4)
+    assert core.busy_for(1) == 0
+    core.run([task(1)], 1.0)
+    assert core.busy_for(1) == 0
+    core.run([task(2), task(3)], 1.0)
+    assert core.busy_for(1) == pytest.approx(AHEAD / 2)
+    core.ended(1, [result(1, seconds=AHEAD / 4)], 1.0)
+    assert core.busy_for(1) == pytest.approx(AHEAD / 4)
+
+
+def test_a_lane_that_was_told_to_give_back_or_is_unknown_is_not_busy(core):
+    warmed(core, learned=AHEAD / 4)
+    core.run([task(1), task(2), task(3)], 1.0)
+    core.time(1.0 + STUCK)
+    assert core.busy_for(1) == 0
+    assert core.busy_for(7) == 0

@@ -22,7 +22,8 @@ CPUS, GPUS = ((0, 1), (2, 3), (4, 5)), ("a", "b")
 class Runner:
     """One simulated runner process."""
 
-    def __init__(self, kind, gpus):
+    def __init__(self, kind, gpus, tunnel):
+        self.tunnel = tunnel
         self.kind = kind
         self.gpus = gpus
         self.cpus = ()
@@ -51,6 +52,8 @@ class CoreModel(RuleBasedStateMachine):
         self.left = {}
         self.cancelled = set()
         self.broken = False
+        self.wan = self.inside = True
+        self.tunnel = 1
         self.answers = 0
 
     # --- the shell ---
@@ -61,7 +64,8 @@ class CoreModel(RuleBasedStateMachine):
 
     def do_start(self, command):
         assert command.lane not in self.runners
-        self.runners[command.lane] = Runner(command.kind, command.gpus)
+        self.runners[command.lane] = Runner(command.kind, command.gpus, self.tunnel)
+        assert command.kind.network == "host" or self.inside
         assert len(command.gpus) == command.kind.gpus
 
     def do_pin(self, command):
@@ -75,6 +79,9 @@ class CoreModel(RuleBasedStateMachine):
         assert not runner.done
         assert runner.kind.isolation != "fresh" or (runner.at_hand is None and not runner.unread)
         assert not self.core.draining
+        assert command.task.network == "host" or self.inside
+        assert command.task.network != "wan" or self.wan
+        assert runner.kind.network == "host" or runner.tunnel == self.tunnel
         runner.unread.append(command.task)
         assert len(runner.unread) <= AHEAD_LIMIT
 
@@ -135,6 +142,22 @@ class CoreModel(RuleBasedStateMachine):
             for number in numbers
         ]
         self.perform(self.core.run(tasks, self.now))
+
+    @precondition(lambda self: self.wan)
+    @rule(inside=st.booleans())
+    def tunnel_breaks(self, inside):
+        self.wan, self.inside = False, inside
+        self.perform(self.core.tunnel_down("a test", self.now, inside=inside))
+        if not inside:
+            for runner in self.runners.values():
+                runner.killed = runner.killed or runner.kind.network != "host"
+
+    @precondition(lambda self: not self.wan)
+    @rule()
+    def tunnel_is_back(self):
+        self.wan = self.inside = True
+        self.tunnel += 1
+        self.perform(self.core.tunnel_up(self.now))
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
@@ -223,7 +246,8 @@ class CoreModel(RuleBasedStateMachine):
         self.perform(self.core.dead(lane, status, NOTHING, self.now, {task.id for task in runner.unread}))
         if at_hand is not None:
             assert at_hand.id in self.left, "what the dead runner was doing is settled at once"
-            assert self.left[at_hand.id] in ("crash", "walltime", "cancelled", "lost", "resources")
+            assert self.left[at_hand.id] in ("crash", "walltime", "cancelled", "lost", "resources", "network")
+            assert self.left[at_hand.id] != "network" or runner.kind.network != "host"
 
     # --- time and ends ---
 

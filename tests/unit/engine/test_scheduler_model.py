@@ -25,6 +25,7 @@ from hpcq.scheduler import (
     PilotDraining,
     PilotGone,
     PilotReady,
+    PilotTunnel,
     Returned,
     Scheduler,
     Started,
@@ -37,7 +38,9 @@ from hpcq.scheduler import (
 from hpcq.scheduler.categories import ENOUGH
 from hpcq.task import Outcome
 
-OUTCOMES = st.sampled_from(["success", "success", "success", "exception", "crash", "walltime", "lost", "resources"])
+OUTCOMES = st.sampled_from(
+    ["success", "success", "success", "exception", "crash", "walltime", "lost", "resources", "network"]
+)
 FEATURES = st.sampled_from([frozenset(), frozenset({"x"}), frozenset({"x", "y"})])
 HOSTS = st.sampled_from(["h1", "h2", "h3"])
 RAISES = 3
@@ -53,6 +56,9 @@ class Pilot:
         self.held = []
         self.begun = set()
         self.draining = False
+        self.wan = ready.wan
+        self.paused = False
+        self.features = ready.features
 
 
 class SchedulerModel(RuleBasedStateMachine):
@@ -71,6 +77,7 @@ class SchedulerModel(RuleBasedStateMachine):
         self.begun_count = {}
         self.finished = {}
         self.blocked = set()
+        self.outages = {}
         self.copies = 0
         self.learn_how_long_tasks_take()
 
@@ -97,7 +104,7 @@ class SchedulerModel(RuleBasedStateMachine):
             assert command.task not in self.finished, "finished twice"
             task = self.tasks[command.task]
             self.finished[command.task] = command
-            assert command.attempts <= task.retries + 1 + RAISES
+            assert command.attempts <= task.retries + 1 + RAISES + self.outages.get(command.task, 0)
             if command.outcome is Outcome.LOST:
                 assert command.attempts >= task.retries + 1
             assert (command.outcome is Outcome.CANCELLED) <= (command.task in self.cancelled)
@@ -107,17 +114,18 @@ class SchedulerModel(RuleBasedStateMachine):
             assert not isinstance(command, Assign), "tasks sent to a pilot that is gone"
         elif isinstance(command, Assign):
             assert not pilot.draining
+            assert not pilot.paused
             assert pilot.ready.host not in self.blocked
             for number in command.tasks:
                 task = self.tasks[number]
                 assert number not in self.finished
                 assert task.disk <= pilot.ready.disk
                 assert task.gpus <= pilot.ready.gpus
-                assert task.features <= pilot.ready.features
+                assert task.features <= pilot.features
                 assert not task.walltime or task.walltime <= pilot.ends_at - self.now
                 assert task.cores <= pilot.ready.cores
                 assert task.memory <= pilot.ready.memory
-                assert pilot.ready.wan or task.network != "wan"
+                assert pilot.wan or task.network != "wan"
                 elsewhere = sum(number in other.held for other in self.pilots.values())
                 assert number not in pilot.held
                 assert elsewhere <= (self.speculate is not None), "on too many pilots at once"
@@ -205,6 +213,14 @@ class SchedulerModel(RuleBasedStateMachine):
         self.handle()
         pilot.draining = True
 
+    @precondition(lambda self: self.pilots)
+    @rule(data=st.data(), wan=st.booleans(), usable=st.booleans(), features=FEATURES)
+    def tunnel_changes(self, data, wan, usable, features):
+        pilot = self.choose_pilot(data)
+        self.handle()
+        self.pending.append(PilotTunnel(pilot.ready.pilot, wan, usable or wan, features))
+        pilot.wan, pilot.paused, pilot.features = wan, not (usable or wan), features
+
     @precondition(lambda self: len(self.pilots) > 1)
     @rule(data=st.data())
     def pilot_goes(self, data):
@@ -233,6 +249,8 @@ class SchedulerModel(RuleBasedStateMachine):
         ended = pilot.held[: data.draw(st.integers(1, len(pilot.held)))]
         pilot.held = pilot.held[len(ended) :]
         pilot.begun.difference_update(ended)
+        if outcome == "network":
+            self.outages.update((number, self.outages.get(number, 0) + 1) for number in ended)
         self.pending.append(Ended(pilot.ready.pilot, [EndedTask(number, outcome, seconds, memory) for number in ended]))
 
     @precondition(lambda self: self.pilots)

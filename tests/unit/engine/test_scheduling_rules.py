@@ -17,6 +17,7 @@ from hpcq.scheduler import (
     PilotGone,
     Returned,
     Scheduler,
+    SpeculationSet,
     StartFailed,
     Stop,
     Tick,
@@ -52,6 +53,24 @@ def copying():
 
 def tick(scheduler, now):
     return scheduler.handle([Tick()], now)
+
+
+def test_copies_can_be_turned_on_and_off_while_tasks_run():
+    scheduler = Scheduler()
+    for pilot in ("a", "b"):
+        ready(scheduler, pilot, host=pilot)
+    submit(scheduler, NewTask(1, kind="c"))
+    start(scheduler, 1, pilot="a", now=0.0)
+    scheduler.handle([SpeculationSet(3.0)], 1.0)
+    for number in range(100, 100 + ENOUGH):
+        submit(scheduler, NewTask(number, kind="c"), now=1.0)
+        end(scheduler, number, pilot="b", seconds=1.0, now=1.0)
+    scheduler.handle([SpeculationSet(None)], 2.0)
+    assert not scheduler.wants_tick
+    assert assigned(tick(scheduler, 10.0)) == {}
+    scheduler.handle([SpeculationSet(3.0)], 10.0)
+    assert assigned(tick(scheduler, 11.0)) == {"b": [1]}
+    scheduler.check()
 
 
 # --- needs ---------------------------------------------------------------------------------------------------------

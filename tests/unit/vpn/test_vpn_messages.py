@@ -1,4 +1,4 @@
-"""Messages and the credentials' book."""
+"""Messages, and texts of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from vpn.capabilities import Check, uses_of
 from vpn.errors import LAYERS, TunnelError
 from vpn.gateway import control, ocserv, state
 from vpn.gateway.certificate import make_certificate, pin_of
-from vpn.gateway.credentials import Book
 from vpn.gateway.ocserv import Event
 from vpn.holder import plain_hosts
 from vpn.messages import Configure, Done, Exited, Failed, Kill, Ready, Report, Request, Spawn
@@ -71,36 +70,6 @@ def test_control_garbage_is_refused(data):
 @given(st.one_of(st.builds(control.Issue, st.text()), st.builds(control.Revoke, st.text()), st.just(control.Stop())))
 def test_control_requests_survive_the_wire(request):
     assert control.decode_request(control.encode(request)) == request
-
-
-def test_a_login_spends_the_password_and_a_reconnect_does_not_again():
-    book = Book()
-    user, password = book.issue("pilot 1")
-    assert len(password) >= 32
-    assert book.is_unused(user)
-    assert book.on_event(Event("connect", user, "11", "198.18.0.5"))
-    assert not book.is_unused(user)
-    assert [(p.state, p.address) for p in book.pilots()] == [("connected", "198.18.0.5")]
-    assert not book.on_event(Event("connect", user, "12", "198.18.0.5"))
-    assert not book.on_event(Event("disconnect", user, "11", "198.18.0.5"))
-    assert book.pilots()[0].state == "connected"  # the new connection lives
-    assert not book.on_event(Event("disconnect", user, "12", "198.18.0.5"))
-    assert book.pilots()[0].state == "disconnected"
-    assert book.forget(user) == "disconnected"
-    assert book.forget(user) == ""
-    assert not book.on_event(Event("connect", user, "13", "198.18.0.5"))
-    assert not book.is_known(user)
-
-
-def test_only_a_disconnected_credential_is_dropped():
-    book = Book()
-    user, _ = book.issue("p")
-    book.forget_disconnected(user)
-    assert book.is_known(user)
-    book.on_event(Event("connect", user, "1", "a"))
-    book.on_event(Event("disconnect", user, "1", "a"))
-    book.forget_disconnected(user)
-    assert not book.is_known(user)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,221 @@
+"""Connections that carry parcels: blocking, in threads, since that moves three times what asyncio's TLS does.
+
+A pilot opens one to the manager's port as it does for files, with a first word that says what it is for. Once welcomed,
+both sides leave the event loop and its TLS behind and shake hands anew on the same TCP connection, with the same
+certificates; from then on a thread on either side owns it::
+
+    pilot: Take(task) --> Following(size) + bytes | Refusal(reason)
+    pilot: Bring(task, size) + bytes --> Kept(error)
+
+The bytes of a parcel are sent as they are. Whoever cannot write what arrives reads it to its end all the same, so that
+the connection stays in step and the other side is told why. A side that makes no progress for `STALL` seconds is given
+up. May not live here: which parcel is whose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+from typing import Any
+
+import msgspec
+
+from hpcq import messages as m
+from hpcq.errors import ProtocolError
+from hpcq.files.wire import CONNECT_TIMEOUT, MESSAGE_LIMIT, STALL, DataError, describe
+from hpcq.parcels import STEP, Parcel
+from hpcq.protocol import frame
+
+_LENGTH = struct.Struct(">I")
+
+
+class Take(m.Message):
+    """Give me the arguments of this task."""
+
+    task: int
+
+
+class Bring(m.Message):
+    """Here is the result of this task, so many bytes."""
+
+    task: int
+    size: m.NonNegative
+
+
+class Following(m.Message):
+    """So many bytes follow."""
+
+    size: m.NonNegative
+
+
+class Refusal(m.Message):
+    """There is nothing to give, and why."""
+
+    reason: str
+
+
+class Kept(m.Message):
+    """What was brought is here, or could not be kept and why."""
+
+    error: str = ""
+
+
+Request = Take | Bring
+
+
+class Haul:
+    """One such connection, as either side has it; used by one thread at a time."""
+
+    def __init__(self, sock: ssl.SSLSocket, where: str) -> None:
+        self._sock = sock
+        self._room = memoryview(bytearray(STEP))
+        self.where = where
+
+    def send(self, message: msgspec.Struct) -> None:
+        """One message.
+
+        Raises:
+            DataError: the connection is gone.
+        """
+        with self._trouble():
+            self._sock.sendall(frame(message))
+
+    def receive(self, kind: Any, seconds: float = STALL) -> Any:
+        """The next message, of the union ``kind``.
+
+        Raises:
+            DataError: the connection is gone, or nothing came.
+            ProtocolError: it is something else.
+        """
+        with self._trouble(seconds):
+            (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+            if length > MESSAGE_LIMIT:
+                raise ProtocolError(f"{self.where} sent a message of {length} bytes")
+            body = bytes(self._exactly(length))
+        try:
+            return msgspec.msgpack.decode(body, type=kind)
+        except msgspec.MsgspecError as error:
+            raise ProtocolError(f"{self.where} sent what is not ours: {error}") from error
+
+    def _exactly(self, size: int) -> memoryview:
+        if size > len(self._room):
+            return self._fill(memoryview(bytearray(size)))
+        return self._fill(self._room[:size])
+
+    def _fill(self, room: memoryview) -> memoryview:
+        filled = 0
+        while filled < len(room):
+            count = self._sock.recv_into(room[filled:])
+            if not count:
+                raise EOFError("it was closed by the other side")
+            filled += count
+        return room
+
+    def send_parcel(self, parcel: Parcel) -> None:
+        """All its bytes.
+
+        Raises:
+            DataError: the connection is gone.
+            OSError: the parcel cannot be read; the connection is of no use any more.
+        """
+        sent = 0
+        while sent < parcel.size:
+            part = parcel.read(sent, self._room)
+            with self._trouble():
+                self._sock.sendall(part)
+            sent += len(part)
+
+    def receive_parcel(self, parcel: Parcel | None, size: int) -> OSError | None:
+        """Fill it with the next ``size`` bytes; why that could not be done, when it cannot be written (or is None).
+
+        Raises:
+            DataError: the connection is gone.
+        """
+        failure: OSError | None = None
+        done = 0
+        while done < size:
+            with self._trouble():
+                part = self._fill(self._room[: size - done])
+            if parcel is not None and failure is None:
+                try:
+                    parcel.write(done, part)
+                except OSError as error:
+                    failure = error
+            done += len(part)
+        return failure
+
+    @contextlib.contextmanager
+    def _trouble(self, seconds: float = STALL) -> Any:
+        try:
+            if self._sock.gettimeout() != seconds:
+                self._sock.settimeout(seconds)
+            yield
+        except TimeoutError as error:
+            raise DataError(f"no progress with {self.where} for {seconds:g} s") from error
+        except (OSError, EOFError, ValueError) as error:  # ValueError: it was closed in another thread
+            raise DataError(f"the data connection with {self.where} broke: {error}") from error
+
+    def hang_up(self) -> None:
+        """End it at once, also for a thread that waits on it; may be called by any thread."""
+        with contextlib.suppress(OSError):  # not SSLSocket's own: from then on that would let bytes pass unencrypted
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of it; by the thread that uses it."""
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+
+def answer(sock: socket.socket, tls: ssl.SSLContext, where: str) -> Haul:
+    """The manager's side of a connection that has left the event loop.
+
+    Raises:
+        DataError: the other side does not know the queue's key, or is gone.
+    """
+    try:
+        sock.settimeout(STALL)
+        return Haul(tls.wrap_socket(sock, server_side=True), where)
+    except OSError as error:
+        sock.close()
+        raise DataError(f"{where} did not shake hands: {error}") from error
+
+
+def connect(addresses: list[str], port: int, tls: ssl.SSLContext, server_name: str, pilot: str) -> Haul:
+    """Open one to the manager and present ourselves.
+
+    Raises:
+        DataError: nobody answers at any of the addresses, or we are refused; says what happened.
+    """
+    failures = []
+    for address in addresses:
+        where = f"{address}:{port}"
+        try:
+            plain = socket.create_connection((address, port), CONNECT_TIMEOUT)
+        except OSError as error:
+            failures.append(f"{where}: {describe(error)}")
+            continue
+        return _present(plain, tls, server_name, pilot, where)
+    raise DataError(f"no data connection: {'; '.join(failures) or 'no address is known'}")
+
+
+def _present(plain: socket.socket, tls: ssl.SSLContext, server_name: str, pilot: str, where: str) -> Haul:
+    sock = plain
+    try:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock = tls.wrap_socket(plain, server_hostname=server_name)
+        first = Haul(sock, where)
+        first.send(m.DataHello(m.PROTOCOL_VERSION, pilot, parcels=True))
+        welcome = first.receive(m.FirstAnswer)
+        if isinstance(welcome, m.Refused):
+            raise DataError(f"{where} refused a data connection: {welcome.reason}")
+        plain = sock = socket.socket(fileno=sock.detach())
+        plain.settimeout(STALL)
+        sock = tls.wrap_socket(plain, server_hostname=server_name)
+        return Haul(sock, where)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise DataError(f"{where} did not shake hands: {error}") from error
+        raise

@@ -1,0 +1,194 @@
+"""The pilot's tunnel: brought up, watched, made anew when it breaks.
+
+::
+
+    open --> UP --lost--> DOWN --made anew, with back-off--> UP (another generation)
+                            +-- ``patience`` seconds have passed --> given up: the pilot ends
+
+A *generation* is one session of `vpn` with its credential. A broken tunnel costs only what needs it: the old session's
+namespace lives on without a way out, and with it tasks that are busy computing, until the last of its processes has
+ended; new processes start in the newest. When the namespace itself is gone (its holder was killed), so is all in it.
+Each attempt asks the manager for a credential, so none is made while there is no manager. The targets of ``--require``
+must answer in every generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
+
+log = logging.getLogger("hpcq.pilot")
+
+BACKOFF = (0.0, 1.0, 2.0, 4.0, 5.0)
+"""Seconds before each attempt to make a broken tunnel anew, the last for all that follow: work is to go on within 10 s
+of the end of whatever broke it."""
+
+
+RECONNECT_TIMEOUT = 10
+"""Seconds a mode may try by itself to mend a broken tunnel: after that a new one is quicker."""
+
+
+class Generation:
+    """One session, open until it is closed: at once, or when what runs in it has ended."""
+
+    def __init__(self, session: Session, stack: AsyncExitStack) -> None:
+        self.session = session
+        self._stack = stack
+        self._running = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    async def spawn(self, argv: Sequence[str], **options: Any) -> Any:
+        """As `Session.spawn`; the process is counted."""
+        process = await self.session.spawn(argv, **options)
+        self._running += 1
+        self._quiet.clear()
+        process.ended.add_done_callback(self._one_less)
+        return process
+
+    def _one_less(self, _: object) -> None:
+        self._running -= 1
+        if not self._running:
+            self._quiet.set()
+
+    async def close(self) -> None:
+        """End it with everything in it."""
+        await self._stack.aclose()
+
+    async def close_when_quiet(self) -> None:
+        """End it when nothing runs in it any more."""
+        await self._quiet.wait()
+        await self.close()
+
+
+class Tunnel:
+    """The way of tasks to the outside. ``credential`` gets one for each attempt (None where the mode needs none), and
+    ``given_back`` hears of each whose session is closed. ``on_down(error, inside)`` and ``on_up(session)`` are called
+    when it breaks (``inside``: whether processes in it live on, and new ones can start) and when it is back;
+    ``on_given_up(error)`` when it was not back after ``patience`` seconds.
+    """
+
+    def __init__(
+        self,
+        mode: Any,
+        require: Sequence[str],
+        credential: Callable[[], Awaitable[Credential | None]],
+        given_back: Callable[[Credential], None],
+        patience: float,
+    ) -> None:
+        self._mode = mode
+        self._require = list(require)
+        self._credential = credential
+        self._given_back = given_back
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        self._now: Generation | None = None
+        self._told: Generation | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._old: dict[Generation, asyncio.Task[None]] = {}
+        self.on_down: Callable[[TunnelError, bool], None] = lambda _error, _inside: None
+        self.on_up: Callable[[Session], None] = lambda _session: None
+        self.on_given_up: Callable[[TunnelError], None] = lambda _error: None
+
+    @property
+    def session(self) -> Session:
+        """The newest session; only after `open`."""
+        assert self._now is not None
+        return self._now.session
+
+    async def open(self) -> None:
+        """Bring it up for the first time.
+
+        Raises:
+            TunnelError: names the layer that failed; nothing is left open.
+        """
+        self._now = await self._make()
+
+    def watch(self) -> None:
+        """From now on, make it anew when it breaks."""
+        self._watching = self._loop.create_task(self._watch())
+
+    async def spawn(self, argv: Sequence[str], **options: Any) -> Any:
+        """Start a program inside the newest session; see `Session.spawn`."""
+        assert self._now is not None
+        return await self._now.spawn(argv, **options)
+
+    def notice(self) -> None:
+        """Tell of a break that is known but not told yet: before anybody judges how a process inside ended."""
+        now = self._now
+        if now is None or now is self._told or self._mode == "none":
+            return
+        if now.session.lost.done():
+            self._told = now
+            error = now.session.lost.result()
+            log.warning("the tunnel is down: %s", error)
+            self.on_down(error, now.session.can_spawn)
+
+    async def close(self) -> None:
+        """End every session with everything in it."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        for task in self._old.values():
+            task.cancel()
+        await asyncio.gather(*self._old.values(), return_exceptions=True)
+        for generation in [*self._old, *([self._now] if self._now else [])]:
+            await generation.close()
+        self._old.clear()
+        self._now = None
+
+    async def _make(self) -> Generation:
+        credential = await self._credential()
+        async with AsyncExitStack() as stack:
+            if credential is not None:
+                stack.callback(self._given_back, credential)
+            config = TunnelConfig(self._mode, credential, reconnect_timeout=RECONNECT_TIMEOUT)
+            session = await stack.enter_async_context(open_session(config))
+            for result in await session.probe(self._require) if self._require else ():
+                if not result.ok:
+                    raise TunnelError(result.layer, f"{result.target}: {result.message}")
+            return Generation(session, stack.pop_all())
+
+    async def _watch(self) -> None:
+        while True:
+            assert self._now is not None
+            await asyncio.wait([self._now.session.lost])
+            broken = self._now
+            if self._mode == "none":  # our own helper was killed: nothing outside will be better later
+                self.on_given_up(broken.session.lost.result())
+                return
+            self.notice()
+            self._now = await self._make_anew(broken) or broken
+            if self._now is broken:
+                return
+            self._retire(broken)
+            log.info("the tunnel is up again")
+            self.on_up(self._now.session)
+
+    def _retire(self, generation: Generation) -> None:
+        task = self._loop.create_task(generation.close_when_quiet())
+        self._old[generation] = task
+        task.add_done_callback(lambda done: done.cancelled() or self._old.pop(generation, None))
+
+    async def _make_anew(self, broken: Generation) -> Generation | None:
+        """The next generation, or None when it was given up."""
+        error = broken.session.lost.result()
+        deadline = self._loop.time() + self._patience
+        attempt = 0
+        while self._loop.time() < deadline:
+            await asyncio.sleep(BACKOFF[min(attempt, len(BACKOFF) - 1)])
+            attempt += 1
+            try:
+                return await self._make()
+            except TunnelError as again:
+                error = again
+            except OSError as again:
+                error = TunnelError("tunnel", str(again))
+            log.warning("the tunnel could not be made anew: %s", error)
+        self.on_given_up(error)
+        return None

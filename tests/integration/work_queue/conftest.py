@@ -1,0 +1,51 @@
+"""A `WorkQueue` with one real local worker of two cores, for all tests of a module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+import hpcq.work_queue as wq
+
+
+@pytest.fixture(scope="module", autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state directory of the module's own."""
+    directory = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(directory))
+        yield directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Functions of the test's module travel by value."""
+    module = sys.modules[request.module.__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture(scope="module")
+def working(state: Path) -> Iterator[wq.WorkQueue]:
+    """The queue, its worker there."""
+    with wq.WorkQueue(port=0, shutdown=True) as queue:
+        factory = wq.Factory("local", manager=queue)
+        factory.min_workers = factory.max_workers = 1
+        factory.cores = 2
+        with factory:
+            assert queue.hpcq_queue.wait_for_pilots(1, 60)
+            yield queue
+
+
+@pytest.fixture
+def q(working: wq.WorkQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[wq.WorkQueue]:
+    """The same, in a directory of the test's own, with nothing of other tests in it."""
+    monkeypatch.chdir(tmp_path)
+    yield working
+    working.cancel_all_tasks()
+    assert not list(tmp_path.glob(".hpcq*"))

@@ -1,0 +1,107 @@
+"""A tunnel that breaks under running tasks, on the simulated site: work goes on, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from simulated_site.client import Site
+from test_hpcq import XROOTD, Cluster, cluster, descendants, finished, gateway, until
+
+__all__ = ["cluster", "gateway"]
+
+PROGRAM = """
+import sys, hpcq
+url, marks = sys.argv[2:]
+again = f"echo $$ >> {marks}/wan; test $(wc -l < {marks}/wan) -ge 2 || sleep 600; xrdcp -f {url} {marks}/read"
+busy = f"echo $$ >> {marks}/any; while ! test -e {marks}/stop; do sleep 0.1; done"
+with hpcq.Queue(name=sys.argv[1]) as queue:
+    needs = queue.submit(hpcq.Task(again).set(network="wan", retries=0, tag="wan"))
+    queue.submit(hpcq.Task(busy).set(retries=0, tag="any"))
+    while not queue.empty():
+        task = queue.wait(80)
+        if task is None:
+            sys.exit("nothing ends")
+        print(task.tag, task.outcome, task.attempts, task.message, flush=True)
+"""
+
+
+def process_of(cluster: Cluster, host: str, name: str) -> int:
+    """The descendant of the pilot on ``host`` with this command name; 0 if there is none."""
+    pilot = cluster.pid_of_pilot(host)
+    found = [pid for pid in descendants(pilot) if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+    return found[0] if found else 0
+
+
+@pytest.fixture
+def at_work(cluster: Cluster, gateway: None) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+    """A pilot with a task that needs the tunnel and one that does not; the program, the host, the marks."""
+    marks = cluster.directory / "marks"
+    marks.mkdir(mode=0o777)
+    marks.chmod(0o777)
+    cluster.submit(*XROOTD)
+    program = cluster.program(PROGRAM, cluster.site.xrootd_url + "uproot-Zmumu.root", str(marks))
+    until(lambda: (marks / "wan").exists() and (marks / "any").exists(), "both tasks run")
+    (row,) = cluster.pilots()
+    yield program, row["hostname"], marks
+    if program.poll() is None:
+        program.send_signal(signal.SIGINT)
+        program.communicate(timeout=60)
+
+
+def runs(marks: Path, name: str) -> int:
+    return len((marks / name).read_text().splitlines())
+
+
+def test_without_openconnect_a_task_that_needs_no_tunnel_goes_on(
+    cluster: Cluster, at_work: tuple[subprocess.Popen[str], str, Path]
+) -> None:
+    program, host, marks = at_work
+    os.kill(process_of(cluster, host, "openconnect"), signal.SIGKILL)
+    until((marks / "read").exists, "the task that needs the tunnel ran again in a new one")
+    (marks / "stop").touch()
+    assert ends(program) == {"wan": ["success", "2"], "any": ["success", "1"]}
+    assert (runs(marks, "wan"), runs(marks, "any")) == (2, 1)
+
+
+def test_a_gateway_that_is_stopped_and_started_costs_tasks_that_need_it_an_attempt(
+    cluster: Cluster, at_work: tuple[subprocess.Popen[str], str, Path]
+) -> None:
+    program, _, marks = at_work
+    cluster.hpcq("vpn", "gateway", "stop")
+    until(lambda: "tunnel is down" in cluster.pilots()[0]["message"], "the pilot says that its tunnel is down")
+    assert cluster.pilots()[0]["state"] == "ready"
+    cluster.hpcq("vpn", "gateway", "start")
+    until((marks / "read").exists, "the task that needs the tunnel ran again in a new one")
+    (marks / "stop").touch()
+    assert ends(program) == {"wan": ["success", "2"], "any": ["success", "1"]}
+
+
+def test_with_its_namespace_everything_inside_is_gone_but_the_pilot_stays(
+    cluster: Cluster, at_work: tuple[subprocess.Popen[str], str, Path], site: Site
+) -> None:
+    program, host, marks = at_work
+    pilot = cluster.pid_of_pilot(host)
+    shell = int((marks / "any").read_text().split()[0])
+    assert shell
+    inside = [pid for pid in descendants(pilot) if Path(f"/proc/{pid}/ns/net").readlink() != _net(pilot)]
+    os.kill(inside[0], signal.SIGKILL)
+    until((marks / "read").exists, "the task that needs the tunnel ran again in a new one")
+    until(lambda: runs(marks, "any") == 2, "so did the other")
+    assert cluster.pid_of_pilot(host) == pilot
+    (marks / "stop").touch()
+    assert ends(program) == {"wan": ["success", "2"], "any": ["success", "2"]}
+
+
+def ends(program: subprocess.Popen[str]) -> dict[str, list[str]]:
+    """Outcome and attempts of each task."""
+    words = [line.split() for line in finished(program).splitlines()]
+    return {first: rest[:2] for first, *rest in words if first in ("wan", "any")}
+
+
+def _net(pid: int) -> Path:
+    return Path(f"/proc/{pid}/ns/net").readlink()

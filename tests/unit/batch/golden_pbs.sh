@@ -1,0 +1,13 @@
+#!/bin/bash
+#PBS -N hpcq-analysis
+#PBS -l select=1:ncpus=1
+# A pilot whose node or server fails goes back into the queue and starts anew, rather than being lost.
+#PBS -r y
+
+# The job's id, by which the pilot reports; PBS hands output over at the end only, so it is written here as it comes.
+export HPCQ_JOB_ID="${PBS_JOBID:-${SLURM_JOB_ID-}}"
+exec >>/state/hpcq/analysis/jobs/20250101T000000-abcdef/output.txt 2>&1
+
+
+# exec: the pilot takes the place of this shell, so that PBS's SIGTERM reaches it and its exit status is the job's.
+exec python -m hpcq.pilot

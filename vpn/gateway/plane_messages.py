@@ -1,0 +1,67 @@
+"""What the gateway's daemon and its data plane tell each other: one JSON object a line over a stream socket.
+
+The data plane (``plane``) is told whom each tunnel address belongs to, and asked for figures. Nothing here does
+I/O.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+CONTROL_FD, LISTENER_FD = 3, 4  # where the data plane finds its two sockets
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """How the data plane works, fixed at its start: allow-list, access log ("": none), bytes a second
+    each way (0: no limit)."""
+
+    rules: tuple[str, ...] = ()
+    log: str = ""
+    rate: float = 0.0
+    rate_per_client: float = 0.0
+
+
+class Arrived(msgspec.Struct, tag=True, frozen=True):
+    """Connections from this tunnel address are this client's from now on."""
+
+    address: str
+    client: str
+
+
+class Left(msgspec.Struct, tag=True, frozen=True):
+    """This client's connections are cut; its address belongs to nobody."""
+
+    client: str
+
+
+class Ask(msgspec.Struct, tag=True, frozen=True):
+    """Answer with ``Figures``."""
+
+    number: int
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """One client: bytes to the outside and back, connections open now and ended."""
+
+    up: int
+    down: int
+    open: int
+    ended: int
+
+
+class Figures(msgspec.Struct, tag=True, frozen=True):
+    """Every client that was ever told of and is not forgotten."""
+
+    number: int
+    clients: dict[str, Figure]
+
+
+Order = Arrived | Left | Ask
+
+decode_order = msgspec.json.Decoder(Order).decode
+decode_figures = msgspec.json.Decoder(Figures).decode
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """One line."""
+    return msgspec.json.encode(message) + b"\n"
