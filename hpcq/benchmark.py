@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hpcq.benchmark_function import inc
 from hpcq.errors import HpcqError
 from hpcq.futures import Executor
 from hpcq.queue import Queue
@@ -17,11 +18,6 @@ PILOT_TIMEOUT = 60.0
 
 TASK_TIMEOUT = 60.0
 """Seconds in which at least one task must end; else the benchmark is stuck and says so."""
-
-
-def inc(x: int) -> int:
-    """The smallest function worth calling."""
-    return x + 1
 
 
 def measure_tasks(pilots: int, cores: int, count: int, repeat: int) -> dict[str, Any]:

@@ -24,15 +24,17 @@ SYSTEM_FILE = Path("/etc/hpcq/config.toml")
 
 _TEXTS = (
     "batch", "partition", "account", "qos", "constraint", "reservation", "mail", "job_name", "vpn", "gateway",
+    "cvmfs", "cvmfs_proxy",
 )  # fmt: skip
-_SIZES = ("memory", "disk", "cache_size", "walltime", "manager_timeout", "drain_timeout")
-_PATHS = ("template", "environment", "scratch")
+_SIZES = ("memory", "disk", "cache_size", "walltime", "manager_timeout", "drain_timeout", "cvmfs_quota")
+_PATHS = ("template", "environment", "scratch", "cvmfs_cache")
+_LISTS = ("options", "modules", "setup", "epilogue", "require", "cvmfs_image", "cvmfs_server", "cvmfs_key")
 KINDS: dict[str, str] = {
     **dict.fromkeys(_TEXTS, "text"),
     **dict.fromkeys(_SIZES, "size"),
     **dict.fromkeys(_PATHS, "path"),
     **dict.fromkeys(("count", "nodes", "cores", "gpus"), "number"),
-    **dict.fromkeys(("options", "modules", "setup", "epilogue", "require"), "list"),
+    **dict.fromkeys(_LISTS, "list"),
     "exclusive": "flag",
     "variables": "table",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -38,6 +38,7 @@ class JobWatch:
         self._stopped = False
         self._last_failure = ""
         self._jobs: dict[str, BatchJob] = {}
+        self.on_failed_start: Callable[[str], None] = lambda _story: None
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
         manager.call(self._find_submitted)
@@ -53,9 +54,9 @@ class JobWatch:
             jobs = get_batch_system(batch).submit(pilot_request(self._queue, batch, count, options))
         except PartlySubmittedError as error:
             submitted = error.jobs
-            self._manager.call(lambda: self._follow(submitted))
+            self._manager.call(lambda: self.follow(submitted))
             raise
-        self._manager.call(lambda: self._follow(jobs))
+        self._manager.call(lambda: self.follow(jobs))
         return jobs
 
     # --- in the manager's thread ---
@@ -64,9 +65,21 @@ class JobWatch:
         return self._find_submitted()
 
     def _find_submitted(self) -> int:
-        return self._follow(job for job in records.load_jobs(self._queue) if recorded_end(job) is None)
+        return self.follow(job for job in records.load_jobs(self._queue) if recorded_end(job) is None)
 
-    def _follow(self, jobs: Iterable[BatchJob]) -> int:
+    def awaited(self, batch: str) -> list[tuple[BatchJob, JobState]]:
+        """Jobs of a batch system that may still bring a pilot and have not yet, in the order of their submission, and
+        what it says of each.
+        """
+        tracker = self._trackers.get(batch)
+        if tracker is None:
+            return []
+        unreported = [job for job in tracker.jobs_to_ask() if not tracker.has_reported(job.id)]
+        known = ((job, tracker.status(job.id)) for job in unreported)
+        return [(job, status.state if status else JobState.UNKNOWN) for job, status in known]
+
+    def follow(self, jobs: Iterable[BatchJob]) -> int:
+        """Ask about these jobs from now on; returns how many."""
         loop = asyncio.get_running_loop()
         count = 0
         for job in jobs:
@@ -125,6 +138,7 @@ class JobWatch:
             if isinstance(change, FailedStart) and not _was_cancelled(change.job):
                 self._last_failure = failed_start(change)
                 log.warning("%s", self._last_failure)
+                self.on_failed_start(self._last_failure)
             elif isinstance(change, PollFailed):
                 log.warning("the batch system does not answer (%d times running): %s", change.failures, change.error)
             elif isinstance(change, StateChanged):

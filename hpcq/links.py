@@ -22,6 +22,7 @@ from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.addresses import raise_descriptor_limit
+from hpcq.door import Door, listener
 from hpcq.files.depot import Depot
 from hpcq.files.service import FileService
 from hpcq.questions import Questions
@@ -33,6 +34,9 @@ log = logging.getLogger("hpcq.manager")
 SILENCE_LIMIT = 60.0
 """Seconds without a byte after which the other side counts as gone."""
 
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks for silent links."""
 
 CROWDED = 0.7
 """Pilots per open file allowed at which the user is told: each takes one, and moves files by another."""
@@ -65,11 +69,12 @@ class Links:
         self._depot = depot
         self._by_pilot: dict[str, transport.Link] = {}
         self._entries: dict[transport.Link, Entry | None] = {}  # None: a client
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         self._closing = False
         self._limit = raise_descriptor_limit()
         self._warned = False
         self._emptied: asyncio.Future[None] | None = None
+        self._looked_at = 0.0
 
     async def listen(self, address: str | None, ports: Sequence[int], identity: conn.Identity) -> int:
         """Serve whoever knows the queue's key, on the first port that is free; returns it. Raises OSError."""
@@ -77,20 +82,24 @@ class Links:
         tls = conn.manager_tls(identity)
         for port in ports:
             try:
-                self._server = await transport.listen(address, port, tls, make)
+                self._door = Door(listener(address, port), tls, make)
                 break
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or port == ports[-1]:
                     raise
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        assert self._door is not None
+        return self._door.port
 
     def get(self, pilot: str) -> transport.Link | None:
         """The link of a pilot; None when it has gone."""
         return self._by_pilot.get(pilot)
 
     def keep(self, now: float) -> None:
-        """Drop who is silent, say a word where we were; ``now`` is the loop's time."""
+        """Drop who is silent, say a word where we were; ``now`` is the loop's time. All links are looked at, but not
+        more often than `LOOK_EVERY`."""
+        if now < self._looked_at + LOOK_EVERY:
+            return
+        self._looked_at = now
         for link in list(self._entries):
             if now - link.heard_at > SILENCE_LIMIT:
                 link.abort(f"nothing heard for {SILENCE_LIMIT:.0f} s")
@@ -100,8 +109,8 @@ class Links:
     def shut(self) -> None:
         """Let nobody in any more."""
         self._closing = True
-        if self._server is not None:
-            self._server.close()
+        if self._door is not None:
+            self._door.shut()
 
     async def dismiss(self, timeout: float, reason: str) -> None:
         """Send everybody away; whoever has not hung up after ``timeout`` seconds (0: nobody is told) is hung up on."""
@@ -119,8 +128,8 @@ class Links:
 
     async def close(self) -> None:
         """End the listening, and those whose handshake was under way."""
-        if self._server is not None:
-            await transport.close_server(self._server)
+        if self._door is not None:
+            await self._door.close()
 
     def _on_messages(self, link: transport.Link, received: list[Any]) -> None:
         if link not in self._entries:

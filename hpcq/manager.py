@@ -475,6 +475,13 @@ class Manager:
         if ended:
             self._take(Ended(entry.name, ended))
 
+    def send_away(self, pilot: str, reason: str) -> None:
+        """Place nothing more on a pilot and let it leave. In the manager's thread only."""
+        link = self._links.get(pilot)
+        if link is not None:
+            self._take(PilotDraining(pilot))
+            link.send(m.Leave(reason, drain=True))
+
     def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run a coroutine beside everything else, in the manager's thread; it is waited for at the end."""
         task = self._loop.create_task(work(*args))

@@ -32,6 +32,7 @@ from hpcq.messages import TaskSpec
 from hpcq.parcels import Load, Pieces
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.roster import PilotView
+from hpcq.scaling import Scaling
 from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, SpeculationSet, TaskRow, TaskState
 from hpcq.task import Attempt, Options, Outcome, PythonTask, Task, whole_number
 
@@ -96,6 +97,7 @@ class Queue:
             self.connection = self._manager.start(*where, candidates)
             try:
                 self._jobs = JobWatch(self.name, self._manager)
+                self._scaling = Scaling(self.name, self._manager, self._jobs)
             except BaseException:
                 self._manager.stop(0)
                 raise
@@ -342,7 +344,8 @@ class Queue:
             raise UsageError(f"no task {number!r} was submitted to queue {self.name!r}")
         if self._unfinished(number) is None:
             return f"task {number} has ended"
-        return self._manager.explain(number)
+        why = self._scaling.why_none()
+        return f"{self._manager.explain(number)}; {why}" if why else self._manager.explain(number)
 
     def _unfinished(self, number: int) -> Task | None:
         receiver = self._elsewhere.get(number)
@@ -371,8 +374,9 @@ class Queue:
         ``"32GB"``), ``gpus``, ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``,
         ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway``, ``require``, ``scratch``,
-        ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is
-        given here (see ``hpcq config``).
+        ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
+        ``cvmfs_cache``, ``cvmfs_quota``, ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name
+        whose settings stand behind what is given here (see ``hpcq config``).
 
         Raises:
             UsageError: an unknown or bad option.
@@ -380,6 +384,43 @@ class Queue:
             BatchError: the batch system refused or did not answer.
         """
         return self._jobs.submit(count, batch=batch, **options)
+
+    def autoscale(
+        self,
+        batch: str | None = None,
+        *,
+        min: int = 0,
+        max: int = 10,
+        step: int = 5,
+        interval: float = 30.0,
+        backlog: int = 20,
+        idle_timeout: float = 300.0,
+        site: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Submit pilots as the waiting tasks need them, and send idle ones away, from now on. May be called again.
+
+        Which and how many tasks wait counts, what they take and how long their kind lasts. When ten submissions in a
+        row are refused, or three pilots in a row never come to serve, it pauses and says why in the log, in `explain`
+        and to ``hpcq autoscale``; setting the limits again, here or by ``hpcq autoscale set``, resumes it.
+
+        Args:
+            batch: the batch system, ``"local"`` by default.
+            min: pilots kept, with or without work.
+            max: pilots there are at most.
+            step: jobs submitted in ``interval`` seconds at most.
+            interval: seconds.
+            backlog: jobs of its own that wait in the batch system at most.
+            idle_timeout: seconds without work after which a pilot is sent away.
+            site: a name whose settings stand behind the options.
+            options: as in `submit_pilots`.
+
+        Raises:
+            UsageError: an unknown or bad option.
+            TemplateError: the template cannot be rendered.
+        """
+        limits = {"min": min, "max": max, "step": step, "interval": interval, "backlog": backlog}
+        self._scaling.start(batch, site, {**limits, "idle_timeout": idle_timeout}, options)
 
     def wait_for_pilots(self, count: int = 1, timeout: float | None = None) -> list[PilotView]:
         """Wait until ``count`` pilots are ready; returns those that are, fewer after ``timeout`` seconds.
@@ -439,7 +480,10 @@ class Queue:
         """
 
         def look() -> str:
-            return "" if self._manager._scheduler.pilots else self._jobs.why_none_left()
+            if self._manager._scheduler.pilots:
+                return ""
+            why = self._scaling.why_none()
+            return self._jobs.why_none_left() if why is None else why
 
         return self._manager.call(look)
 
@@ -459,6 +503,7 @@ class Queue:
         try:
             with contextlib.suppress(OSError):
                 state_dir.connection_file(self.name).unlink()
+            self._scaling.stop()
             self._jobs.stop()
             if self.keep_pilots:
                 self._manager.stop(0)

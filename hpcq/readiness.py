@@ -7,7 +7,7 @@ import math
 
 from hpcq import messages as m
 from hpcq.errors import PilotFailedError, QueueClosedError
-from hpcq.roster import Entry, PilotState, Roster
+from hpcq.roster import Entry, Roster
 from hpcq.scheduler import PilotReady, PilotTunnel
 
 
@@ -27,7 +27,7 @@ class Readiness:
         """A pilot became ready, or ``failed`` to: a `PilotFailedError` for those who still wait."""
         if not self._waiters:
             return
-        ready = sum(entry.state is PilotState.READY for entry in self._roster.entries.values())
+        ready = self._roster.ready_count
         for count, waiter in self._waiters:
             if waiter.done():  # whoever waited has given up
                 continue

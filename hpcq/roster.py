@@ -113,6 +113,8 @@ class Roster:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
+        self.ready_count = 0
+        self._ended: dict[str, Entry] = {}  # in the order of their ends
 
     def arrived(self, hello: m.PilotHello, wall: float) -> Entry:
         """A pilot presented itself."""
@@ -122,18 +124,22 @@ class Roster:
             hello.disk, hello.gpus, wall + hello.walltime_left if hello.walltime_left else 0.0,
         )  # fmt: skip
         self.entries.pop(hello.pilot, None)
+        self._ended.pop(hello.pilot, None)
         self.entries[hello.pilot] = entry
-        self._forget_oldest()
         return entry
 
-    def _forget_oldest(self) -> None:
-        ended = [name for name, entry in self.entries.items() if entry.ended]
-        for name in ended[: max(0, len(ended) - ENDED_KEPT)]:
-            del self.entries[name]
+    def _move(self, entry: Entry, state: PilotState) -> None:
+        self.ready_count += (state is PilotState.READY) - (entry.state is PilotState.READY)
+        entry.state = state
+        if entry.ended and self.entries.get(entry.name) is entry:
+            self._ended[entry.name] = entry
+            if len(self._ended) > ENDED_KEPT:
+                oldest = next(iter(self._ended))
+                del self._ended[oldest], self.entries[oldest]
 
     def ready(self, entry: Entry, message: m.Ready) -> None:
         """Its tunnel is up."""
-        entry.state = PilotState.READY
+        self._move(entry, PilotState.READY)
         entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
         entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
 
@@ -148,15 +154,17 @@ class Roster:
 
     def failed(self, entry: Entry, message: m.StartFailed) -> None:
         """It cannot serve, or no longer."""
-        entry.state, entry.failed_layer, entry.message = PilotState.FAILED, message.layer, message.message
+        self._move(entry, PilotState.FAILED)
+        entry.failed_layer, entry.message = message.layer, message.message
 
     def draining(self, entry: Entry, reason: str) -> None:
         """It takes nothing new; a failure it told before stays its last word."""
         if entry.state is not PilotState.FAILED:
-            entry.state, entry.message = PilotState.DRAINING, reason
+            self._move(entry, PilotState.DRAINING)
+            entry.message = reason
 
     def closed(self, entry: Entry, reason: str) -> None:
         """Its connection is closed; what it said itself before is kept."""
         if entry.state is not PilotState.FAILED:
             entry.message = entry.message if entry.state is PilotState.DRAINING else reason
-            entry.state = PilotState.GONE
+            self._move(entry, PilotState.GONE)

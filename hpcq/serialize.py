@@ -13,7 +13,6 @@ the pickle, then the buffers of at least that size which it refers to (PEP 574),
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import sys
 import traceback
@@ -233,6 +232,8 @@ def load_exception(data: bytes | list[memoryview]) -> BaseException:
 
 def digest(body: bytes) -> bytes:
     """The name of a function body."""
+    import hashlib  # noqa: PLC0415 - runners do not need it, and it brings OpenSSL: each fork would copy its map
+
     return hashlib.blake2b(body, digest_size=16).digest()
 
 

@@ -23,12 +23,14 @@ from hpcq.reach import reach
 
 log = logging.getLogger("hpcq.transport")
 
-HANDSHAKE_TIMEOUT = 10.0
-"""Seconds a stranger has to finish the TLS handshake, and again to say its first word."""
+FIRST_WORD_TIMEOUT = 10.0
+"""Seconds the other side has to say its first word after the TLS handshake."""
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds to try one address of a manager."""
+"""Seconds to reach one address of a manager."""
 
+TURN_TIMEOUT = 60.0
+"""Seconds until a manager that was reached has come to us: there may be a thousand before us."""
 
 CHUNK = 256 * 1024
 """Bytes given to TLS at a time."""
@@ -64,7 +66,7 @@ class Link(asyncio.Protocol):
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if address else "?"
         self._first_word = self._loop.call_later(
-            HANDSHAKE_TIMEOUT, self.abort, f"no first word within {HANDSHAKE_TIMEOUT:.0f} s"
+            FIRST_WORD_TIMEOUT, self.abort, f"no first word within {FIRST_WORD_TIMEOUT:.0f} s"
         )
 
     def data_received(self, data: bytes) -> None:
@@ -172,34 +174,6 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
 
-async def listen(address: str | None, port: int, tls: ssl.SSLContext, make: Callable[[], Link]) -> asyncio.Server:
-    """Listen on ``address`` (None: all, IPv4 and IPv6 on the same port) and ``port`` (0: any free one)."""
-    return await asyncio.get_running_loop().create_server(
-        make, sock=listener(address, port), ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT, backlog=1024
-    )
-
-
-async def close_server(server: asyncio.Server) -> None:
-    """Stop listening, and hang up on everybody, also those still in their handshake, who have no `Link` yet."""
-    server.close()
-    loop = asyncio.get_running_loop()
-    # Server.abort_clients is of Python 3.13; before, the loop alone knows the transports below TLS.
-    for transport in list(getattr(loop, "_transports", {}).values()):
-        transport.abort()
-    for _ in range(3):  # the transport is told in one turn of the loop, what is above it in the next
-        await asyncio.sleep(0)
-
-
-def listener(address: str | None, port: int) -> socket.socket:
-    """One socket for both families, so that there is one port to publish; IPv4 alone where there is no IPv6."""
-    if address is None and not socket.has_dualstack_ipv6():
-        address = "0.0.0.0"  # noqa: S104 - the other side must know our key
-    if address is None:
-        return socket.create_server(("::", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
-    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(where[:2], family=family, backlog=1024)
-
-
 async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:
     """Connect to the manager of a connection file, at whichever of its addresses it is.
 
@@ -235,10 +209,9 @@ async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:
 
 async def _secured(sock: socket.socket, tls: ssl.SSLContext, make: Callable[[], Link]) -> Link:
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            _, link = await asyncio.get_running_loop().create_connection(
-                make, sock=sock, ssl=tls, server_hostname=conn.MANAGER_NAME
-            )
+        _, link = await asyncio.get_running_loop().create_connection(
+            make, sock=sock, ssl=tls, server_hostname=conn.MANAGER_NAME, ssl_handshake_timeout=TURN_TIMEOUT
+        )
     except BaseException:
         sock.close()
         raise

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from hpcq import messages as m
 
 
+@functools.cache  # each look costs a millisecond, and every pilot that comes asks
 def versions() -> m.Versions:
     """What must agree between this program and its pilots."""
     python = platform.python_version_tuple()

@@ -5,7 +5,8 @@ from the gateway its user runs on a login node. Start reading at ``vpn/session.p
 is the command line.
 """
 
-from vpn.config import MODES, Credential, Secret, TunnelConfig
+from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
+from vpn.cvmfs.settings import Cvmfs, make_cvmfs
 from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
 from vpn.gateway.client import GatewayClient
 from vpn.modes.base import TunnelInfo
@@ -15,7 +16,9 @@ from vpn.session import Session, open_session
 
 __all__ = [
     "MODES",
+    "WITHOUT_CREDENTIAL",
     "Credential",
+    "Cvmfs",
     "GatewayClient",
     "GatewayError",
     "ProbeResult",
@@ -27,5 +30,6 @@ __all__ = [
     "TunnelInfo",
     "UsageError",
     "VpnError",
+    "make_cvmfs",
     "open_session",
 ]

@@ -18,8 +18,20 @@ import click
 
 from vpn import capabilities
 from vpn.command import Run, read_password
-from vpn.config import MODES, Credential, Mode, Secret, TunnelConfig, as_json, check_pin, parse_server
-from vpn.errors import UsageError, VpnError
+from vpn.config import (
+    MODES,
+    WITHOUT_CREDENTIAL,
+    Credential,
+    Mode,
+    Secret,
+    TunnelConfig,
+    as_json,
+    check_pin,
+    parse_server,
+)
+from vpn.cvmfs.options import cvmfs_options
+from vpn.cvmfs.settings import Cvmfs
+from vpn.errors import GatewayError, UsageError, VpnError
 from vpn.gateway.client import GatewayClient, start_gateway
 from vpn.gateway.daemon import describe, run_daemon
 from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink
@@ -85,6 +97,7 @@ def cli() -> None:
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
 @click.option("--socks", metavar="HOST:PORT", help="A SOCKS5 server for mode socks, such as that of ssh -D.")
 @click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (modes relay, socks).")
+@cvmfs_options
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
@@ -103,6 +116,7 @@ def run(
     mtu: int,
     socks: str | None,
     direct: tuple[str, ...],
+    cvmfs: Cvmfs | None,
     verbose: bool,
     command: tuple[str, ...],
 ) -> None:
@@ -113,13 +127,36 @@ def run(
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
-        alone = mode in ("none", "slirp") or socks is not None
-        who = None if alone else _credential(stack, gateway, credential, (server, servercert, user))
+        who, why_none = _who(stack, mode, gateway, credential, (server, servercert, user), alone=socks is not None)
+        if why_none:
+            click.echo(f"vpn run: no gateway: {why_none}", err=True)
         proxy = None if socks is None else parse_server(socks, SOCKS_PORT)
-        config = TunnelConfig(mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy)
+        config = TunnelConfig(
+            mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy, cvmfs=cvmfs
+        )
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)
+
+
+def _who(
+    stack: ExitStack,
+    mode: Mode,
+    gateway: str | None,
+    file: Path | None,
+    server: tuple[str | None, str | None, str | None],
+    *,
+    alone: bool,
+) -> tuple[Credential | None, str]:
+    """Who to be, or None and, in mode auto, why no gateway gave a credential."""
+    if alone or mode in WITHOUT_CREDENTIAL:
+        return None, ""
+    try:
+        return _credential(stack, gateway, file, server), ""
+    except GatewayError as error:
+        if mode != "auto" or gateway is not None:
+            raise
+        return None, str(error)
 
 
 def _credential(

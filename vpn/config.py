@@ -14,10 +14,12 @@ from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
 
+from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import UsageError
 
-Mode = Literal["relay", "openconnect", "socks", "slirp", "none"]
+Mode = Literal["auto", "relay", "openconnect", "socks", "slirp", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
+WITHOUT_CREDENTIAL: tuple[Mode, ...] = ("slirp", "none")
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
@@ -137,6 +139,7 @@ class TunnelConfig:
     dns: tuple[str, ...] = ()
     socks: tuple[str, int] | None = None
     direct: tuple[str, ...] = ()
+    cvmfs: Cvmfs | None = None
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")

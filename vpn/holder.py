@@ -7,7 +7,8 @@ slaves → /proc → lo up → ``Ready`` → serves requests (see ``messages``) 
 
 Identity ``user`` maps the caller's own ids to themselves: the holder keeps every capability because it never
 execs, while the programs it starts lose theirs at exec and are an ordinary user inside too. Identity ``root``
-maps root to the caller, for a server that insists on being root.
+maps root to the caller, for a server that insists on being root. Network ``host`` leaves the network alone: such a
+namespace is for mounts only.
 
 Failure cases, each explained by ``explain_unshare``: namespaces forbidden (EPERM, EACCES), used up (ENOSPC),
 absent from the kernel (EINVAL); capabilities withheld inside (AppArmor); no tun device.
@@ -29,8 +30,9 @@ from pathlib import Path
 from vpn import kernel, netlink
 from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
-from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Resolve, WriteFile
+from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Resolve, Stage, WriteFile
 from vpn.refusals import explain_nat, explain_tun, explain_unshare
+from vpn.roots import stage
 from vpn.spawn import leave_terminal_alone, raise_file_limit
 
 LISTEN_BACKLOG = 4096
@@ -59,6 +61,7 @@ class Holder(Keeper):
             Resolve: self.on_resolve,
             WriteFile: self.on_write_file,
             PrivateDirectory: self.on_private_directory,
+            Stage: self.on_stage,
         }
 
     def report_started(self, request: int, pid: int) -> None:
@@ -129,6 +132,11 @@ class Holder(Keeper):
         """Mount a tmpfs over a directory no program here needs."""
         self.report(Done(message.id, mount_room()))
 
+    def on_stage(self, message: Stage, _fds: list[int]) -> None:
+        """Make places to mount on."""
+        stage(message.top, message.places, message.shown)
+        self.report(Done(message.id))
+
 
 def configure_link(message: Configure) -> None:
     """Perform ``Configure`` by netlink."""
@@ -193,12 +201,13 @@ def bind_text(target: str, text: str) -> None:
         kernel.unmount(room)
 
 
-def enter(identity: str) -> None:
+def enter(identity: str, network: str) -> None:
     """Leave the caller's namespaces; raises TunnelError with what the site's administrators would change."""
     uid, gid = os.geteuid(), os.getegid()
     inner = (0, 0) if identity == "root" else (uid, gid)
     try:
-        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNET | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
+        own_network = 0 if network == "host" else kernel.CLONE_NEWNET
+        kernel.unshare(kernel.CLONE_NEWUSER | own_network | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{inner[0]} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{inner[1]} {gid} 1")
@@ -206,13 +215,14 @@ def enter(identity: str) -> None:
         raise TunnelError("user namespaces", explain_unshare(error.errno or 0)) from None
 
 
-def furnish() -> list[str]:
+def furnish(network: str) -> list[str]:
     """Mounts and lo of the new namespaces; returns what was refused but can be done without."""
     notes = []
     try:
         # Slaves, not private: what the host's automounter mounts later (CVMFS, home) must appear inside too.
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
-        loopback_up()
+        if network != "host":
+            loopback_up()
     except OSError as error:
         raise TunnelError("user namespaces", explain_unshare(error.errno or errno.EPERM, inside=True)) from None
     try:
@@ -229,14 +239,14 @@ def loopback_up() -> None:
         fcntl.ioctl(sock, 0x8914, request)  # SIOCSIFFLAGS
 
 
-def serve(sock: socket.socket, alive: int) -> None:
+def serve(sock: socket.socket, alive: int, network: str) -> None:
     """Pid 1: die with the outer process, furnish, serve."""
     kernel.die_with_parent(signal.SIGKILL)
     holder = Holder(sock)
     holder.selector.register(alive, selectors.EVENT_READ, lambda: sys.exit(1))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        notes = furnish()
+        notes = furnish(network)
     except TunnelError as error:
         say(sock, error.layer, error.message)
         return
@@ -244,13 +254,13 @@ def serve(sock: socket.socket, alive: int) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """FD PARENT IDENTITY: become two processes, the outer one waiting for the inner."""
+    """FD PARENT IDENTITY NETWORK: become two processes, the outer one waiting for the inner."""
     leave_terminal_alone()
     raise_file_limit()
     sock = attach(argv)
     sock.set_inheritable(False)
     try:
-        enter(argv[2])
+        enter(argv[2], argv[3])
     except TunnelError as error:
         say(sock, error.layer, error.message)
         sock.close()
@@ -260,7 +270,7 @@ def main(argv: list[str]) -> None:
     pid = os.fork()
     if pid == 0:
         os.close(hold)
-        serve(sock, alive)
+        serve(sock, alive, argv[3])
         os._exit(0)
     os.close(alive)
     sock.close()

@@ -15,11 +15,15 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_RDONLY, MS_REMOUNT = 1, 32
 MS_BIND, MS_REC, MS_SLAVE = 4096, 16384, 1 << 19
 MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
+_CAP_SYS_ADMIN = 21
+_CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,6 +60,38 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str 
 def unmount(target: str, flags: int = MNT_DETACH) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), flags), "umount2", target)
+
+
+def pivot_root(new: str) -> None:
+    """Make the mount point ``new`` the root of this mount namespace, and let go of the old one (pivot_root(2), with its
+    two directories one and the same).
+    """
+    os.chdir(new)
+    _check(_libc.syscall(_pivot_root_number(), b".", b"."), "pivot_root", new)
+    unmount(".")
+    os.chdir("/")
+
+
+def _pivot_root_number() -> int:
+    return {"x86_64": 155, "aarch64": 41, "ppc64le": 203, "riscv64": 41}[os.uname().machine]
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Capabilities(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+def keep_mounting() -> None:
+    """Let the program this process becomes keep CAP_SYS_ADMIN of its user namespace (capabilities(7), ambient)."""
+    header, sets = _Header(_CAPABILITY_VERSION_3, 0), (_Capabilities * 2)()
+    _check(_libc.capget(ctypes.byref(header), sets), "capget")
+    sets[0].inheritable |= 1 << _CAP_SYS_ADMIN
+    _check(_libc.capset(ctypes.byref(header), sets), "capset")
+    raised = _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE), ctypes.c_ulong(_CAP_SYS_ADMIN), 0, 0)
+    _check(raised, "prctl(PR_CAP_AMBIENT)")
 
 
 def die_with_parent(signal_number: int) -> None:

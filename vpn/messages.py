@@ -26,6 +26,8 @@ class Spawn(Message, frozen=True):
     cwd: bytes
     targets: list[int]
     new_session: bool = True
+    may_mount: bool = False
+    """It keeps CAP_SYS_ADMIN of the namespace: a FUSE server (holder only)."""
 
 
 class Kill(Message, frozen=True):
@@ -99,6 +101,17 @@ class PrivateDirectory(Message, frozen=True):
     id: int
 
 
+class Stage(Message, frozen=True):
+    """Mount an empty file system at ``top`` (a directory of the root, made when the host has none) with directories
+    ``places`` in it to mount on, and the host's own ``shown`` as they are (holder only).
+    """
+
+    id: int
+    top: str
+    places: list[str] = []
+    shown: list[str] = []
+
+
 class Ready(Message, frozen=True):
     """The keeper serves; ``notes`` are things that were refused but are not needed."""
 
@@ -134,5 +147,5 @@ class Exited(Message, frozen=True):
     max_rss: int = 0
 
 
-Request = Spawn | Kill | OpenTun | Listen | Redirect | Configure | Resolve | WriteFile | PrivateDirectory
+Request = Spawn | Kill | OpenTun | Listen | Redirect | Configure | Resolve | WriteFile | PrivateDirectory | Stage
 Report = Ready | Done | Failed | Exited

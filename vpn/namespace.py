@@ -16,6 +16,7 @@ from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Red
 from vpn.process import REAP_DEADLINE, Client, Process, python_argv
 
 Identity = Literal["user", "root"]
+Network = Literal["own", "host"]
 
 
 class Namespace:
@@ -67,7 +68,9 @@ class Namespace:
         await asyncio.wait([self._outer.ended], timeout=REAP_DEADLINE)
 
 
-async def open_namespace(keeper: Client, identity: Identity = "user", *, new_session: bool = True) -> Namespace:
+async def open_namespace(
+    keeper: Client, identity: Identity = "user", network: Network = "own", *, new_session: bool = True
+) -> Namespace:
     """Make a namespace; raises TunnelError naming what the node refuses."""
     ours, theirs = pair()
     client = Client(ours, "the namespace's holder")
@@ -75,7 +78,7 @@ async def open_namespace(keeper: Client, identity: Identity = "user", *, new_ses
     try:
         with theirs:
             outer = await keeper.spawn(
-                python_argv("vpn.holder", "3", str(keeper.pid), identity),
+                python_argv("vpn.holder", "3", str(keeper.pid), identity, network),
                 stdin=null,
                 stdout=null,
                 fds={3: theirs.fileno()},

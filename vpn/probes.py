@@ -5,7 +5,7 @@
 * ``root://HOST[:1094]`` speaks XRootD: the 20-byte handshake and kXR_protocol, whose status is read. Source:
   "XRootD Protocol Version 5.x.x", sections "Connection handshake" and "kXR_protocol Request";
 * ``http://…``, ``https://…``: any status below 500 is an answer;
-* ``cvmfs:REPO``: the repository's root can be listed;
+* ``cvmfs:REPO``: the repository's root can be listed, and the first file found in it be read;
 * ``dns:NAME``: the name has an address.
 
 A result names what failed: the name, the connection (refused, no route, no answer), or the protocol.
@@ -14,7 +14,9 @@ A result names what failed: the name, the connection (refused, no route, no answ
 from __future__ import annotations
 
 import asyncio
+import collections
 import http.client
+import itertools
 import os
 import shutil
 import socket
@@ -31,6 +33,8 @@ import msgspec
 from vpn.errors import Layer, TunnelError, UsageError
 
 XROOTD_PORT = 1094
+CVMFS_DIRECTORIES, CVMFS_ENTRIES = 20, 200
+"""How many directories, and entries in each, are looked at for a file to read."""
 _HANDSHAKE = struct.pack(">5i", 0, 0, 0, 4, 2012)  # the last two words: 4 and ROOTD_PQ
 _KXR_PROTOCOL = struct.pack(">2sHi12xi", b"\0\1", 3006, 0x00000520, 0)  # streamid, request id, client version, no data
 _KXR_OK = 0
@@ -145,13 +149,13 @@ def _get(url: SplitResult, host: str, address: str, port: int | None) -> tuple[i
 
 
 async def probe_cvmfs(target: str, stage: Stage) -> str:
-    """List a CVMFS repository's root."""
+    """List a CVMFS repository's root and read a file: only that needs the servers, where catalogs are cached."""
     repository = target.removeprefix("cvmfs:").strip("/")
     stage.waiting_for = f"/cvmfs/{repository} hangs: its servers or proxy cannot be reached"
-    return await asyncio.to_thread(_list_repository, repository)
+    return await asyncio.to_thread(_read_repository, repository)
 
 
-def _list_repository(repository: str) -> str:
+def _read_repository(repository: str) -> str:
     path = Path("/cvmfs", repository)
     try:
         entries = os.listdir(path)  # noqa: PTH208  (opening the directory is what makes the automounter act)
@@ -162,7 +166,33 @@ def _list_repository(repository: str) -> str:
             "cvmfs",
             f"{path} is there but empty: the repository is not mounted; see `cvmfs_config probe` on the node",
         )
-    return f"{path} has {len(entries)} entries"
+    try:
+        file = _first_file(path)
+        if file is not None:
+            with file.open("rb") as stream:
+                stream.read(1)
+    except OSError as error:
+        raise TunnelError("cvmfs", f"{error.filename}: {error.strerror}; is its server or proxy reachable?") from None
+    return f"{path} has {len(entries)} entries" + (f", {file} can be read" if file else "")
+
+
+def _first_file(top: Path) -> Path | None:
+    """A plain file with contents, from the top down, among the first directories and entries only."""
+    waiting = collections.deque([top])
+    for _ in range(CVMFS_DIRECTORIES):
+        if not waiting:
+            return None
+        with os.scandir(waiting.popleft()) as entries:
+            for entry in itertools.islice(entries, CVMFS_ENTRIES):
+                if entry.is_file(follow_symlinks=False) and entry.stat().st_size and _is_readable(entry):
+                    return Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+    return None
+
+
+def _is_readable(entry: os.DirEntry[str]) -> bool:
+    return bool(entry.stat().st_mode & 0o444)
 
 
 def _cvmfs_reason(repository: str, error: OSError) -> str:

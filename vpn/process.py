@@ -136,6 +136,7 @@ class Client:
         pass_fds: Sequence[int] = (),
         fds: Mapping[int, int] | None = None,
         new_session: bool = True,
+        may_mount: bool = False,
     ) -> Process:
         """Start a program; None for a stream, ``env`` or ``cwd`` means the caller's own.
 
@@ -151,6 +152,7 @@ class Client:
                 os.fsencode(cwd or Path.cwd()),
                 list(mapping),
                 new_session,
+                may_mount,
             )
             process = Process(self, request.id, str(argv[0]))
             self._processes[request.id] = process

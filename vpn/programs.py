@@ -26,6 +26,7 @@ PACKAGES = {
     "occtl": Package("ocserv", "ocserv (EPEL)"),
     "slirp4netns": Package("slirp4netns", "slirp4netns"),
     "nft": Package("nftables", "nftables"),
+    "squashfuse": Package("squashfuse", "squashfuse (EPEL)"),
 }
 
 

@@ -7,6 +7,7 @@
 2. *mode*: ``vpn.modes.MODE.bring_up`` makes the namespace (``vpn.holder``) and the tunnel, step by step,
    pushing on a stack what must be undone; all within ``bring_up_timeout``, whose passing names the step that
    took too long;
+   Where CVMFS is asked for, ``vpn.cvmfs`` then mounts it in the namespace, and a file of it is read;
 3. *up*: ``spawn`` runs programs inside, ``probe`` checks what they will need, ``info`` tells how;
 4. *lost*: a future that resolves with the reason when any part of the tunnel ends: an event, nobody polls;
 5. *down*: the stack unwinds, last first, every step even when one fails; each process is asked, waited for,
@@ -24,17 +25,15 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import msgspec
-
 from vpn.config import TunnelConfig
+from vpn.cvmfs import mount as cvmfs
 from vpn.errors import TunnelError
-from vpn.modes import none, openconnect, relay, slirp, socks
+from vpn.modes import auto, none, openconnect, relay, slirp, socks
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
-from vpn.pipes import read_lines
-from vpn.probes import ProbeResult, check_target
-from vpn.process import Process, python_argv, start_keeper
-
-PROBE_START = 10.0  # seconds a probe's Python may take to start, on top of the probe's own time
+from vpn.namespace import open_namespace
+from vpn.probes import ProbeResult
+from vpn.probing import ask
+from vpn.process import Client, Process, start_keeper
 
 BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "openconnect": openconnect.bring_up,
@@ -43,6 +42,9 @@ BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "slirp": slirp.bring_up,
     "none": none.bring_up,
 }
+
+WITHOUT_NAMESPACE = ("none", "socks")
+"""Modes whose programs run in the host's namespaces: for CVMFS they get one for mounts alone."""
 
 
 class Session:
@@ -96,33 +98,7 @@ class Session:
 
         ``timeout`` is for each, in seconds; they run together.
         """
-        for target in targets:
-            check_target(target)
-        found: dict[str, ProbeResult] = {}
-        reader, writer = os.pipe()
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            argv = python_argv("vpn.probes", str(timeout), *targets)
-            process = await self.spawn(argv, cwd="/", stdin=null, stdout=writer, stderr=null)
-        except BaseException:
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
-            os.close(null)
-        try:
-            async with asyncio.timeout(timeout + PROBE_START):
-                async for line in read_lines(reader):
-                    result = msgspec.json.decode(line, type=ProbeResult)
-                    found[result.target] = result
-        except TimeoutError:
-            pass
-        finally:
-            await process.end(grace=0)
-        return [
-            found.get(target) or ProbeResult(target, False, "tunnel", "the probe did not finish", timeout)
-            for target in targets
-        ]
+        return await ask(self.spawn, targets, timeout)
 
 
 @asynccontextmanager
@@ -140,7 +116,7 @@ async def open_session(config: TunnelConfig, *, terminal: bool = False) -> Async
         keeper.client.lost.add_done_callback(lambda future: up.lose(future.result()))
         try:
             async with asyncio.timeout(config.bring_up_timeout):
-                tunnel = await BRING_UP[config.mode](config, up)
+                tunnel = await _bring_up(config, up)
         except TimeoutError:
             layer, step = up.step
             raise TunnelError(layer, f"{step} took more than {config.bring_up_timeout:g} s") from None
@@ -148,3 +124,24 @@ async def open_session(config: TunnelConfig, *, terminal: bool = False) -> Async
             layer, step = up.step
             raise TunnelError(layer, f"{step} failed: {error}") from None
         yield Session(tunnel, up.lost)
+
+
+async def _bring_up(config: TunnelConfig, up: BringUp) -> Tunnel:
+    """The mode's tunnel, and CVMFS through it."""
+    if config.mode == "auto":
+        return await auto.bring_up(config, up, _bring_up)
+    wanted = config.cvmfs
+    if wanted is None:
+        return await BRING_UP[config.mode](config, up)
+    missing = await cvmfs.look(wanted, up)
+    if config.mode in WITHOUT_NAMESPACE and (missing or wanted.images):
+        up.step = ("user namespaces", "making a namespace for mounts")
+        namespace = await open_namespace(up.keeper, network="host", new_session=up.new_session)
+        up.stack.push_async_callback(namespace.close)
+        up.keeper = namespace.client
+        up.keeper.lost.add_done_callback(lambda future: up.lose(future.result()))
+    tunnel = await BRING_UP[config.mode](config, up)
+    holder = tunnel.client if isinstance(tunnel.client, Client) else up.keeper
+    await cvmfs.provide(wanted, missing, holder, up)
+    await cvmfs.prove(wanted, tunnel.client, up)
+    return tunnel

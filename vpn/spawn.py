@@ -65,6 +65,8 @@ def _child(request: Spawn, fds: Mapping[int, int], writer: int, parent: int) -> 
     try:
         if request.new_session:
             os.setsid()
+        if request.may_mount:
+            kernel.keep_mounting()
         kernel.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)

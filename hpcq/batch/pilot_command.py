@@ -23,6 +23,7 @@ def pilot_argv(
     walltime_s: int | None = None,
     vpn: str | None = None,
     gateway: str | None = None,
+    cvmfs: str | None = None,
     require: Sequence[str] = (),
     scratch: Path | None = None,
     cache_mb: int | None = None,
@@ -48,6 +49,7 @@ def pilot_argv(
         ("--cache-size", cache_mb),
         ("--vpn", vpn),
         ("--gateway", gateway),
+        ("--cvmfs", cvmfs),
     ):
         if value is not None:
             argv += [option, str(value)]

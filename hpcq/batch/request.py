@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from hpcq.batch.environment import python_command
 from hpcq.batch.pilot_command import pilot_argv
 from hpcq.errors import UsageError
 from hpcq.units import parse_duration, parse_memory
-from vpn import MODES
+from vpn import MODES, make_cvmfs
+from vpn import UsageError as VpnUsageError
 
 _SAME = ("nodes", "partition", "account", "qos", "constraint", "reservation", "exclusive", "mail", "job_name")
 _LISTS = ("options", "modules", "setup", "epilogue")
 _PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout", "drain_timeout")
-KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT)
+_CVMFS = ("cvmfs", "cvmfs_image", "cvmfs_proxy", "cvmfs_server", "cvmfs_key", "cvmfs_cache", "cvmfs_quota")
+KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT, *_CVMFS)
 """The options of pilots, by name."""
 _DRAIN_TIMEOUT = {"pbs": 7.0}
 """Seconds a pilot gives its running tasks after SIGTERM, where the batch system leaves it less time than it would
@@ -67,6 +69,7 @@ def pilot_request(
         walltime_s=walltime_s,
         vpn=given.get("vpn"),
         gateway=given.get("gateway"),
+        cvmfs=_cvmfs(given, scratch, shown),
         require=_targets(given.get("require", ()), shown("require")),
         scratch=scratch,
         python=python_command(environment, scratch),
@@ -102,6 +105,33 @@ def _strings(value: Any, name: str) -> tuple[str, ...]:
     if isinstance(value, str) or not all(isinstance(item, str) for item in value):
         raise UsageError(f"{name} must be a list of strings, not {value!r}")
     return tuple(value)
+
+
+def _cvmfs(given: Mapping[str, Any], scratch: Path | None, shown: Callable[[str], str]) -> str | None:
+    """CVMFS settings as a pilot takes them; relative paths are taken from here."""
+    names = ("image", "key", "server")
+    lists = {name: _strings(given.get(f"cvmfs_{name}", ()), shown(f"cvmfs_{name}")) for name in names}
+    quota = parse_memory(given["cvmfs_quota"], name=shown("cvmfs_quota")) if "cvmfs_quota" in given else None
+    asked = given.get("cvmfs") or lists["image"]
+    cache = Path(given["cvmfs_cache"]) if "cvmfs_cache" in given else scratch if asked else None
+    try:
+        settings = make_cvmfs(
+            given.get("cvmfs"),
+            images=[_absolute(image) for image in lists["image"]],
+            proxy=given.get("cvmfs_proxy"),
+            servers=lists["server"],
+            keys=[str(Path(key).absolute()) for key in lists["key"]],
+            cache=None if cache is None else str(cache.absolute()),
+            quota=quota,
+        )
+    except VpnUsageError as error:
+        raise UsageError(str(error)) from None
+    return None if settings is None else settings.to_json()
+
+
+def _absolute(image: str) -> str:
+    repository, equals, path = image.rpartition("=")
+    return f"{repository}{equals}{Path(path).absolute()}"
 
 
 def _targets(value: Any, name: str) -> tuple[str, ...]:

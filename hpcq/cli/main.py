@@ -30,6 +30,7 @@ COMMANDS = {
     "template": ("hpcq.cli.templates:template", "Print a batch template, to start your own."),
     "config": ("hpcq.cli.config:show_config", "Show the settings of pilots and where they come from."),
     "pack-environment": ("hpcq.cli.environment:pack_environment", "Pack a Python environment for the pilots."),
+    "autoscale": ("hpcq.cli.autoscale:autoscale", "Show or change how a queue submits pilots by itself."),
     "status": ("hpcq.cli.status:status", "Show what a queue is doing."),
     "tasks": ("hpcq.cli.tasks:tasks", "List a queue's tasks that wait or run."),
     "explain": ("hpcq.cli.tasks:explain", "Say why a task is not running, or where it runs."),

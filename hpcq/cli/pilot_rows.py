@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from hpcq.batch.base import BatchJob, JobState, JobStatus
+from hpcq.batch.text import printable
 from hpcq.units import format_duration
 
 HEADS = ("BATCH JOB", "STATE", "REASON", "HOST", "CORES", "TUNNEL", "LEFT", "DONE", "LAST WORD")
@@ -144,7 +145,7 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if row.tasks_done is None else str(row.tasks_done),
         word,
     )
-    return tuple(" ".join(text.split()) or "-" for text in texts)
+    return tuple(printable(" ".join(text.split())) or "-" for text in texts)
 
 
 def explanation(row: Row) -> list[str]:

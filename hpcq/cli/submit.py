@@ -14,6 +14,7 @@ import click
 from hpcq import config, state_dir
 from hpcq.batch.base import BatchJob, RenderedJob, batch_system_names, get_batch_system
 from hpcq.batch.request import pilot_request
+from hpcq.cli.autoscale import limit_flags, limits_of, start
 from hpcq.cli.common import (
     choose_queue,
     create_queue,
@@ -24,6 +25,7 @@ from hpcq.cli.common import (
     tell_manager,
     verbose_option,
 )
+from hpcq.errors import UsageError
 from vpn import MODES
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -62,6 +64,13 @@ _PILOT_FLAGS = [
     click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]"),
     click.option("--gateway", metavar="NAME", help="The gateway that tunnels end at."),
     click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task."),
+    click.option("--cvmfs", metavar="REPO,…", help="Repositories readable at /cvmfs: cms.cern.ch,…"),
+    click.option("--cvmfs-image", multiple=True, metavar="[REPO=]FILE", help="A squashfs copy of one, or of /cvmfs."),
+    click.option("--cvmfs-proxy", metavar="PROXY", help="CVMFS_HTTP_PROXY.  [default: the node's, else DIRECT]"),
+    click.option("--cvmfs-server", multiple=True, metavar="URL", help="http://HOST/cvmfs, with --cvmfs-key."),
+    click.option("--cvmfs-key", multiple=True, metavar="FILE", help="Its public key."),
+    click.option("--cvmfs-cache", type=_FILE, metavar="DIR", help="On a disk of the node.  [default: --scratch]"),
+    click.option("--cvmfs-quota", metavar="SIZE", help="Of the node's CVMFS cache.  [default: 4000 MB]"),
     click.option("--scratch", type=_FILE, metavar="DIR", help="Where tasks run on the nodes."),
     click.option("--cache-size", metavar="SIZE", help="Of each node's cache of files; 10GB or half the free space."),
     click.option("--manager-timeout", metavar="TIME", help="How long a pilot waits for the queue's program."),
@@ -84,17 +93,24 @@ def settings_of(values: dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
 @click.command("submit-pilots")
 @name_option
 @pilot_flags
+@click.option("--autoscale", "scale", is_flag=True, help="As many as the tasks need, at most -n or --max, from now on.")
+@limit_flags
 @click.option("--create", is_flag=True, help="Make the queue, for a program that starts later.")
 @click.option("--dry-run", is_flag=True, help="Print the exact script and command; do nothing.")
 @json_option
 @verbose_option
-def submit_pilots(*, name: str | None, create: bool, dry_run: bool, as_json: bool, **values: Any) -> None:
+def submit_pilots(*, name: str | None, scale: bool, create: bool, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Put pilots for a queue through the batch system.
 
     Each pilot is one batch job: it finds the queue's program by its connection file, brings its tunnel up,
     proves it on every --require (root://HOST:PORT, http://HOST, cvmfs:REPOSITORY), and takes tasks.
     """
     queue = choose_queue(name)
+    limits = limits_of(values)
+    if limits and not scale:
+        raise UsageError(f"--{next(iter(limits)).replace('_', '-')} means something with --autoscale only")
+    if scale and values["count"] is not None:
+        limits.setdefault("max", values["count"])
     batch, count, options = settings_of(values)
     system = get_batch_system(batch)
     request = pilot_request(queue, batch, count, options, flags=True)
@@ -102,6 +118,10 @@ def submit_pilots(*, name: str | None, create: bool, dry_run: bool, as_json: boo
         raise queue_not_found(queue, "start the program that makes it first, or pass --create")
     if dry_run:
         show_rendered(system.render(request), as_json)
+        return
+    if scale:
+        system.render(request)  # refuse here what could not be submitted
+        start(queue, batch, options, limits, as_json)
         return
     if create and not state_dir.connection_file(queue).exists():
         system.render(request)  # refuse what cannot be submitted before a queue is made for it

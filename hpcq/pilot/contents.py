@@ -18,12 +18,12 @@ from typing import TypeVar
 
 from hpcq import connection as conn
 from hpcq import messages as m
+from hpcq.door import listener
 from hpcq.errors import HpcqError, ProtocolError
 from hpcq.files import digests, wire
 from hpcq.files.cache import Cache
 from hpcq.files.pack import CHUNK
 from hpcq.pilot.link import ManagerLink
-from hpcq.transport import listener
 
 log = logging.getLogger("hpcq.pilot")
 T = TypeVar("T")

@@ -11,7 +11,8 @@ two of them. Whatever a lane has not begun can be recalled: when its current tas
 is killed, or to be handed back to the manager.
 
 Tasks are told to the manager as begun before the runner gets them (`Report` precedes `Give`), except those given ahead.
-A killed lane is blamed on the task it was killed for; a task that had slipped in behind it is reported ``lost`` and so
+A task that is a process of its own is ended without its lane; else the lane is killed, and blamed on the task it was
+killed for; a task that had slipped in behind it is reported ``lost`` and so
 runs again. A lane of `fresh` tasks takes one and is spent; one is started ahead, to be ready for the next. Idle lanes
 are ended when there are too many, or when a new one needs their GPU. A runner may end by itself between two tasks: what
 it has not read waits again. While the tunnel is down, tasks that need it are handed back and those that ran end as
@@ -25,8 +26,12 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence, Set
 
+from msgspec import structs
+
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.deaths import START_FAILURES, how_it_died, start_failure
+from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, ENDED_FROM_OUTSIDE, START_FAILURES, how_it_died, start_failure
+from hpcq.pilot.doom import STRIKE_AGAIN, Doom
+from hpcq.pilot.durations import Durations
 from hpcq.pilot.lanes import (
     Broken,
     Command,
@@ -46,7 +51,7 @@ from hpcq.pilot.lanes import (
 from hpcq.pilot.usage import NOTHING_USED, Used
 from hpcq.task import Outcome
 
-AHEAD = 0.015
+AHEAD = 0.02
 """Seconds of expected work given to a lane in advance."""
 
 AHEAD_LIMIT = 64
@@ -81,11 +86,13 @@ class Core:
         self.lanes: dict[int, Lane] = {}
         self.waiting: dict[int, TaskSpec] = {}
         self.draining = False
+        self.job_ends = ""
+        """Why tasks may die that are not to blame for it: the batch system ends our job and signals them too."""
         self.wan = True
         self.inside = True
         self._next_lane = 1
         self._failures = 0
-        self._expected: dict[bytes, float] = {}
+        self._durations = Durations(AHEAD)
         self._where: dict[int, Lane] = {}
         self._to_cancel: set[int] = set()
         self._started: list[int] = []
@@ -134,13 +141,16 @@ class Core:
         for result in results:
             task = lane.tasks.popleft()
             assert task.id == result.id, f"lane {lane_number} ended {result.id} instead of {task.id}"
+            if lane.doom is not None:
+                lane.doom.attribute(result, now - lane.head_since)
             self._leave(task)
-            self._learn(task, result.seconds)
-            self._results.append(result)
+            self._durations.learn(task, result.seconds)
             lane.spent = lane.spent or lane.kind.isolation == "fresh"
             if task.network == "wan" and not self.wan and result.outcome in FAILED:
                 result.outcome, result.message = Outcome.NETWORK.value, "the tunnel was down while it ran"
+            self._results.append(self.excused(result))
         lane.head_since = now
+        self._strike(lane)
         self._retire_further(lane)
         return self._commands(now)
 
@@ -150,12 +160,22 @@ class Core:
         lane.recalling = False
         back = [task for task in lane.tasks if task.id in tasks]
         lane.tasks = deque(task for task in lane.tasks if task.id not in tasks)
-        lane.expected = sum(self._expected.get(task.function, AHEAD) for task in lane.tasks)
+        lane.expected = sum(map(self._durations.guess, lane.tasks))
         if back and not lane.tasks:
             self.free.give_back(back[0], lane)
         self._requeue(back)
         self._retire_further(lane)
         self._finish_cancelling(lane)
+        self._strike(lane)
+        return self._commands(now)
+
+    def children_ended(self, lane_number: int, now: float) -> list[Command]:
+        """What a runner had started when `End` was ordered is dead."""
+        lane = self.lanes.get(lane_number)
+        if lane is not None and lane.doom is not None:
+            lane.doom.struck = False
+            lane.doom.again_at = now + STRIKE_AGAIN
+            lane.pardon()
         return self._commands(now)
 
     def dead(
@@ -175,7 +195,7 @@ class Core:
         lane = self.lanes.pop(lane_number)
         if lane.tasks:
             self.free.give_back(lane.tasks[0], lane)
-        if lane.state is LaneState.STARTING and lane.doomed is None and not lane.spent:
+        if lane.state is LaneState.STARTING and lane.doom is None and not lane.spent:
             self._failures += 1
             self._requeue(list(lane.tasks))
             if self._failures >= START_FAILURES:
@@ -196,6 +216,8 @@ class Core:
                 self._orders.append(Kill(lane.number))
             if not lane.tasks or lane.state is LaneState.STARTING:
                 continue
+            if lane.doom is not None and now >= lane.doom.again_at:
+                self._strike(lane)
             task = lane.tasks[0]
             if task.walltime and now >= lane.head_since + task.walltime:
                 self._doom(lane, task.id, Outcome.WALLTIME, f"it ran longer than its walltime of {task.walltime:g} s")
@@ -260,6 +282,10 @@ class Core:
         """Whether any task is here."""
         return bool(self.waiting) or bool(self._where)
 
+    def may_be_the_jobs_end(self, lane_number: int, status: int) -> bool:
+        """Whether a runner that ended with ``status`` was, for all we know, ended from outside."""
+        return status in ENDED_FROM_OUTSIDE and self.lanes[lane_number].doom is None and not self.job_ends
+
     def head(self, lane_number: int) -> TaskSpec | None:
         """The task at a lane's runner, if any."""
         lane = self.lanes[lane_number]
@@ -268,31 +294,33 @@ class Core:
     def busy_for(self, lane_number: int) -> float:
         """Seconds of work it is expected to have after its current task; 0 when it may need us any moment."""
         lane = self.lanes.get(lane_number)
-        if lane is None or len(lane.tasks) < 2 or lane.recalling or lane.doomed is not None:
+        if lane is None or len(lane.tasks) < 2 or lane.recalling or lane.doom is not None:
             return 0.0
-        return lane.expected - self._expected.get(lane.tasks[0].function, AHEAD)
+        return lane.expected - self._durations.guess(lane.tasks[0])
 
     def at_work(self, since: float) -> list[tuple[Lane, TaskSpec]]:
         """Lanes whose task has run at least since then, and the task."""
         return [
             (lane, lane.tasks[0])
             for lane in self.lanes.values()
-            if lane.tasks and lane.state is LaneState.WARM and lane.doomed is None and lane.head_since <= since
+            if lane.tasks and lane.state is LaneState.WARM and lane.doom is None and lane.head_since <= since
         ]
 
     def next_deadline(self) -> float | None:
         """When `time` should be called, or None."""
         times = []
         for lane in self.lanes.values():
-            if lane.state is LaneState.STARTING and lane.ready_by < math.inf:
+            if lane.state is LaneState.STARTING:
                 times.append(lane.ready_by)
-            if not lane.tasks or lane.state is LaneState.STARTING or lane.doomed is not None:
+            if lane.doom is not None and not lane.doom.struck:
+                times.append(lane.doom.again_at)
+            if not lane.tasks or lane.state is LaneState.STARTING or lane.doom is not None:
                 continue
             if lane.tasks[0].walltime:
                 times.append(lane.head_since + lane.tasks[0].walltime)
             if len(lane.tasks) > 1 and not lane.recalling:
                 times.append(lane.head_since + STUCK)
-        return min(times, default=None)
+        return min((time for time in times if time < math.inf), default=None)
 
     # --- inside ---
 
@@ -322,7 +350,7 @@ class Core:
                 lane.head_since = now
                 lane.expected = 0.0
             lane.tasks.append(task)
-            lane.expected += self._expected.get(task.function, AHEAD)
+            lane.expected += self._durations.guess(task)
             self._where[task.id] = lane
             self._orders.append(Give(lane.number, task))
             if lane.kind.isolation == "fresh":
@@ -332,18 +360,20 @@ class Core:
         kind = kind_of(task)
         fits = self.free.fits(task)
         ahead: Lane | None = None
+        soon = False
         for lane in self.lanes.values():
-            if lane.kind != kind or lane.doomed is not None or lane.recalling or lane.spent or lane.late:
+            soon = soon or (lane.kind == kind and lane.recovering)
+            if lane.kind != kind or lane.doom is not None or lane.recalling or lane.spent or lane.late:
                 continue
             if not lane.tasks:
                 if fits and self.free.gpus.issuperset(lane.gpus):
                     return lane
             elif self._takes_ahead(lane, task, now) and (ahead is None or lane.expected < ahead.expected):
                 ahead = lane
-        return self._new_lane(kind, now) if fits else ahead
+        return self._new_lane(kind, now) if fits and not soon else ahead
 
     def _takes_ahead(self, lane: Lane, task: TaskSpec, now: float) -> bool:
-        expected = self._expected.get(task.function)
+        expected = self._durations.known(task)
         if expected is None or len(lane.tasks) >= AHEAD_LIMIT or lane.state is LaneState.STARTING:
             return False
         if lane.kind.isolation == "fresh":
@@ -378,15 +408,9 @@ class Core:
         """A task is no longer in its lane; the lane's claim goes when it was the last."""
         lane = self._where.pop(task.id)
         self._to_cancel.discard(task.id)
-        lane.expected -= self._expected.get(task.function, AHEAD)
+        lane.expected -= self._durations.guess(task)
         if not lane.tasks:
             self.free.give_back(task, lane)
-
-    def _learn(self, task: TaskSpec, seconds: float) -> None:
-        known = self._expected.get(task.function)
-        if known is None and len(self._expected) >= 10_000:
-            self._expected.clear()  # functions made anew for each task: forget rather than grow
-        self._expected[task.function] = seconds if known is None else known + 0.2 * (seconds - known)
 
     def _takes(self, task: TaskSpec) -> bool:
         """Whether such a task may begin here at present."""
@@ -421,6 +445,12 @@ class Core:
                 again[task.id] = task
         self.waiting = {**again, **self.waiting}
 
+    def excused(self, result: TaskResult) -> TaskResult:
+        """What the batch system ended with our job, a command or a fork, is lost, so that it runs again."""
+        if not self.job_ends or (result.exit_code not in CODES_FROM_OUTSIDE and result.outcome != Outcome.CRASH.value):
+            return result
+        return structs.replace(result, outcome=Outcome.LOST.value, message=self.job_ends)
+
     def _finish_cancelling(self, lane: Lane) -> None:
         for task in lane.tasks:
             if task.id in self._to_cancel:
@@ -428,34 +458,28 @@ class Core:
                 return
 
     def _doom(self, lane: Lane, task: int, outcome: Outcome, why: str) -> None:
-        if lane.doomed is None:
+        if lane.doom is None:
             self._recall(lane)
-            lane.doomed, lane.doomed_as, lane.doomed_why = task, outcome, why
-            self._orders.append(Kill(lane.number))
+            lane.doom = Doom(task, outcome, why)
+            if not lane.has_children:
+                self._orders.append(lane.kill())
+
+    def _strike(self, lane: Lane) -> None:
+        order = lane.strike()
+        if order is not None:
+            self._orders.append(order)
 
     def _bury(self, lane: Lane, status: int, output: tuple[bytes, bytes], now: float, used: Used) -> None:
         victim = lane.tasks.popleft()
         del self._where[victim.id]
         self._to_cancel.discard(victim.id)
         self._requeue(list(lane.tasks))
-        if lane.doomed is None:
-            outcome, why = Outcome.CRASH, how_it_died(status)
-        elif lane.doomed == victim.id:
-            outcome, why = lane.doomed_as, lane.doomed_why
-        else:
-            outcome, why = Outcome.LOST, f"it was ended together with task {lane.doomed} before it"
+        outcome, why = Outcome.CRASH, how_it_died(status)
+        if lane.doom is not None:
+            outcome, why = lane.doom.sentence(victim.id)
+        elif self.job_ends and status in ENDED_FROM_OUTSIDE:
+            outcome, why = Outcome.LOST, self.job_ends
+        seconds = max(0.0, now - lane.head_since)
         self._results.append(
-            TaskResult(
-                victim.id,
-                outcome.value,
-                b"",
-                None,
-                output[0],
-                output[1],
-                why,
-                0.0,
-                max(0.0, now - lane.head_since),
-                0,
-                *used,
-            )
+            TaskResult(victim.id, outcome.value, b"", None, output[0], output[1], why, 0.0, seconds, 0, *used)
         )

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import signal
 
+ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGKILL)
+"""Exit statuses of what a batch system ends with its job: it signals every process of it, tasks among them."""
+
+CODES_FROM_OUTSIDE = (*ENDED_FROM_OUTSIDE, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
+"""Those of commands: also what a shell says when its child was ended."""
+
+NEWS_TIMEOUT = 0.3
+"""Seconds in which we hear that the job is being ended, when a task dies of that before our own signal has arrived."""
+
 START_FAILURES = 3
 """Runners in a row that end before they are ready: then something is wrong with this host."""
 

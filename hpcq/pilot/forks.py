@@ -17,22 +17,23 @@ from typing import Any, NoReturn
 import msgspec
 
 from hpcq import messages as m
+from hpcq.pilot.children import ChildRunner, End
 from hpcq.pilot.guard import die_with
-from hpcq.pilot.runner import Runner, flush_c_streams
+from hpcq.pilot.runner import flush_c_streams
 from hpcq.task import Outcome
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, bytes, str, list[int] | None]).decode
 
 
-class ForkRunner(Runner):
+class ForkRunner(ChildRunner):
     """Executes each function in a child."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._answer = os.memfd_create("hpcq-answer", os.MFD_CLOEXEC)
 
-    def _call(self, task: m.TaskSpec) -> tuple[Outcome, bytes, str]:
+    def _run_child(self, task: m.TaskSpec) -> End:
         if isinstance(self._functions[task.function], bytes):
             with contextlib.suppress(BaseException):  # the child will fail in the same way, and tell
                 self._function(task.function)
@@ -41,15 +42,16 @@ class ForkRunner(Runner):
         child = os.fork()
         if child == 0:
             self._run_in_child(task)
-        _, status, usage = os.wait4(child, 0)
-        self._child_mb = usage.ru_maxrss / 1024
+        _, status, used = os.wait4(child, 0)
+        memory, cpu = used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
         answer = self._take_answer()
         if status == 0 and answer:
             outcome, payload, message, self._pieces = _decode(answer)
-            return Outcome(outcome), payload, message
+            return End(Outcome(outcome), message, payload, memory=memory, cpu=cpu)
         from hpcq.pilot.deaths import how_it_died  # noqa: PLC0415 - rarely needed
 
-        return Outcome.CRASH, b"", how_it_died(os.waitstatus_to_exitcode(status))
+        died = how_it_died(os.waitstatus_to_exitcode(status))
+        return End(Outcome.CRASH, died, memory=memory, cpu=cpu)
 
     def _take_answer(self) -> bytes:
         size = os.fstat(self._answer).st_size
@@ -63,7 +65,9 @@ class ForkRunner(Runner):
             die_with(self._pid)
             _seed_numpy()
             me = os.getpid()
-            outcome, payload, message = super()._call(task)
+            if task.env:
+                os.environ.update(task.env)
+            outcome, payload, message = self._call(task)
             if os.getpid() == me:  # else a fork of the function's came back from it
                 self._output.flush()
                 self._errors.flush()

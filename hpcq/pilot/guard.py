@@ -34,17 +34,19 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def end_children() -> None:
-    """Reap the children that have ended; kill the others with all they started."""
+def end_children() -> bool:
+    """Reap the children that have ended; kill the others with all they started. Whether there were any."""
+    found = False
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+            found = True
     except ChildProcessError:
-        return
+        return found
     kill_own_descendants()
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
+    return True
 
 
 def stay_behind(channels: list[socket.socket]) -> None:

@@ -10,6 +10,7 @@ that nobody else has. A lane keeps its GPUs for life, since CUDA fixes them at f
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,10 +18,13 @@ from typing import NamedTuple
 import msgspec
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.task import Outcome
+from hpcq.pilot.doom import STRIKES, Doom
 
 SHELL = "shell"
 """The isolation of lanes for commands: their runner executes no user's code itself, so nothing leaks into the next."""
+
+_CHILDREN = frozenset({SHELL, "fork"})
+"""Isolations where each task is a process of its own, which can be ended without its runner."""
 
 
 class Kind(NamedTuple):
@@ -76,6 +80,12 @@ class Kill(msgspec.Struct, frozen=True):
     lane: int
 
 
+class End(msgspec.Struct, frozen=True):
+    """Kill what the lane's runner has started and leave the runner; answered by `Core.children_ended`."""
+
+    lane: int
+
+
 class Report(msgspec.Struct, frozen=True):
     """Tell the manager; ``answers`` when it has asked and waits for ``returned``, be it empty."""
 
@@ -91,7 +101,7 @@ class Broken(msgspec.Struct, frozen=True):
     message: str
 
 
-Command = Start | Pin | Give | Recall | Kill | Report | Broken
+Command = Start | Pin | Give | Recall | Kill | End | Report | Broken
 
 
 class LaneState(enum.Enum):
@@ -107,8 +117,8 @@ class Lane:
     It is ``retired`` when what it has is the last it does: it is killed after that.
     """
 
-    __slots__ = ("announced", "cpus", "doomed", "doomed_as", "doomed_why", "expected", "gpus", "head_since", "kind",
-                 "late", "number", "ready_by", "recalling", "retired", "spent", "state", "tasks")  # fmt: skip
+    __slots__ = ("announced", "cpus", "doom", "expected", "gpus", "head_since", "kind", "late",
+                 "number", "ready_by", "recalling", "retired", "spent", "state", "tasks")  # fmt: skip
 
     def __init__(self, number: int, kind: Kind, gpus: tuple[str, ...], now: float, ready_by: float) -> None:
         self.number = number
@@ -125,14 +135,50 @@ class Lane:
         self.spent = False
         self.late = False
         self.retired = False
-        self.doomed: int | None = None
-        self.doomed_as = Outcome.CRASH
-        self.doomed_why = ""
+        self.doom: Doom | None = None
 
     @property
     def idle(self) -> bool:
         """Whether it has nothing to do and may get something."""
-        return not self.tasks and not self.spent and not self.late and self.doomed is None
+        return not self.tasks and not self.spent and not self.late and self.doom is None
+
+    @property
+    def has_children(self) -> bool:
+        """Whether its task can be ended without its runner."""
+        return self.kind.isolation in _CHILDREN and self.state is LaneState.WARM
+
+    @property
+    def recovering(self) -> bool:
+        """Whether its task has just been ended: it is free in a moment, sooner than a new one would be."""
+        return self.doom is not None and self.doom.struck and not self.tasks
+
+    def kill(self) -> Kill:
+        """End the doomed task with the whole lane."""
+        assert self.doom is not None
+        self.doom.killed = True
+        self.doom.again_at = math.inf
+        return Kill(self.number)
+
+    def strike(self) -> Command | None:
+        """End the doomed task alone, once nothing else can be hit: nothing is behind it, and nothing is given."""
+        doom = self.doom
+        if doom is None or doom.killed or doom.struck or self.recalling or self.pardon():
+            return None
+        if doom.strikes >= STRIKES:
+            return self.kill()
+        if len(self.tasks) > 1:  # the result of the first is on its way
+            return None
+        doom.struck = True
+        doom.strikes += 1
+        doom.again_at = math.inf
+        return End(self.number)
+
+    def pardon(self) -> bool:
+        """Let the lane go on if the doomed task is no longer in it."""
+        doom = self.doom
+        if doom is not None and not doom.killed and all(task.id != doom.task for task in self.tasks):
+            self.doom = None
+        return self.doom is None
 
 
 class Free:

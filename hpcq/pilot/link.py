@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ class ManagerLink:
         self._hello = hello
         self._on_message = on_message
         self._link: transport.Link | None = None
-        self._first: asyncio.Future[Any] | None = None
         self._heart: asyncio.TimerHandle | None = None
         self.lost = asyncio.Event()
         self.lost.set()
@@ -65,12 +65,14 @@ class ManagerLink:
         info = conn.read(self._file)
         if not info.port:
             raise QueueNotFoundError(f"no program has been started for queue {info.queue!r} yet")
-        self._first = asyncio.get_running_loop().create_future()
-        link = await transport.connect(info, lambda: transport.pilot_side(self._received, self._closed))
+        first: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        link = await transport.connect(
+            info, lambda: transport.pilot_side(partial(self._received, first), partial(self._closed, first))
+        )
         link.send(self._hello())
         try:
-            async with asyncio.timeout(transport.HANDSHAKE_TIMEOUT):
-                welcome = await self._first
+            async with asyncio.timeout(transport.FIRST_WORD_TIMEOUT):
+                welcome = await first
         except TimeoutError as error:
             link.abort("no welcome")
             raise QueueNotFoundError(f"the manager on {info.hostname} does not say welcome") from error
@@ -83,17 +85,17 @@ class ManagerLink:
         self._beat(welcome.silence_limit)
         return welcome
 
-    def _received(self, link: transport.Link, messages: list[Any]) -> None:
-        first = self._first
+    def _received(self, first: asyncio.Future[Any], _link: transport.Link, messages: list[Any]) -> None:
+        """``first``: for the first word of this very connection; one that was given up has it cancelled."""
         for message in messages:
-            if first is not None and not first.done():
+            if not first.done():
                 first.set_result(message)
-            elif not isinstance(message, m.Heartbeat):
+            elif not first.cancelled() and not isinstance(message, m.Heartbeat):
                 self._on_message(message)
 
-    def _closed(self, link: transport.Link, reason: str) -> None:
-        if self._first is not None and not self._first.done():
-            self._first.set_exception(
+    def _closed(self, first: asyncio.Future[Any], link: transport.Link, reason: str) -> None:
+        if not first.done():
+            first.set_exception(
                 QueueNotFoundError(f"the manager hung up before a welcome, as if it did not know our key: {reason}")
             )
         if link is self._link:

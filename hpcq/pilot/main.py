@@ -47,6 +47,7 @@ from hpcq.parcels import Shelf
 from hpcq.pilot import options as opts
 from hpcq.pilot.contents import Contents
 from hpcq.pilot.core import Core
+from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, NEWS_TIMEOUT
 from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import own_cpus
 from hpcq.pilot.lanes import Report
@@ -57,7 +58,7 @@ from hpcq.pilot.scratch import scratch_directory
 from hpcq.pilot.staging import Staging
 from hpcq.pilot.tunnel import Tunnel
 from hpcq.versions import versions
-from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
+from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, open_session
 
 log = logging.getLogger("hpcq.pilot")
 
@@ -72,6 +73,10 @@ CREDENTIAL_TIMEOUT = 60.0
 
 WALLTIME_MARGIN = 15.0
 """Seconds before the end of the walltime by which everything must be over."""
+
+
+SAME_SIGNAL = 1.0
+"""Seconds within which two signals are one: a batch system signals the job's script, which passes it on, and us."""
 
 
 class End(NamedTuple):
@@ -95,6 +100,8 @@ class Pilot:
         self._ends_at = self._loop.time() + options.walltime if options.walltime else float("inf")
         self._end: asyncio.Future[End] = self._loop.create_future()
         self._hurry = asyncio.Event()
+        self._signalled_at = -SAME_SIGNAL
+        self._doubtful: list[m.TaskResult] = []
         self._credential: asyncio.Future[m.CredentialReply] = self._loop.create_future()
         self._link = ManagerLink(options.connection, self._hello, self._on_message)
         cpus = own_cpus(options.cores, options.batch)
@@ -102,8 +109,9 @@ class Pilot:
         self._pool: Pool | None = None
         self._ready: m.Ready | None = None
         self._tunnel = Tunnel(
-            options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout
-        )
+            options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout,
+            cvmfs=options.cvmfs,
+        )  # fmt: skip
         self._staging: Staging | None = None
         self._parcels: Parcels | None = None
         self._update = m.Update([], [])
@@ -164,7 +172,7 @@ class Pilot:
             self._pool.perform(self._core.abandon("the manager is gone", self._loop.time()))
             await self._pool.idle.wait()
             await self._drop_files()
-            self._update = m.Update([], [])
+            self._update, self._doubtful = m.Update([], []), []
             self._core.draining = False
             try:
                 await self._link.connect(self._options.manager_timeout)
@@ -186,7 +194,7 @@ class Pilot:
         )  # fmt: skip
 
     async def _get_credential(self) -> Credential | None:
-        if self._options.vpn == "none":
+        if self._options.vpn in WITHOUT_CREDENTIAL:
             return None
         if self._link.lost.is_set():
             raise TunnelError("gateway", "there is no manager to get a credential from")
@@ -201,6 +209,9 @@ class Pilot:
         if not self._credential.done():
             raise TunnelError("gateway", f"no credential came within {CREDENTIAL_TIMEOUT:.0f} s")
         reply = self._credential.result()
+        if reply.error and self._options.vpn == "auto":
+            log.warning("no gateway gave a credential: %s", reply.error)
+            return None
         if reply.error:
             raise TunnelError("gateway", reply.error)
         return Credential.from_bytes(reply.credential)
@@ -302,8 +313,13 @@ class Pilot:
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self._end.done():
+        now = self._loop.time()
+        if self._end.done() and now - self._signalled_at > SAME_SIGNAL:
             self._hurry.set()
+        self._signalled_at = now
+        self._core.job_ends = f"its job was ended: the pilot got {name}"
+        if self._pool is not None:
+            self._pool.job_ends.set()
         self._finish(End(f"it got {name}", drain=self._time_to_drain()))
 
     def _time_to_drain(self) -> float:
@@ -356,10 +372,24 @@ class Pilot:
         if not self._update.results and not self._update.started:
             self._loop.call_soon(self._send_update)
         self._update.started.extend(report.started)
-        self._update.results.extend(report.results)
+        self._update.results.extend(self._without_doubtful(report.results))
         if report.returned or report.answers:
             self._send_update()  # a task that was announced and comes back: in this order
             self._link.send(m.Returned(report.returned))
+
+    def _without_doubtful(self, results: list[m.TaskResult]) -> list[m.TaskResult]:
+        """All but commands that a signal ended: we may be about to hear that it ends the whole job."""
+        doubtful = [one for one in results if one.exit_code in CODES_FROM_OUTSIDE]
+        if not doubtful or self._core.job_ends:
+            return results
+        self._doubtful += doubtful
+        self._loop.call_later(NEWS_TIMEOUT, self._report_doubtful)
+        return [one for one in results if one.exit_code not in CODES_FROM_OUTSIDE]
+
+    def _report_doubtful(self) -> None:
+        doubtful, self._doubtful = self._doubtful, []
+        self._update.results.extend(self._core.excused(one) for one in doubtful)
+        self._send_update()
 
     def _send_update(self) -> None:
         update, self._update = self._update, m.Update([], [])
@@ -386,7 +416,7 @@ class Pilot:
             self._link.send(m.Draining(end.reason))
         if self._pool is not None:
             await self._drain(self._pool, end)
-        self._send_update()
+        self._report_doubtful()
         self._link.send(m.Goodbye(end.reason))
         await self._link.close(end.reason)
 

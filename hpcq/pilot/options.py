@@ -13,6 +13,7 @@ import psutil
 
 from hpcq.pilot.host import free_disk, own_gpus
 from hpcq.pilot.scratch import scratch_base
+from vpn import Cvmfs
 
 MANAGER_TIMEOUT = 300.0
 """Seconds a pilot goes on looking for a manager that is not there, by default."""
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     gpus: tuple[str, ...]
     cache_size: int | None = None
     tunnel_timeout: float = TUNNEL_TIMEOUT
+    cvmfs: Cvmfs | None = None
 
 
 class Job(NamedTuple):
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--walltime", type=float, default=0, metavar="S", help="seconds until the job is killed")
     parser.add_argument("--vpn", default="none", metavar="MODE", help="tunnel mode")
     parser.add_argument("--gateway", default="", metavar="NAME", help="gateway of the user's on the manager's host")
+    parser.add_argument("--cvmfs", metavar="JSON", help="settings of CVMFS, as `hpcq submit-pilots` writes them")
     parser.add_argument("--require", action="append", default=[], metavar="TARGET", help="must answer first")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="node-local directory (default: $TMPDIR or /tmp)")
     parser.add_argument(
@@ -93,6 +96,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     ):
         parser.error("--cores, --memory, --disk, --gpus, --cache-size and --walltime must be positive")
     try:
+        cvmfs = Cvmfs.from_json(known.cvmfs) if known.cvmfs else None
         gpus = own_gpus(known.gpus, os.environ)
         disk = free_disk(scratch_base(known.scratch)) if known.disk is None else known.disk
     except (OSError, ValueError) as error:
@@ -100,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return Options(
         known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),
         known.scratch, known.manager_timeout, known.drain_timeout, known.batch,
-        disk, gpus, known.cache_size, known.tunnel_timeout,
+        disk, gpus, known.cache_size, known.tunnel_timeout, cvmfs,
     )  # fmt: skip
 
 

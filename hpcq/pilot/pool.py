@@ -15,85 +15,35 @@ import os
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from hpcq import messages as m
 from hpcq.pilot import datagrams
 from hpcq.pilot.core import Core
+from hpcq.pilot.deaths import NEWS_TIMEOUT
 from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import task_environment
-from hpcq.pilot.lanes import Broken, Command, Give, Kill, Pin, Recall, Report, Start
-from hpcq.pilot.processes import kill_session, kill_tree, pin_tree
+from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Pin, Recall, Report, Start
+from hpcq.pilot.process import Runner, Spawn
+from hpcq.pilot.processes import kill_descendants, kill_session, kill_tree, pin_tree
 from hpcq.pilot.rest import Readers
-from hpcq.pilot.runner import FromRunner, Held, Ready, read_bounded
+from hpcq.pilot.runner import FromRunner, Held, Ready
 from hpcq.pilot.sampler import YOUNG, Sampler, Target
-from hpcq.pilot.scratch import remove_tree
 from hpcq.pilot.usage import NOTHING_USED
-from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 log = logging.getLogger("hpcq.pilot")
 
 _from_runner: Callable[[bytes | bytearray], Any] = msgspec.msgpack.Decoder(FromRunner).decode
 
 
-class Spawned(Protocol):
-    """A process started in or outside the tunnel's namespace."""
-
-    pid: int
-
-    async def wait(self) -> int:
-        """Its status, negative for a signal."""
-
-
-Spawn = Callable[..., Awaitable[Spawned]]
-
-
-class Runner:
-    """One runner process and its sockets."""
-
-    def __init__(self, lane: int, directory: Path) -> None:
-        self.lane = lane
-        self.directory = directory
-        self.process: Spawned | None = None
-        self.known: set[bytes] = set()
-        self.unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        self.killed = False
-        self.cpus: tuple[int, ...] = ()
-        self.held = 0.0
-        self.spent = 0.0
-        self.tasks, self.tasks_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.results, self.results_far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for end in (self.tasks, self.results):
-            end.setblocking(False)
-        self.frames = FrameReader(FRAME_LIMIT)
-        directory.mkdir(mode=0o700)
-        (directory / "home").mkdir(mode=0o700)
-        self.output, self.errors = (self._open(name) for name in ("stdout", "stderr"))
-
-    def _open(self, name: str) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        return os.open(self.directory / name, flags, 0o600)
-
-    def written(self) -> tuple[bytes, bytes]:
-        """What the task at hand has written so far."""
-        output, errors = (read_bounded(fd, os.fstat(fd).st_size) for fd in (self.output, self.errors))
-        return output, errors
-
-    def close(self) -> None:
-        """Let go of everything but the process."""
-        for end in (self.tasks, self.tasks_far, self.results, self.results_far):
-            end.close()
-        for descriptor in (self.output, self.errors):
-            os.close(descriptor)
-        for _, attached in self.unsent:
-            for descriptor in attached:
-                os.close(descriptor)
-        remove_tree(self.directory)
+KILLERS = 8
+"""Process trees that are ended at a time; each takes `processes.DEATH_TIMEOUT_MS` at most."""
 
 
 class Pool:
@@ -116,11 +66,13 @@ class Pool:
         self._report = report
         self._broken = broken
         self.on_death: Callable[[], None] = lambda: None
+        self.job_ends = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._runners: dict[int, Runner] = {}
         self._functions: dict[bytes, bytes] = {}
         self._lives: set[asyncio.Task[None]] = set()
         self._readers: Readers[Runner] = Readers(self._loop, self._read, lambda runner: core.busy_for(runner.lane))
+        self._killers = ThreadPoolExecutor(KILLERS, "hpcq-kill")
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self.sandboxes: dict[int, str] = {}
@@ -163,6 +115,8 @@ class Pool:
                 self._loop.call_soon(self._recall, command.lane)  # type: ignore[union-attr]
             elif kind is Kill:
                 self._kill(command.lane)  # type: ignore[union-attr]
+            elif kind is End:
+                self._end_children(command.lane)  # type: ignore[union-attr]
             elif isinstance(command, Broken):
                 self._broken(command.message)
         self._set_timer()
@@ -210,6 +164,10 @@ class Pool:
             self._loop.remove_writer(runner.tasks)
             runner.close()
         self.on_death()
+        if self._core.may_be_the_jobs_end(runner.lane, status):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NEWS_TIMEOUT):
+                    await self.job_ends.wait()
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)
@@ -229,15 +187,16 @@ class Pool:
                 stderr=runner.errors,
                 pass_fds=far,
             )
-        runner.process = process
-        runner.results_far.close()
-        if runner.killed:
-            kill_tree(process.pid)
+        runner.started(process)
+        if runner.killed and runner.handle >= 0:
+            self._kill_in_thread(runner, kill_tree)
         elif runner.cpus:
             pin_tree(process.pid, runner.cpus)
         self._readers.watch(runner)
         status = await process.wait()
-        kill_session(process.pid)
+        while runner.kills:
+            await asyncio.wait(runner.kills)
+        await self._loop.run_in_executor(self._killers, kill_session, process.pid)
         while self._read(runner):
             pass
         return status
@@ -306,8 +265,27 @@ class Pool:
             return
         if runner.process is None:
             runner.killed = True
-        else:
-            kill_tree(runner.process.pid)
+        elif runner.handle >= 0:
+            self._kill_in_thread(runner, kill_tree)
+
+    def _end_children(self, lane: int) -> None:
+        """Kill what a runner has started; the core gives it nothing until that is done, so nothing new is hit."""
+        runner = self._runners.get(lane)
+        if runner is None or runner.handle < 0:
+            return  # it is gone, which the core is told elsewhere
+        ending = self._kill_in_thread(runner, kill_descendants)
+        ending.add_done_callback(lambda _: self._children_ended(lane))
+
+    def _children_ended(self, lane: int) -> None:
+        self.perform(self._core.children_ended(lane, self._loop.time()))
+
+    def _kill_in_thread(self, runner: Runner, kill: Callable[[int, int], None]) -> asyncio.Future[None]:
+        """A process may take seconds to die: nobody else is to wait for that."""
+        assert runner.process is not None
+        killing = self._loop.run_in_executor(self._killers, kill, runner.process.pid, runner.handle)
+        runner.kills.add(killing)
+        killing.add_done_callback(partial(_killed, runner))
+        return killing
 
     # --- tasks on their way ---
 
@@ -349,8 +327,9 @@ class Pool:
         runner = self._runners.get(lane)
         if runner is None:
             return
-        self._read(runner)  # what it has done it need not be killed for
-        self.perform(self._core.recalled(lane, self._not_begun(runner), self._loop.time()))
+        back = self._not_begun(runner)
+        self._read(runner)  # after that: what came before a task that it has got is done, and told
+        self.perform(self._core.recalled(lane, back, self._loop.time()))
 
     def _not_begun(self, runner: Runner) -> set[int]:
         """Take back what the runner has not got; which tasks are among it."""
@@ -389,6 +368,13 @@ class Pool:
         self._readers.close()
         while self._lives:
             await asyncio.wait(self._lives)
+        self._killers.shutdown()
+
+
+def _killed(runner: Runner, killing: asyncio.Future[None]) -> None:
+    runner.kills.discard(killing)
+    if error := killing.exception():
+        log.error("the processes of runner %d could not be ended: %s", runner.lane, error)
 
 
 def _dated(report: Report) -> Report:

@@ -68,9 +68,23 @@ def _living(pids: list[int]) -> Iterator[int]:
             yield int(fields["NSpid"].split()[depth]) if depth > 0 else pid
 
 
-def kill_descendants(pid: int) -> None:
-    """Kill all that descends from ``pid``, again and again until nothing is left that could have forked meanwhile."""
-    _kill_all(lambda: list(_living(descendants(pid))))
+def kill_descendants(pid: int, handle: int | None = None) -> None:
+    """Kill all that descends from ``pid``, again and again until nothing is left that could have forked meanwhile.
+
+    With a ``handle`` (pidfd) of it, nothing is killed once it has ended: its number may be another process's by then.
+    """
+
+    def find() -> list[int]:
+        found = list(_living(descendants(pid)))
+        return found if handle is None or _lives(handle) else []
+
+    _kill_all(find)
+
+
+def _lives(handle: int) -> bool:
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return not poll.poll(0)
 
 
 def kill_own_descendants() -> None:
@@ -120,16 +134,18 @@ def _kill(pids: list[int]) -> None:
             os.close(handle)
 
 
-def kill_tree(pid: int) -> None:
-    """Kill ``pid`` and all that descends from it.
+def kill_tree(pid: int, handle: int | None = None) -> None:
+    """Kill ``pid``, of which ``handle`` is a pidfd if there is one, and all that descends from it.
 
     It is stopped first, so that it starts nothing new; orphans of its children stay its own, since it is their reaper.
     """
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGSTOP)
-    kill_descendants(pid)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
+    with contextlib.ExitStack() as stack, contextlib.suppress(ProcessLookupError, PermissionError):
+        if handle is None:
+            handle = os.pidfd_open(pid)
+            stack.callback(os.close, handle)
+        signal.pidfd_send_signal(handle, signal.SIGSTOP)
+        kill_descendants(pid, handle)
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
 
 
 def pin_tree(pid: int, cpus: tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
-REST = 0.004
+REST = 0.005
 """Seconds that results may wait for others, at most."""
 
 

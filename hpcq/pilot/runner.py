@@ -6,7 +6,7 @@
   for, or SHARE MB a core) or the task called `hpcq.recycle`; it then ends between two tasks, the pilot starts another;
 - ``fork``: nothing; each runs in a fork of an interpreter that has loaded functions and run no task (see `forks`);
 - ``fresh``: nothing; the runner takes one task and ends;
-- ``shell``: nothing; commands only, no user's code runs in the runner.
+- ``shell``: nothing; commands only, no user's code runs in the runner (see `commands`).
 
 Those that run functions themselves have a guard (see `guard`).
 
@@ -15,9 +15,9 @@ write per task, before the next task begins. So whatever the pilot has not got a
 it, is what we were doing when we died.
 
 Standard output and error are files the pilot opened for us; what a task, its threads, its C code or its subprocesses
-write there is read back when it ends and the files are emptied. Each shell command gets a directory of its own, removed
-afterwards; a function shares ours, which is emptied. A task with files finds a sandbox made for it, and leaves it. No
-child of a task outlives it: we are the reaper of all that we started, and kill what is left.
+write there is read back when it ends and the files are emptied. A task works in our directory, which is emptied, or in
+the sandbox made for it when it has files, and leaves that. No child of a task outlives it: we are the reaper of all
+that we started, and kill what is left.
 
 This module is imported in every runner, so it imports little. May not live here: limits, retries, the manager.
 """
@@ -42,7 +42,6 @@ from hpcq import messages as m
 from hpcq.errors import SerializationError
 from hpcq.pilot import datagrams
 from hpcq.pilot.guard import become_reaper, end_children, stay_behind
-from hpcq.pilot.scratch import remove_tree
 from hpcq.pilot.usage import Meter, disk_bytes, resident_mb
 from hpcq.protocol import frame
 from hpcq.task import OUTPUT_LIMIT, Outcome
@@ -85,6 +84,10 @@ class Captured:
     def take(self) -> tuple[bytes, int]:
         """What was written since the last time, and how many bytes in the middle of it were left out."""
         self._restore()
+        return self.written()
+
+    def written(self) -> tuple[bytes, int]:
+        """The same, where the task had a process of its own and cannot have changed the stream."""
         size = os.fstat(self._file).st_size
         if not size:
             return b"", 0
@@ -134,7 +137,6 @@ class Runner:
         self._home = os.getcwd()  # noqa: PTH109 - compared and used as a string for every task
         self._meter = Meter()
         self._new = resident_mb()
-        self._child_mb = 0.0
         self._disk = 0
         self._sandbox = ""
         self._attached = -1
@@ -172,16 +174,10 @@ class Runner:
     def _execute(self, task: m.TaskSpec, directory: str) -> m.TaskResult:
         started_at = time.time()
         began = time.perf_counter()
-        exit_code: int | None = None
-        payload = b""
-        self._child_mb = 0.0
         self._pieces = None
         self._sandbox = directory
         with _environment(task.env):
-            if task.function:
-                outcome, payload, message = self._call(task)
-            else:
-                outcome, exit_code, message = self._shell(task)
+            outcome, payload, message = self._call(task)
         if os.getpid() != self._pid:
             os._exit(outcome is not Outcome.SUCCESS)  # a fork that came back from the function: not us
         self._clean_up()
@@ -190,8 +186,8 @@ class Runner:
         output, left_out = self._output.take()
         errors, errors_left_out = self._errors.take()
         return m.TaskResult(
-            task.id, outcome.value, payload, exit_code, output, errors, message, started_at, seconds,
-            left_out + errors_left_out, self._child_mb or self._meter.peak_mb, self._disk / 2**20, cpu,
+            task.id, outcome.value, payload, None, output, errors, message, started_at, seconds,
+            left_out + errors_left_out, self._meter.peak_mb, self._disk / 2**20, cpu,
             parcel=self._pieces,
         )  # fmt: skip
 
@@ -247,33 +243,6 @@ class Runner:
             known = self._functions[key] = serialize.load_function(known)
         return known
 
-    # --- commands ---
-
-    def _shell(self, task: m.TaskSpec) -> tuple[Outcome, int | None, str]:
-        directory = self._sandbox or f"{self._home}/task-{task.id}"
-        try:
-            if not self._sandbox:
-                os.mkdir(directory, 0o700)  # noqa: PTH102 - a hot path of strings
-            os.chdir(directory)
-            child = os.posix_spawn(
-                "/bin/sh",
-                [b"sh", b"-c", task.payload],
-                {**os.environ, "HPCQ_TASK_ID": str(task.id)},
-                setsigdef=(signal.SIGPIPE, signal.SIGINT),
-            )
-            _, status, usage = os.wait4(child, 0)
-            self._child_mb = usage.ru_maxrss / 1024
-        except OSError as error:
-            return Outcome.EXIT_CODE, 126, f"the command could not be started in {directory}: {error.strerror}"
-        finally:
-            os.chdir(self._home)
-        code = os.waitstatus_to_exitcode(status)
-        if code == 0:
-            return Outcome.SUCCESS, 0, ""
-        if code > 0:
-            return Outcome.EXIT_CODE, code, f"the command exited with status {code}"
-        return Outcome.EXIT_CODE, 128 - code, f"the command was ended by signal {-code}"
-
     # --- between tasks ---
 
     def _clean_up(self) -> None:
@@ -283,14 +252,14 @@ class Runner:
         try:
             os.chdir(self._home)
             for name in os.listdir(self._home):  # noqa: PTH208 - a hot path of strings
-                self._disk += _remove(f"{self._home}/{name}")
+                self._disk += remove(f"{self._home}/{name}")
         except OSError:  # a task has removed it, or made something that cannot be removed
             with contextlib.suppress(OSError):
                 os.makedirs(self._home, 0o700, exist_ok=True)  # noqa: PTH103
                 os.chdir(self._home)
 
 
-def _remove(path: str) -> int:
+def remove(path: str) -> int:
     """Remove it; how many bytes that frees."""
     try:
         os.rmdir(path)  # noqa: PTH106 - most are empty directories, and this is a tenth of rmtree's cost
@@ -302,6 +271,8 @@ def _remove(path: str) -> int:
 def _remove_full(path: str) -> int:
     size = os.lstat(path).st_blocks * 512
     if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
+        from hpcq.pilot.scratch import remove_tree  # noqa: PLC0415 - rarely needed, and large
+
         size += disk_bytes(path)
         remove_tree(path)
     else:
@@ -355,8 +326,12 @@ def main() -> None:
 
 
 def _runner(isolation: str) -> type[Runner]:
-    if isolation != "fork":
-        return Runner
-    from hpcq.pilot.forks import ForkRunner  # noqa: PLC0415 - it builds on us
+    if isolation == "fork":
+        from hpcq.pilot.forks import ForkRunner  # noqa: PLC0415 - it builds on us
 
-    return ForkRunner
+        return ForkRunner
+    if isolation == "shell":
+        from hpcq.pilot.commands import CommandRunner  # noqa: PLC0415 - likewise
+
+        return CommandRunner
+    return Runner

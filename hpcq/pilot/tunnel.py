@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
+from vpn import Credential, Cvmfs, Session, TunnelConfig, TunnelError, open_session
 
 log = logging.getLogger("hpcq.pilot")
 
@@ -80,12 +80,15 @@ class Tunnel:
         credential: Callable[[], Awaitable[Credential | None]],
         given_back: Callable[[Credential], None],
         patience: float,
+        *,
+        cvmfs: Cvmfs | None = None,
     ) -> None:
         self._mode = mode
         self._require = list(require)
         self._credential = credential
         self._given_back = given_back
         self._patience = patience
+        self._cvmfs = cvmfs
         self._loop = asyncio.get_running_loop()
         self._now: Generation | None = None
         self._told: Generation | None = None
@@ -147,7 +150,7 @@ class Tunnel:
         async with AsyncExitStack() as stack:
             if credential is not None:
                 stack.callback(self._given_back, credential)
-            config = TunnelConfig(self._mode, credential, reconnect_timeout=RECONNECT_TIMEOUT)
+            config = TunnelConfig(self._mode, credential, reconnect_timeout=RECONNECT_TIMEOUT, cvmfs=self._cvmfs)
             session = await stack.enter_async_context(open_session(config))
             for result in await session.probe(self._require) if self._require else ():
                 if not result.ok:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from hpcq.work_queue.constants import unsupported
@@ -85,7 +85,7 @@ def specify_port_range(low_port: int, high_port: int) -> None:
     os.environ["TCP_LOW_PORT"], os.environ["TCP_HIGH_PORT"] = str(low_port), str(high_port)
 
 
-def port_range() -> Iterable[int]:
+def port_range() -> Sequence[int]:
     """The ports to be tried by queues that take any; 0 alone leaves it to the system."""
     low = os.environ.get("WORK_QUEUE_LOW_PORT") or os.environ.get("TCP_LOW_PORT")
     high = os.environ.get("WORK_QUEUE_HIGH_PORT") or os.environ.get("TCP_HIGH_PORT")

@@ -28,7 +28,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import hpcq
-from hpcq.errors import HpcqError
 from hpcq.mailbox import Mailbox
 from hpcq.work_queue import constants as c
 from hpcq.work_queue.build import Builder, settle
@@ -89,7 +88,7 @@ class WorkQueue(Settings, Workers):
         if debug_log:
             specify_debug_log(debug_log)
         self._shutdown = shutdown
-        self._ports = list(_ports(port))
+        self._ports = _ports(port)
         self._started = time.time()
         self._next_id = 1
         self._tasks: dict[int, Task] = {}  # submitted and neither returned nor cancelled
@@ -110,21 +109,11 @@ class WorkQueue(Settings, Workers):
             raise
 
     def _open(self, name: str | None) -> None:
+        # A queue without a name is found by nobody again: its workers end with it.
+        keep = name is not None and not self._shutdown
+        self._queue = hpcq.Queue(name, port=self._ports, keep_pilots=keep)
         self._name = name
-        last: HpcqError | None = None
-        for port in self._ports:
-            try:
-                # A queue without a name is found by nobody again: its workers end with it.
-                self._queue = hpcq.Queue(name, port=port, keep_pilots=bool(name) and not self._shutdown)
-            except HpcqError as error:
-                last = error
-                if not isinstance(error.__cause__, OSError):
-                    raise
-            else:
-                RUNNING[self._queue.name] = self
-                return
-        assert last is not None
-        raise last
+        RUNNING[self._queue.name] = self
 
     def _reopen(self, name: str) -> None:
         """Under another name, on the same port."""
@@ -400,7 +389,7 @@ class WorkQueue(Settings, Workers):
             self._queue.category(category.name, **category.learned())
 
 
-def _ports(port: int | Sequence[int]) -> Iterable[int]:
+def _ports(port: int | Sequence[int]) -> Sequence[int]:
     """The ports to be tried, in order."""
     if not isinstance(port, int):
         try:

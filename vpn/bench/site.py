@@ -17,7 +17,7 @@ from vpn.bench.plan import Link
 from vpn.bench.run import Places
 from vpn.errors import TunnelError, UsageError
 
-VARIABLE = "HPCQ_SITE"
+VARIABLE = "HPCQ_SIMULATED_SITE"
 NODE, HOME, FAR = "cn1", "login", "wan"
 COPY_BYTES = 200_000_000
 COPY_NAME = "bench.dat"

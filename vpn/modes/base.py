@@ -18,7 +18,10 @@ from vpn.process import Client, Process
 
 
 class TunnelInfo(msgspec.Struct, frozen=True):
-    """What came up: ``kind`` is DTLS, TLS or "" (mode none), ``mtu`` in bytes, times in seconds."""
+    """What came up: ``kind`` is DTLS, TLS, SOCKS5, slirp4netns or "" (mode none), ``mtu`` in bytes, times in seconds.
+
+    ``passed_over``: in mode auto, a line for each mode that was not chosen, with the reason.
+    """
 
     mode: str
     kind: str = ""
@@ -28,6 +31,7 @@ class TunnelInfo(msgspec.Struct, frozen=True):
     mtu: int = 0
     server: str = ""
     dns: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
 
 class Spawner(Protocol):

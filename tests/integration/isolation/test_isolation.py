@@ -135,6 +135,51 @@ def test_limits_hold_in_every_kind(queue, pilot, kind):
     assert run(queue, call(kind, count)).output == 1
 
 
+@pytest.mark.parametrize("how", ["walltime", "cancel"])
+def test_the_end_of_a_fork_is_not_its_parents(queue, pilot, tmp_path, how):
+    def parent_of(path):
+        Path(path).write_text("begun")
+        print("said before", flush=True)
+        signal.pause()
+
+    parent = run(queue, call("fork", os.getppid)).output
+    number = queue.submit(call("fork", parent_of, str(tmp_path / "a"), walltime=0.3 if how == "walltime" else None))
+    appears(tmp_path / "a")
+    if how == "cancel":
+        queue.cancel(id=number)
+    task = queue.wait_for_id(number, 20)
+    assert task.outcome == {"cancel": "cancelled"}.get(how, how)
+    assert task.std_output == "said before\n"
+    assert run(queue, call("fork", os.getppid)).output == parent
+
+
+@pytest.mark.parametrize("how", ["walltime", "cancel"])
+def test_the_end_of_a_command_is_not_its_runners(queue, pilot, tmp_path, how):
+    parent = run(queue, hpcq.Task("echo $PPID")).output
+    script = f"echo said before; touch {tmp_path}/a; sleep 600; echo said after"
+    number = queue.submit(hpcq.Task(script, walltime=0.3 if how == "walltime" else None))
+    eventually((tmp_path / "a").exists, "it has begun")
+    if how == "cancel":
+        queue.cancel(id=number)
+    task = queue.wait_for_id(number, 20)
+    assert (task.outcome, task.exit_code) == ({"cancel": "cancelled"}.get(how, how), None)
+    assert task.std_output == "said before\n"
+    assert run(queue, hpcq.Task("echo $PPID")).output == parent
+
+
+def test_a_command_that_ruins_its_directory_leaves_a_good_one_to_the_next(queue, pilot):
+    home = run(queue, hpcq.Task("pwd")).output
+    for ruin in (
+        "chmod 000 .",
+        'rm -r "$PWD"',
+        'mv "$PWD" ../elsewhere; mkdir "$PWD"; touch x',
+        "touch .hidden; mkdir d",
+    ):
+        assert run(queue, hpcq.Task(ruin)).outcome == "success", ruin
+        after = run(queue, hpcq.Task("pwd; ls -A; touch y && stat -c %a ."))
+        assert after.output == f"{home}700\n", ruin
+
+
 # --- children ------------------------------------------------------------------------------------------------------
 
 

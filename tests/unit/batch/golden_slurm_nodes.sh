@@ -9,8 +9,6 @@
 #SBATCH --exclusive
 #SBATCH --mail-type=END,FAIL
 #SBATCH --mail-user=alice@example.org
-# SIGTERM to the pilots while there is time to hand their tasks back.
-#SBATCH --signal=TERM@120
 # A preempted pilot goes back into the queue and starts anew (the manager sees another incarnation of it), rather
 # than being lost; appending keeps the output of the first start.
 #SBATCH --requeue

@@ -33,14 +33,18 @@ ALLOWED = {
     "questions": {"addresses", "messages", "roster", "scheduler", "transport"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
     "readiness": {"errors", "messages", "roster", "scheduler"},
+    "door": set(),
     "links": {
-        "addresses", "connection", "files", "messages", "parcels", "questions", "roster", "transport", "versions",
+        "addresses", "connection", "door", "files", "messages", "parcels", "questions", "roster", "transport",
+        "versions",
     },
     "manager": {
         "connection", "credentials", "errors", "files", "functions", "links", "messages", "parcels", "questions",
         "readiness", "roster", "scheduler", "task", "transport",
     },
+    "autoscale": {"errors"},
     "config": {"errors"},
+    "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "units"},
     "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
 }  # fmt: skip
@@ -64,6 +68,7 @@ PURE = [
     "roster",
     "readiness",
     "task",
+    "autoscale",
 ]
 
 

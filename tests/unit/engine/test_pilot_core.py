@@ -7,7 +7,8 @@ import pytest
 from hpcq.messages import TaskResult, TaskSpec
 from hpcq.pilot.core import AHEAD, START_TIMEOUT, STUCK, Core
 from hpcq.pilot.deaths import START_FAILURES, how_it_died
-from hpcq.pilot.lanes import Broken, Give, Kill, Kind, Recall, Report, Start
+from hpcq.pilot.doom import STRIKE_AGAIN, STRIKES
+from hpcq.pilot.lanes import Broken, End, Give, Kill, Kind, Recall, Report, Start
 
 NOTHING = (b"", b"")
 
@@ -255,6 +256,73 @@ def test_a_result_that_overtakes_the_kill_counts_and_the_task_behind_is_lost_or_
     assert given(commands) == [(2, 3)]
 
 
+# --- tasks that are processes of their own ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(core):
+    """Lane 1 has a command, task 1, which is over its walltime."""
+    core.run([task(1, function=b"", walltime=5.0)], 0.0)
+    core.warm(1, 0.0)
+    assert kinds(core.time(5.0)) == [Recall]
+    return core
+
+
+def crashed(number, seconds=4.9):
+    return TaskResult(number, "exit_code", b"x", 137, seconds=seconds, std_output=b"so far")
+
+
+def test_a_command_is_ended_without_its_runner(command):
+    assert command.recalled(1, set(), 5.0) == [End(1)]
+    (report,) = command.ended(1, [crashed(1)], 5.1)
+    (told,) = report.results
+    assert (told.outcome, told.exit_code, told.payload, told.std_output) == ("walltime", None, b"", b"so far")
+    assert told.seconds == pytest.approx(5.1)
+    assert "walltime of 5 s" in told.message
+    assert given(command.run([task(2, function=b"")], 5.1)) == []  # what ends the one may hit the other
+    assert given(command.children_ended(1, 5.2)) == [(1, 2)]
+
+
+def test_a_command_that_ends_well_before_it_is_ended_counts(command):
+    command.recalled(1, set(), 5.0)
+    assert results(command.ended(1, [result(1)], 5.0)) == {1: "success"}
+    command.children_ended(1, 5.0)
+    assert command.lanes[1].idle
+
+
+def test_nothing_is_ended_when_the_result_is_there_first(command):
+    assert results(command.ended(1, [crashed(1)], 5.0)) == {1: "exit_code"}
+    assert command.recalled(1, set(), 5.0) == []
+    assert command.lanes[1].idle
+
+
+def test_a_task_behind_the_doomed_one_is_never_hit(core):
+    warmed(core)
+    core.run([task(900, function=b"")], 0.0)
+    core.warm(2, 0.0)
+    core.ended(2, [result(900, 1e-5)], 0.0)
+    core.run([task(1, function=b"", walltime=5.0), task(2, function=b"")], 0.0)
+    core.time(5.0)
+    assert End(2) not in core.recalled(2, set(), 5.0)  # the second has begun: the first is done, and about to be told
+    assert results(core.ended(2, [result(1)], 5.0)) == {1: "success"}
+    assert core.lanes[2].doom is None
+    assert results(core.ended(2, [result(2)], 5.0)) == {2: "success"}
+
+
+def test_a_command_that_does_not_end_is_struck_again_and_at_last_with_its_runner(command):
+    now = 5.0
+    assert command.recalled(1, set(), now) == [End(1)]
+    for _ in range(STRIKES - 1):
+        assert command.next_deadline() is None
+        assert command.children_ended(1, now) == []
+        now += STRIKE_AGAIN
+        assert command.next_deadline() == pytest.approx(now)
+        assert command.time(now) == [End(1)]
+    command.children_ended(1, now)
+    assert command.time(now + STRIKE_AGAIN) == [Kill(1)]
+    assert results(command.dead(1, -9, NOTHING, now)) == {1: "walltime"}
+
+
 # --- cancel, drain, abandon ------------------------------------------------------------------------------------------
 
 
@@ -388,3 +456,38 @@ def test_a_lane_that_was_told_to_give_back_or_is_unknown_is_not_busy(core):
     core.time(1.0 + STUCK)
     assert core.busy_for(1) == 0
     assert core.busy_for(7) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_runner_that_the_end_of_the_job_kills_costs_its_task_nothing(core, number):
+    core.run([task(1)], 0.0)
+    core.warm(1, 0.0)
+    assert core.may_be_the_jobs_end(1, -number)
+    core.job_ends = "its job was ended"
+    commands = core.dead(1, -number, NOTHING, 1.0)
+    assert results(commands) == {1: "lost"}
+
+
+def test_a_runner_that_crashes_while_its_job_ends_is_still_a_crash(core):
+    core.run([task(1)], 0.0)
+    core.warm(1, 0.0)
+    assert not core.may_be_the_jobs_end(1, -signal.SIGSEGV)
+    core.job_ends = "its job was ended"
+    assert results(core.dead(1, -signal.SIGSEGV, NOTHING, 1.0)) == {1: "crash"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "exit_code", "told"),
+    [
+        ("exit_code", -15, "lost"),
+        ("exit_code", 143, "lost"),
+        ("exit_code", 3, "exit_code"),
+        ("crash", None, "lost"),
+        ("success", 0, "success"),
+    ],
+)
+def test_commands_and_forks_that_the_end_of_the_job_kills(core, outcome, exit_code, told):
+    core.run([task(1)], 0.0)
+    core.warm(1, 0.0)
+    core.job_ends = "its job was ended"
+    assert results(core.ended(1, [TaskResult(1, outcome, b"", exit_code)], 1.0)) == {1: told}

@@ -34,6 +34,7 @@ class Runner:
         self.stream = deque()
         self.recalls = 0
         self.killed = False
+        self.ends = 0
 
     @property
     def may_work(self):
@@ -74,6 +75,7 @@ class CoreModel(RuleBasedStateMachine):
     def do_give(self, command):
         runner = self.runners[command.lane]
         assert not runner.killed
+        assert not runner.ends, "what is being ended may hit it"
         assert kind_of(command.task) == runner.kind
         assert len(runner.cpus) == 2 * command.task.cores
         assert not runner.done
@@ -91,6 +93,14 @@ class CoreModel(RuleBasedStateMachine):
 
     def do_kill(self, command):
         self.runners[command.lane].killed = True
+
+    def do_end(self, command):
+        runner = self.runners[command.lane]
+        assert runner.kind.isolation in ("fork", "shell")
+        assert not runner.unread, "it might be hit instead"
+        assert not runner.killed
+        runner.ends += 1
+        assert runner.ends == 1, "ordered again before it was done"
 
     def do_report(self, command):
         for number in command.started:
@@ -228,6 +238,21 @@ class CoreModel(RuleBasedStateMachine):
         runner.unread.clear()
         self.perform(self.core.recalled(lane, back, self.now))
 
+    @precondition(lambda self: self.some(lambda r: r.ends))
+    @rule(data=st.data(), there=st.booleans())
+    def children_are_ended(self, data, there):
+        """The process of the task is killed, if it is there already."""
+        lane, runner = self.choose(data, lambda r: r.ends)
+        self.end_children(lane, runner, there)
+
+    def end_children(self, lane, runner, there=True):
+        if there and runner.at_hand is not None:
+            assert self.core.lanes[lane].doom.task == runner.at_hand.id, "only what is doomed is hit"
+            runner.stream.append(TaskResult(runner.at_hand.id, "crash"))
+            runner.at_hand = None
+        runner.ends = 0
+        self.perform(self.core.children_ended(lane, self.now))
+
     @precondition(lambda self: self.some(lambda r: r.killed))
     @rule(data=st.data())
     def killed_runner_ends(self, data):
@@ -301,6 +326,14 @@ class CoreModel(RuleBasedStateMachine):
         assert set(self.core.lanes) == set(self.runners)
 
     @invariant()
+    def doomed_lanes_end_or_go_on(self):
+        """A task to be ended is killed, is being struck, or will be; or what its end waits for is on its way."""
+        for number, lane in self.core.lanes.items():
+            doom, runner = lane.doom, self.runners[number]
+            if doom is not None and not (doom.killed or runner.ends or runner.recalls or runner.stream):
+                assert doom.again_at < float("inf")
+
+    @invariant()
     def heads_were_announced(self):
         for runner in self.runners.values():
             if runner.at_hand is not None and not any(runner.stream):
@@ -314,6 +347,8 @@ class CoreModel(RuleBasedStateMachine):
             for lane, runner in list(self.runners.items()):
                 if runner.recalls:
                     self.recall(lane, runner)
+                if runner.ends:
+                    self.end_children(lane, runner)
                 if runner.killed or runner.done:
                     self.end_runner(lane, runner, -9 if runner.killed else 0)
                     continue

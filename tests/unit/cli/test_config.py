@@ -1,0 +1,188 @@
+"""Where settings come from: each layer over the one before, every mistake named with its file."""
+
+import json
+import re
+import shlex
+
+import pytest
+
+from hpcq import config
+from hpcq.batch.request import KNOWN, pilot_request
+from hpcq.batch.templates import packaged_directory
+from hpcq.cli.main import run
+from hpcq.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    """The two files, by name; neither exists yet."""
+    system, user = tmp_path / "etc" / "config.toml", tmp_path / "home" / "hpcq" / "config.toml"
+    for path in (system, user):
+        path.parent.mkdir(parents=True)
+    monkeypatch.setattr(config, "SYSTEM_FILE", system)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name in (*config.KINDS, "site"):
+        monkeypatch.delenv(f"HPCQ_{name.upper()}", raising=False)
+    return {"system": system, "user": user}
+
+
+def test_defaults_alone():
+    settings = config.resolve()
+    assert settings.values == config.DEFAULTS
+    assert set(settings.origins.values()) == {"default"}
+
+
+def test_the_last_wins(files, monkeypatch):
+    files["system"].write_text(
+        'cores = 1\nmemory = "1GB"\nqos = "a"\naccount = "a"\n[site.x]\npartition = "s"\nqos = "b"\n'
+    )
+    files["user"].write_text('memory = "2GB"\nwalltime = 60\n[site.x]\npartition = "u"\nwalltime = "1:00:00"\n')
+    monkeypatch.setenv("HPCQ_WALLTIME", "90")
+    monkeypatch.setenv("HPCQ_ACCOUNT", "c")
+    settings = config.resolve({"account": "d", "cores": None, "options": ()}, site="x")
+    assert settings.values == {
+        "batch": "local", "count": 1, "nodes": 1, "cores": 1, "memory": "2GB", "qos": "b", "account": "d",
+        "partition": "u", "walltime": "90",
+    }  # fmt: skip
+    assert settings.origins == {
+        "batch": "default", "count": "default", "nodes": "default", "cores": str(files["system"]),
+        "memory": str(files["user"]), "qos": f"{files['system']} [site.x]", "account": "command line",
+        "partition": f"{files['user']} [site.x]", "walltime": "$HPCQ_WALLTIME",
+    }  # fmt: skip
+
+
+def test_which_site(files, monkeypatch):
+    files["user"].write_text('default_site = "a"\n[site.a]\ncores = 2\n[site.b]\ncores = 3\n[site.c]\ncores = 4\n')
+    assert config.resolve().values["cores"] == 2
+    monkeypatch.setenv("HPCQ_SITE", "b")
+    assert config.resolve().values["cores"] == 3
+    assert config.resolve(site="c").values["cores"] == 4
+    with pytest.raises(UsageError, match=r"unknown site 'd' \(known are a, b, c\)"):
+        config.resolve(site="d")
+
+
+def test_variables_of_every_kind(monkeypatch):
+    monkeypatch.setenv("HPCQ_CORES", "3")
+    monkeypatch.setenv("HPCQ_EXCLUSIVE", "Yes")
+    monkeypatch.setenv("HPCQ_REQUIRE", "root://a 'http://b c'")
+    monkeypatch.setenv("HPCQ_TEMPLATE", "~/t")
+    monkeypatch.setenv("HPCQ_GPUS", "")
+    values = config.resolve().values
+    assert (values["cores"], values["exclusive"], values["require"]) == (3, True, ["root://a", "http://b c"])
+    assert values["template"].is_absolute()
+    assert "gpus" not in values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("CORES", "many", "HPCQ_CORES must be a number"),
+        ("EXCLUSIVE", "perhaps", "true or false"),
+        ("SETUP", "'", "words"),
+    ],
+)
+def test_variables_that_cannot_be_read(monkeypatch, name, value, words):
+    monkeypatch.setenv(f"HPCQ_{name}", value)
+    with pytest.raises(UsageError, match=words):
+        config.resolve()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cores = ", "is not TOML"),
+        ("corse = 1", "unknown setting 'corse'; known are account, "),
+        ("cores = '4'", "cores must be a number, not '4'"),
+        ("cores = true", "cores must be a number, not True"),
+        ("exclusive = 1", "exclusive must be true or false"),
+        ("options = '--x'", "options must be a list of texts"),
+        ("memory = []", "memory must be a text or a number"),
+        ("variables = {A = 1}", "variables must be a table of texts"),
+        ("site = 'x'", r"write tables \[site.NAME\]"),
+        ("[site]\nx = 1", "site.x must be a table"),
+        ("default_site = 1", "default_site must be the name"),
+        ("[site.x]\ncorse = 1\n", r"\[site.x\]: unknown setting 'corse'"),
+    ],
+)
+def test_files_with_mistakes(files, text, words):
+    files["user"].write_text(text)
+    with pytest.raises(UsageError, match=words) as caught:
+        config.resolve(site="x" if "[site.x]" in text else None)
+    assert str(files["user"]) in str(caught.value)
+
+
+def test_files_that_are_none(files):
+    files["user"].write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="is not TOML"):
+        config.resolve()
+    files["user"].unlink()
+    files["user"].mkdir()
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        config.resolve()
+
+
+def test_paths_in_a_file_are_beside_it_and_dashes_are_as_good(files):
+    files["user"].write_text('template = "mine.sh.j2"\nscratch = "/tmp/x"\nmanager-timeout = 5\n')
+    values = config.resolve().values
+    assert values["template"] == files["user"].parent / "mine.sh.j2"
+    assert str(values["scratch"]) == "/tmp/x"
+    assert values["manager_timeout"] == 5
+
+
+def test_every_option_of_pilots_can_be_set():
+    assert set(config.KINDS) == {*KNOWN, "batch", "count"}
+
+
+@pytest.mark.parametrize(("site", "batch"), [("anvil", "slurm"), ("pleiades", "pbs")])
+def test_the_example_can_be_used(files, site, batch):
+    files["user"].write_text((packaged_directory() / "config.example.toml").read_text())
+    values = dict(config.resolve(site=site).values)
+    assert values.pop("batch") == batch
+    count = values.pop("count")
+    assert pilot_request("q", batch, count, values).account
+
+
+def typed(capsys, line):
+    status = run(shlex.split(line))
+    output = capsys.readouterr()
+    return status, output.out, output.err
+
+
+def test_the_command(files, capsys):
+    files["user"].write_text('[site.x]\nbatch = "pbs"\ncores = 3\nexclusive = true\ntemplate = "t"\n')
+    status, output, error = typed(capsys, "config --site x")
+    assert (status, error) == (0, "")
+    assert output.startswith("site x; sites in ")
+    lines = [line.split() for line in output.splitlines()]
+    assert ["cores", "3", str(files["user"]), "[site.x]"] in lines
+    assert ["exclusive", "true", str(files["user"]), "[site.x]"] in lines
+    told = json.loads(typed(capsys, "config --site x --json")[1])
+    assert told["settings"]["batch"] == {"value": "pbs", "origin": f"{files['user']} [site.x]"}
+    assert told["settings"]["count"] == {"value": 1, "origin": "default"}
+    assert typed(capsys, "config --example")[1].startswith("# Settings of pilots")
+    assert typed(capsys, "config --site y")[0] == 2
+
+
+def test_a_flag_is_over_the_site(files, capsys):
+    files["user"].write_text('[site.x]\nbatch = "pbs"\ncores = 3\npartition = "a"\nmodules = ["gcc"]\n')
+    line = "submit-pilots --name q --create --site x --dry-run --partition b"
+    output = typed(capsys, line)[1]
+    assert "#PBS -q b\n" in output
+    assert "ncpus=3" in output
+    assert "module load gcc\n" in output
+
+
+@pytest.mark.parametrize("batch", ["slurm", "pbs", "torque", "local"])
+def test_a_printed_template_is_the_packaged_one(capsys, tmp_path, batch):
+    status, text, _ = typed(capsys, f"template {batch}")
+    assert status == 0
+    (tmp_path / "mine.sh.j2").write_text(text)
+    common = f"submit-pilots --name q --create --batch {batch} --dry-run --cores 2"
+    mine, packaged = (typed(capsys, line)[1] for line in (f"{common} --template {tmp_path}/mine.sh.j2", common))
+    assert without_directory(mine) == without_directory(packaged) != ""
+
+
+def without_directory(text):
+    """Each rendering names a directory of its own."""
+    return re.sub(r"\d{8}T\d{6}\.\d{6}-[0-9a-f]{6}|local-[0-9a-f]{6}", "X", text)

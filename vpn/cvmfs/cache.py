@@ -1,0 +1,114 @@
+"""Node-local directories of CVMFS: one of each session, and a cache that all sessions of a user on a node share.
+
+    BASE/hpcq-cvmfs-UID/          0700, the user's
+        cache/                    what cvmfs2 fetched, named by content; bounded by ``trim``
+        session-…/                configuration, log, sockets; locked while its session lives
+
+Files are removed least recently used first. That is safe at any time: an open one stays readable, another is fetched
+again. The size is looked at every ``TRIM_INTERVAL`` by each session, one at a time: in between the cache may grow over
+its quota by what is fetched meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from vpn.cvmfs.client import Room
+from vpn.errors import TunnelError
+
+TRIM_INTERVAL = 120.0
+TRIM_TO = 0.8
+"""The part of the quota that is left after trimming: else it would be done for every file."""
+SOCKET_PATH_LIMIT = 107 - len("/cvmfs_io.") - 40
+"""Bytes the session's directory may have: cvmfs2's sockets are in it, with names of up to 40 bytes."""
+_PRIVATE = "hpcq-cvmfs-"
+_SESSION = "session-"
+_UNFINISHED = "txn"
+
+
+@contextlib.contextmanager
+def session_room(wanted: str) -> Iterator[Room]:
+    """Directories for one session; its own is removed at the end, and those of killed ones at the next beginning.
+
+    Raises:
+        TunnelError: they cannot be made, or belong to somebody else.
+    """
+    base = Path(wanted or os.environ.get("TMPDIR") or tempfile.gettempdir(), f"{_PRIVATE}{os.getuid()}")
+    try:
+        base.mkdir(mode=0o700, parents=bool(wanted), exist_ok=True)
+        found = base.lstat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o077 or not base.is_dir() or base.is_symlink():
+            raise TunnelError("cvmfs", f"{base} is not a private directory of yours: remove it, or give --cvmfs-cache")
+        (base / "cache").mkdir(mode=0o700, exist_ok=True)
+        _remove_dead(base)
+        own = Path(tempfile.mkdtemp(prefix=_SESSION, dir=base))
+    except OSError as error:
+        raise TunnelError("cvmfs", f"{base}: {error.strerror}; give --cvmfs-cache DIR on a disk of the node") from None
+    if len(os.fsencode(own)) > SOCKET_PATH_LIMIT:
+        own.rmdir()
+        raise TunnelError("cvmfs", f"{base} is too long a path for cvmfs2's sockets: give a shorter --cvmfs-cache")
+    lock = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as we live: says that the directory is in use
+        yield Room(str(own), str(base / "cache"))
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_dead(base: Path) -> None:
+    for path in base.glob(f"{_SESSION}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any(path.iterdir()):  # an empty one may be about to be locked
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def trim(cache: str, quota: int) -> int:
+    """Remove what was not used for longest until at most ``TRIM_TO`` of ``quota`` bytes are left; bytes removed.
+
+    Does nothing while another session is at it, or when the cache is within its quota.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return 0
+        files = sorted(_files(cache))
+        total = sum(size for _, size, _ in files)
+        if total <= quota:
+            return 0
+        removed = 0
+        for _, size, path in files:
+            if total - removed <= quota * TRIM_TO:
+                break
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108 - a hundred thousand of them
+                removed += size
+        return removed
+
+
+def _files(cache: str) -> Iterator[tuple[float, int, str]]:
+    """(last use, bytes on disk, path) of every file that is complete.
+
+    Where the file system does not note accesses, the last use is when the file came.
+    """
+    for directory, inner, names in os.walk(cache):
+        inner[:] = [name for name in inner if name != _UNFINISHED]
+        for name in names:
+            path = f"{directory}/{name}"
+            with contextlib.suppress(OSError):
+                status = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+                yield max(status.st_atime, status.st_mtime), status.st_blocks * 512, path
