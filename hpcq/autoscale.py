@@ -208,7 +208,7 @@ class Autoscale:
             return Decision(submit=self._ramp(jobs, picture.pending, now))
         cancel = self._needless(picture, everyone, needed, now)
         left = everyone - cancel * self.shape.nodes
-        return Decision(leave=self._leavers(picture, left, needed, now), cancel=cancel)
+        return Decision(leave=self._leavers(picture, left, now), cancel=cancel)
 
     def _ramp(self, jobs: int, pending: int, now: float) -> int:
         """How many of the missing jobs may be submitted now."""
@@ -236,12 +236,10 @@ class Autoscale:
         """Idle pilots above the limit."""
         return _longest(picture.idle)[: max(0, everyone - self.limits.max)]
 
-    def _leavers(self, picture: Picture, left: int, needed: int, now: float) -> tuple[str, ...]:
+    def _leavers(self, picture: Picture, left: int, now: float) -> tuple[str, ...]:
         over = self._over(picture, left)
         old = [name for name in _longest(picture.idle) if now - picture.idle[name] >= self.limits.idle_timeout]
         spare = max(0, left - self.limits.min)
-        if needed and self.limits.idle_timeout > 0:
-            old = []  # work waits: they may yet be of use, and cost nothing that they do not cost already
         return tuple(dict.fromkeys([*over, *old[:spare]]))
 
 

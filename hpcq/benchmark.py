@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from hpcq.benchmark_function import inc
 from hpcq.errors import HpcqError
 from hpcq.futures import Executor
@@ -36,6 +38,45 @@ def measure_tasks(pilots: int, cores: int, count: int, repeat: int) -> dict[str,
             "fork": _fork(queue, max(100, count // 20), repeat),
             "shell": _shell(queue, max(100, count // 20), repeat),
         }
+
+
+def measure_queue(pilots: int, cores: int, count: int) -> dict[str, Any]:
+    """Queue ``count`` Python tasks before there is a pilot, then run them all. Bytes are of this process's memory.
+
+    Raises:
+        HpcqError: the pilots did not start, or a task did not succeed.
+    """
+    process = psutil.Process()
+    with Queue() as queue:
+        first = max(1, count // 20)
+        for number in range(first):  # what is allocated once and used again
+            queue.submit(PythonTask(inc, number))
+        queue.stats  # noqa: B018 - the manager has taken what was submitted before it answers
+        before, began, worked = process.memory_info().rss, time.perf_counter(), _cpu(process)
+        for number in range(count):
+            queue.submit(PythonTask(inc, number))
+        submitted = time.perf_counter() - began
+        queue.stats  # noqa: B018
+        submit_cpu = _cpu(process) - worked
+        grown = process.memory_info().rss - before
+        queue.submit_pilots(pilots, batch="local", cores=cores)
+        queue.wait_for_pilots(pilots, PILOT_TIMEOUT)
+        began, worked = time.perf_counter(), _cpu(process)
+        for _ in range(first + count):
+            _wait(queue, 1, TASK_TIMEOUT)
+        seconds = time.perf_counter() - began
+        return {
+            "count": count,
+            "submits_per_second": count / submitted,
+            "bytes_per_task": grown / count,
+            "per_second": (first + count) / seconds,
+            "submit_cpu_microseconds": 1e6 * submit_cpu / count,
+            "cpu_microseconds": 1e6 * (_cpu(process) - worked) / (first + count),
+        }
+
+
+def _cpu(process: psutil.Process) -> float:
+    return float(sum(process.cpu_times()[:2]))
 
 
 def _python(queue: Queue, count: int, repeat: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from hpcq import state_dir
-from hpcq.benchmark import inc
+from hpcq.benchmark_function import inc
 from hpcq.errors import HpcqError
 from hpcq.queue import Queue
 from hpcq.task import PythonTask

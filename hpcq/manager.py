@@ -81,6 +81,9 @@ OUTCOMES = frozenset(Outcome)
 HOUSEKEEPING = 0.1
 """Seconds between looks at what only time changes: silence, tasks stuck on one pilot while another is idle."""
 
+NO_HURRY = 0.01
+"""Seconds until it is seen that tasks have begun: the result of a short one is mostly there before."""
+
 RUN_BYTES = 32 * 1024 * 1024
 """Tasks are sent in messages of about this size at most: none blocks the link for long, or is over the frame limit."""
 
@@ -134,6 +137,7 @@ class Manager:
         self._inbox: deque[Submission] = deque()
         self._awake = False
         self._step_due = False
+        self._no_hurry: asyncio.TimerHandle | None = None
         self._closing = False
         self._background: set[asyncio.Task[None]] = set()
         self._questions = Questions()
@@ -271,11 +275,17 @@ class Manager:
 
     def _wake(self) -> None:
         self._awake = False
-        self._schedule_step()
+        self._step()
 
     def _take(self, event: Event) -> None:
         self._events.append(event)
         self._schedule_step()
+
+    def _take_with_next(self, event: Event) -> None:
+        """Take an event that nothing follows from: with whatever comes next, or by itself after `NO_HURRY` seconds."""
+        self._events.append(event)
+        if not self._step_due and self._no_hurry is None:
+            self._no_hurry = self._loop.call_later(NO_HURRY, self._step)
 
     def _schedule_step(self) -> None:
         if not self._step_due:
@@ -284,6 +294,9 @@ class Manager:
 
     def _step(self) -> None:
         self._step_due = False
+        if self._no_hurry is not None:
+            self._no_hurry.cancel()
+            self._no_hurry = None
         try:
             self._accept_submissions()
             events, self._events = self._events, []
@@ -394,7 +407,7 @@ class Manager:
         bodies = self._functions.missing(pilot, keys)
         link = self._links.get(pilot)
         assert link is not None, f"the scheduler gave tasks to {pilot}, which has gone"
-        link.send(m.Run(bodies, specs, self._functions.to_forget(pilot)))
+        link.send(m.Run(bodies, specs, self._functions.to_forget(pilot)), now=True)
 
     def _relay(self, command: Command) -> None:
         assert isinstance(command, AskBack | Stop)
@@ -465,7 +478,7 @@ class Manager:
             entry.tasks_done += len(message.results)
             self._ended(entry, self.files.settle(entry, message.results))
         if message.started:
-            self._take(Started(entry.name, message.started))
+            self._take_with_next(Started(entry.name, message.started))
 
     def _ended(self, entry: Entry, results: list[m.TaskResult]) -> None:
         ended = []

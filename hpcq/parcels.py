@@ -60,7 +60,7 @@ class Load(NamedTuple):
 
 def total_size(sizes: Iterable[int]) -> int:
     """Bytes of the parcel of pieces of these sizes."""
-    return sum(map(_padded, sizes))
+    return sum(map(_padded, sizes)) or ALIGNMENT  # nothing at all cannot be mapped
 
 
 def _padded(size: int) -> int:
@@ -77,7 +77,7 @@ class Parcel:
         self.size = size
         self.descriptor = descriptor
         self.shelf: Shelf | None = None
-        self._memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE) if descriptor < 0 else None
+        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE) if descriptor < 0 else None
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+import msgspec
 
 from hpcq import config
 from hpcq.autoscale import Autoscale, Decision, Limits, Picture, Shape, Work, pilots_for
@@ -24,6 +26,8 @@ from hpcq.errors import HpcqError, UsageError
 from hpcq.jobs import JobWatch
 from hpcq.manager import Manager
 from hpcq.roster import PilotState
+from hpcq.scheduler.needs import Needs
+from hpcq.scheduler.pilots import Pilot
 from hpcq.units import parse_memory
 
 log = logging.getLogger("hpcq.autoscale")
@@ -48,6 +52,7 @@ class Scaling:
         self._own: dict[str, BatchJob] = {}
         self._idle: dict[str, float] = {}
         self._judged: set[str] = set()
+        self._hopeless: set[Needs] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._at_work = False
         self._at_rest = threading.Event()
@@ -95,6 +100,7 @@ class Scaling:
         self._batch, self._options = batch, options
         self._machine = Autoscale(limits, shape)
         self._judged = set(self._manager._roster.entries)
+        self._hopeless.clear()
         self._set_timer(0.0)
 
     def _end(self) -> None:
@@ -153,7 +159,33 @@ class Scaling:
         awaited = self._jobs.awaited(self._batch)
         nodes = self._machine.shape.nodes if self._machine else 1
         coming = sum(nodes if job.id in self._own else 1 for job, _ in awaited) + starting + paused
-        return Picture(_work(scheduler), working, idle, coming, len(self._pending(awaited)))
+        return Picture(self._work(idle), working, idle, coming, len(self._pending(awaited)))
+
+    def _work(self, idle: Iterable[str]) -> list[Work]:
+        """What waits, one entry for all tasks with the same needs, but for those that our pilots cannot run."""
+        scheduler, found = self._manager._scheduler, []
+        idlers = [scheduler.pilots[name] for name in idle if name in scheduler.pilots]
+        for *_, demand in scheduler.placement.line:
+            needs, count = demand.needs, len(demand.ready)
+            if count and not self._is_hopeless(needs, idlers):
+                expected = demand.ready.head().category.seconds
+                found.append(Work(count, needs.cores, needs.memory, needs.disk, needs.gpus, needs.walltime, expected))
+        return found
+
+    def _is_hopeless(self, needs: Needs, idlers: Sequence[Pilot]) -> bool:
+        """Whether one of our kind had nothing to do and yet could not run such a task, for another reason than the time
+        it had left: then another one could not either (it lacks a feature, or what it said it would have).
+        """
+        assert self._machine is not None
+        shape, ever = self._machine.shape, msgspec.structs.replace(needs, walltime=0.0)
+        if ever not in self._hopeless and any(
+            pilot.cores >= shape.cores and pilot.memory >= shape.memory and not pilot.could_ever(ever, 0.0)
+            for pilot in idlers
+            if pilot.usable
+        ):
+            self._hopeless.add(ever)
+            log.warning("autoscaling of queue %s: tasks wait that its pilots cannot run; `hpcq explain`", self._queue)
+        return ever in self._hopeless
 
     def _pending(self, awaited: Sequence[tuple[BatchJob, JobState]]) -> list[BatchJob]:
         self._own = {job.id: job for job, _ in awaited if job.id in self._own}
@@ -236,6 +268,7 @@ class Scaling:
             raise UsageError("autoscaling is not in use: begin with `hpcq submit-pilots --autoscale`")
         elif what == "set" and self._machine is not None:
             self._machine.set_limits(self._machine.limits.changed(limits))
+            self._hopeless.clear()
             self._set_timer(0.0)
         elif what == "stop":
             self._end()
@@ -267,14 +300,3 @@ def _shape(request: PilotRequest, options: Mapping[str, Any]) -> Shape:
         walltime=request.walltime_s,
         nodes=request.nodes,
     )
-
-
-def _work(scheduler: Any) -> list[Work]:
-    """What waits, one entry for all tasks with the same needs."""
-    found = []
-    for *_, demand in scheduler.placement.line:
-        needs, count = demand.needs, len(demand.ready)
-        if count:
-            expected = demand.ready.head().category.seconds
-            found.append(Work(count, needs.cores, needs.memory, needs.disk, needs.gpus, needs.walltime, expected))
-    return found

@@ -68,9 +68,10 @@ class _Sink:
         self.chunks: list[bytes] = []
         self.size = 0
 
-    def write(self, data: bytes | memoryview) -> None:
-        self.chunks.append(data if type(data) is bytes else bytes(data))  # a view lives only as long as this call
-        self.size += len(data)
+    def write(self, data: bytes | memoryview | pickle.PickleBuffer) -> None:
+        chunk = data if type(data) is bytes else bytes(data)  # a view lives only as long as this call
+        self.chunks.append(chunk)
+        self.size += len(chunk)
 
 
 def _dump(value: object) -> bytes | Pieces:

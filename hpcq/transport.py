@@ -104,13 +104,15 @@ class Link(asyncio.Protocol):
         """Whether something sent now may still arrive."""
         return self._transport is not None and self.connection.state is not State.FAILED
 
-    def send(self, message: Any) -> None:
-        """Send with everything else of this turn of the loop; nothing happens on a closed link."""
+    def send(self, message: Any, *, now: bool = False) -> None:
+        """Send with everything else of this turn of the loop, or ``now``; nothing happens on a closed link."""
         if self._transport is None:
             return
-        if not self._outgoing:
+        if not self._outgoing and not now:
             self._loop.call_soon(self.flush)
         self._outgoing.append(frame(message))
+        if now:
+            self.flush()
 
     def flush(self) -> None:
         """Send now what is waiting."""

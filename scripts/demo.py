@@ -58,19 +58,25 @@ def main() -> int:
     """Both halves; the status of the demo."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description="hpcq from end to end on one machine")
     parser.add_argument("--output", type=Path, default=Path(PICTURE), help=f"the plot [{PICTURE}]")
+    parser.add_argument("--batch", choices=BATCH, default="slurm", help="pbs: through Slurm's own qsub, qstat, qdel")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
-        return inside(options.output) if options.inside else outside(options.output.absolute())
+        if options.inside:
+            return inside(options.output, options.batch)
+        return outside(options.output.absolute(), options.batch)
     except (DemoError, SiteError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
+
+BATCH = {"slurm": ("Slurm", "slurm"), "pbs": ("Slurm's own qsub, in Torque's dialect", "torque")}
+"""What --batch means: in words, and to hpcq."""
 
 NUMBERS = itertools.count(1)
 
@@ -86,24 +92,24 @@ def step(text: str) -> None:
 # --- outside the site ----------------------------------------------------------------------------------------------
 
 
-def outside(output: Path) -> int:
+def outside(output: Path, batch: str) -> int:
     """Build a site, run the inner half, look for leftovers."""
     if not output.parent.is_dir():
         raise DemoError(f"--output: there is no directory {output.parent}")
     heading("Building a simulated site: outside, login node, two compute nodes without a way out")
     with tempfile.TemporaryDirectory(prefix="hpcq-demo-") as directory:
         identity = Path(directory) / "identity"
-        status = run_site(identity, output)
+        status = run_site(identity, output, batch)
         if status == REFUSED:
             return without_site(output)
         check_nothing_left(identity)
     return status
 
 
-def run_site(identity: Path, output: Path) -> int:
+def run_site(identity: Path, output: Path, batch: str) -> int:
     """The inner half in a site that dies with us; its status."""
     site = [sys.executable, "-m", "simulated_site", "run", f"--identity={identity}", f"--bind={output.parent}", "--"]
-    half = [sys.executable, str(Path(__file__).resolve()), "--inside", f"--output={output}"]
+    half = [sys.executable, str(Path(__file__).resolve()), "--inside", f"--output={output}", f"--batch={batch}"]
     process = subprocess.Popen(["setpriv", "--pdeathsig=KILL", *site, *half])
     try:
         return process.wait()
@@ -136,7 +142,7 @@ def check_nothing_left(identity: Path) -> None:
 # --- inside the site -----------------------------------------------------------------------------------------------
 
 
-def inside(output: Path) -> int:
+def inside(output: Path, batch: str) -> int:
     """The steps, as the ordinary user of the site."""
     site = Site.load()
     for what, reason in site.left_out.items():
@@ -147,9 +153,9 @@ def inside(output: Path) -> int:
     show_unreachable(site)
     step("A gateway on the login node, by an ordinary user")
     call(site, ["hpcq", "vpn", "gateway", "start"])
-    step("Two pilots" + (" through Slurm" if site.slurm else ", started on the compute nodes by hand"))
+    step("Two pilots" + (f" through {BATCH[batch][0]}" if site.slurm else ", started on the compute nodes by hand"))
     require = f"root://{plan.XROOTD_NAME}:{plan.XROOTD_PORT}"
-    for host, arguments in pilot_commands(site):
+    for host, arguments in pilot_commands(site, BATCH[batch][1]):
         call(site, submission(*arguments, "--vpn", "openconnect", "--require", require), host)
     step("The analysis (scripts/dimuon_mass.py)")
     analyse(site, [str(plan.SCRIPTS / "dimuon_mass.py"), site.xrootd_url + FILE], output)
@@ -162,10 +168,10 @@ def submission(*options: str) -> list[str]:
     return ["hpcq", "submit-pilots", "--name", QUEUE, "--create", *options]
 
 
-def pilot_commands(site: Site) -> Iterator[tuple[str, list[str]]]:
-    """On which host to submit which pilots: through Slurm from the login node, else on each compute node."""
+def pilot_commands(site: Site, batch: str) -> Iterator[tuple[str, list[str]]]:
+    """On which host to submit which pilots: through the batch system from the login node, else on each compute node."""
     if site.slurm:
-        yield "login", ["--batch", "slurm", "-n", "2", "--cores", "2", "--memory", "2GB", "--walltime", "0:10:00"]
+        yield "login", ["--batch", batch, "-n", "2", "--cores", "2", "--memory", "2GB", "--walltime", "0:10:00"]
         return
     for host in plan.COMPUTE:
         yield host.name, ["--batch", "local", "-n", "1", "--cores", "2"]

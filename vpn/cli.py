@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from vpn.config import (
     MODES,
     WITHOUT_CREDENTIAL,
     Credential,
+    Login,
     Mode,
     Secret,
     TunnelConfig,
@@ -60,6 +62,7 @@ class OneLineErrors(click.Group):
 
 
 _MBIT = 1e6 / 8  # bytes
+_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,6 +83,9 @@ def cli() -> None:
 @click.option("--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin.")
 @click.option("--servercert", metavar="PIN", help="The server's key: pin-sha256:…")
 @click.option("--user", help="User at --server.")
+@click.option("--cookie-on-stdin", is_flag=True, help="Stdin has a cookie of `openconnect --authenticate` instead.")
+@click.option("--certificate", type=_FILE, help="A client certificate for --server (PEM).")
+@click.option("--sslkey", type=_FILE, help="Its key, if it is not in the same file.")
 @click.option(
     "--require",
     multiple=True,
@@ -110,6 +116,9 @@ def run(
     server: str | None,
     servercert: str | None,
     user: str | None,
+    cookie_on_stdin: bool,
+    certificate: Path | None,
+    sslkey: Path | None,
     require: tuple[str, ...],
     timeout: float,
     dtls: bool | None,
@@ -127,7 +136,14 @@ def run(
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
-        who, why_none = _who(stack, mode, gateway, credential, (server, servercert, user), alone=socks is not None)
+        here = Login(cookie_on_stdin, _absolute(certificate), _absolute(sslkey))
+        _check_login(server, here, user)
+        who, why_none = _who(
+            mode,
+            lambda: _credential(stack, gateway, credential, (server, servercert, user), here),
+            named=gateway is not None,
+            alone=socks is not None,
+        )
         if why_none:
             click.echo(f"vpn run: no gateway: {why_none}", err=True)
         proxy = None if socks is None else parse_server(socks, SOCKS_PORT)
@@ -139,22 +155,14 @@ def run(
     ctx.exit(status)
 
 
-def _who(
-    stack: ExitStack,
-    mode: Mode,
-    gateway: str | None,
-    file: Path | None,
-    server: tuple[str | None, str | None, str | None],
-    *,
-    alone: bool,
-) -> tuple[Credential | None, str]:
-    """Who to be, or None and, in mode auto, why no gateway gave a credential."""
+def _who(mode: Mode, get: Callable[[], Credential], *, named: bool, alone: bool) -> tuple[Credential | None, str]:
+    """Who to be; or None and, in mode auto with no gateway ``named``, why none gave a credential."""
     if alone or mode in WITHOUT_CREDENTIAL:
         return None, ""
     try:
-        return _credential(stack, gateway, file, server), ""
+        return get(), ""
     except GatewayError as error:
-        if mode != "auto" or gateway is not None:
+        if mode != "auto" or named:
             raise
         return None, str(error)
 
@@ -164,19 +172,36 @@ def _credential(
     gateway: str | None,
     file: Path | None,
     server: tuple[str | None, str | None, str | None],
+    login: Login,
 ) -> Credential:
     if file is not None:
         return read_credential(file)
     address, pin, user = server
     if address is not None:
-        if pin is None or user is None:
-            raise UsageError("--server needs --servercert pin-sha256:… and --user")
+        if pin is None or (user is None and login.needs_user):
+            raise UsageError(
+                "--server needs --servercert pin-sha256:… and --user, or --cookie-on-stdin or --certificate"
+            )
         host, port = parse_server(address)
-        return Credential((host,), port, check_pin(pin), user, Secret(read_password()))
+        secret = read_password() if user is not None or login.cookie else ""
+        return Credential((host,), port, check_pin(pin), user or "", Secret(secret), login=login)
     client = GatewayClient(gateway or "default")
     credential = client.issue(f"vpn run, pid {os.getpid()} on {socket.gethostname()}")
     stack.callback(_revoke, client, credential.username)
     return credential
+
+
+def _absolute(file: Path | None) -> str:
+    return str(file.absolute()) if file is not None else ""
+
+
+def _check_login(server: str | None, login: Login, user: str | None) -> None:
+    if server is None and login != Login():
+        raise UsageError("--cookie-on-stdin, --certificate and --sslkey are for --server")
+    if login.key and not login.certificate:
+        raise UsageError("--sslkey is the key of --certificate, which is missing")
+    if login.cookie and (user or login.certificate):
+        raise UsageError("--cookie-on-stdin is a login by itself: without --user and --certificate")
 
 
 def _revoke(client: GatewayClient, username: str) -> None:
@@ -316,14 +341,19 @@ def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.option("--server", metavar="HOST:PORT", help="Also ask a gateway: TCP, MTU, UDP.")
+@click.option("--against", metavar="URL", default="", help="Compare the clock with this web server's.")
 @_json
-def probe(as_data: bool) -> None:
-    """Say what this host allows: namespaces, tun, programs, shims; each refusal explained."""
-    report = asyncio.run(capabilities.examine())
+def probe(*, as_data: bool, server: str | None, against: str) -> None:
+    """Say what this host allows, what each tunnel mode lacks here, and what to ask the site for."""
+    report = asyncio.run(capabilities.examine(None if server is None else parse_server(server), against))
     if as_data:
         click.echo(as_json(report))
         return
     for check in report.checks:
         click.echo(f"{'yes' if check.ok else 'NO ':3}  {check.name:16} {check.detail}")
-    for use, problems in report.uses.items():
-        click.echo(f"{use}: {'possible' if not problems else 'not possible: needs ' + ', '.join(problems)}")
+    for use in report.uses:
+        reasons = report.why_not(use)
+        click.echo(f"{use}: {'works' if not reasons else 'does not work, because'}")
+        for reason in reasons:
+            click.echo(f"    {reason}")

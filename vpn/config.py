@@ -17,7 +17,7 @@ import msgspec
 from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import UsageError
 
-Mode = Literal["auto", "relay", "openconnect", "socks", "slirp", "none"]
+Mode = Literal["auto", "relay", "openconnect", "socks", "slirp", "prototype", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 WITHOUT_CREDENTIAL: tuple[Mode, ...] = ("slirp", "none")
 
@@ -67,6 +67,22 @@ class _Wire(msgspec.Struct, omit_defaults=True):
 
 
 @dataclass(frozen=True)
+class Login:
+    """How to log in other than by user and password: with a session's ``cookie`` (then it is what ``password`` holds),
+    or a client ``certificate`` and its ``key``, PEM files of this host; with a user name, by password as well.
+    """
+
+    cookie: bool = False
+    certificate: str = ""
+    key: str = ""
+
+    @property
+    def needs_user(self) -> bool:
+        """Whether there must be a user name."""
+        return not (self.cookie or self.certificate)
+
+
+@dataclass(frozen=True)
 class Credential:
     """Who to be at which server: tried address after address, the server's key pinned.
 
@@ -84,6 +100,7 @@ class Credential:
     relay_port: int = 0
     mtu: int = 0
     dtls: bool = True
+    login: Login = Login()
 
     def __post_init__(self) -> None:
         _require(bool(self.addresses), "a credential needs at least one server address")
@@ -94,12 +111,14 @@ class Credential:
         _require(bool(self.port or self.relay_port), "a credential needs a port")
         check_pin(self.pin)
         check_mtu(self.mtu)
-        _require(_USER.fullmatch(self.username) is not None, f"{self.username!r} cannot be a user name")
+        named = bool(self.username) or self.login.needs_user
+        _require(not named or _USER.fullmatch(self.username) is not None, f"{self.username!r} cannot be a user name")
         _require(not self.username.startswith("-"), f"{self.username!r} cannot be a user name")
         _require("\n" not in self.password.reveal(), "the password holds a line break")
 
     def to_bytes(self) -> bytes:
         """JSON with the password in it: for an encrypted channel or a 0600 file only."""
+        _require(self.login.needs_user, "a cookie or a certificate is for this host: it cannot be sent to others")
         wire = _Wire(
             list(self.addresses), self.port, self.pin, self.username, self.password.reveal(),
             relay_port=self.relay_port, mtu=self.mtu, dtls=self.dtls,
@@ -143,7 +162,7 @@ class TunnelConfig:
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        if self.mode in ("openconnect", "relay"):
+        if self.mode != "none":
             _require(self.credential is not None, f"mode {self.mode} needs a credential")
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")

@@ -28,7 +28,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from vpn.config import TunnelConfig
 from vpn.cvmfs import mount as cvmfs
 from vpn.errors import TunnelError
-from vpn.modes import auto, none, openconnect, relay, slirp, socks
+from vpn.modes import auto, none, openconnect, prototype, relay, slirp, socks
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
 from vpn.namespace import open_namespace
 from vpn.probes import ProbeResult
@@ -40,6 +40,7 @@ BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "relay": relay.bring_up,
     "socks": socks.bring_up,
     "slirp": slirp.bring_up,
+    "prototype": prototype.bring_up,
     "none": none.bring_up,
 }
 

@@ -36,14 +36,14 @@ class Uplink:
 
 
 async def start_uplink(
-    keeper: Client, namespace: Namespace, options: Sequence[str], *, cwd: str | Path, log: int
+    keeper: Client, namespace: Namespace, options: Sequence[str], *, cwd: str | Path, log: int, mtu: int = MTU
 ) -> Uplink:
     """Attach ``tap0`` to the namespace; returns when it carries packets. Raises TunnelError."""
     program = find_program("slirp4netns")
     ready, ready_end = os.pipe()
     exit_end, exit_fd = os.pipe()
     argv = [
-        program, "--configure", f"--mtu={MTU}", f"--cidr={UPLINK}", "--disable-host-loopback",
+        program, "--configure", f"--mtu={mtu}", f"--cidr={UPLINK}", "--disable-host-loopback",
         "--ready-fd=3", "--exit-fd=4", *options, str(namespace.pid), DEVICE,
     ]  # fmt: skip
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

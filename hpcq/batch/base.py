@@ -195,8 +195,9 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 class PartlySubmittedError(BatchError):
     """Some of the jobs were submitted before the batch system refused; ``jobs`` are there and on record."""
 
-    def __init__(self, jobs: Sequence[BatchJob], asked: int, error: BatchError) -> None:
-        super().__init__(f"{len(jobs)} of {asked} pilots are submitted ({jobs[0].id} to {jobs[-1].id}), then: {error}")
+    def __init__(self, jobs: Sequence[BatchJob], asked: int, error: BaseException) -> None:
+        what = str(error) or "interrupted"
+        super().__init__(f"{len(jobs)} of {asked} pilots are submitted ({jobs[0].id} to {jobs[-1].id}), then: {what}")
         self.jobs = list(jobs)
 
 
@@ -242,12 +243,17 @@ class BatchSystem(abc.ABC):
         try:
             jobs = self._launch(request, rendered, directory)
         except PartlySubmittedError as error:
-            self._record(error.jobs, request, directory)
+            self.record(error.jobs, request, directory)
             raise
-        self._record(jobs, request, directory)
+        self.record(jobs, request, directory)
         return jobs
 
-    def _record(self, jobs: Sequence[BatchJob], request: PilotRequest, directory: Path) -> None:
+    def record(self, jobs: Sequence[BatchJob], request: PilotRequest, directory: Path) -> None:
+        """Put on record what jobs came of a submission so far.
+
+        Raises:
+            BatchError: it cannot be written; names the jobs.
+        """
         try:
             records.save_submission(directory, jobs, _summary(request))
         except OSError as error:

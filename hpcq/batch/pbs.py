@@ -229,11 +229,12 @@ class TorqueBatch(PbsBatch):
             command = (*rendered.command[:4], str(directory / messages), *rendered.command[5:])
             try:
                 job_id = self._submit(command, request, directory)
-            except BatchError as error:
+            except (BatchError, KeyboardInterrupt) as error:
                 if not jobs:
                     raise
                 raise PartlySubmittedError(jobs, request.count, error) from error
             jobs.append(self._job(request, directory, job_id, None if request.count == 1 else job_id, messages))
+            self.record(jobs, request, directory)  # each at once: many take minutes, in which we may be killed
         return jobs
 
     def _cancel_argv(self, jobs: Sequence[BatchJob]) -> tuple[str, ...]:

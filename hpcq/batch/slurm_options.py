@@ -9,7 +9,7 @@ from hpcq.errors import UsageError
 _LONG = re.compile(r"--(?P<name>[a-z][a-z0-9-]*)(?:=.*)?", re.ASCII)
 _SHORT = re.compile(r"-(?P<name>[A-Za-z])\S*", re.ASCII)
 
-_ONE_PILOT = "each pilot is one job on one node"
+_ONE_EACH = "use --nodes: a pilot starts on each node"
 _OURS = {
     "array": "use -n",
     "parsable": "hpcq needs it to learn the job's id",
@@ -21,8 +21,9 @@ _OURS = {
     "mem": "use --memory, so that the pilot knows it too",
     "mem-per-cpu": "use --memory, so that the pilot knows it too",
     "cpus-per-task": "use --cores, so that the pilot knows it too",
-    "nodes": _ONE_PILOT,
-    "ntasks": _ONE_PILOT,
+    "nodes": _ONE_EACH,
+    "ntasks": _ONE_EACH,
+    "ntasks-per-node": _ONE_EACH,
 }
 _SHORT_NAMES = {
     "a": "array",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hpcq import benchmark, benchmark_pilots, benchmark_scheduler
+from hpcq import benchmark, benchmark_data, benchmark_pilots, benchmark_scheduler
 from hpcq.cli.common import json_option, print_json, verbose_option
 
 
@@ -51,6 +51,28 @@ def tasks(pilots: int, cores: int, count: int, repeat: int, as_json: bool) -> No
     click.echo("\n".join(lines(figures)))
 
 
+@bench.command("queue")
+@click.option("--pilots", type=click.IntRange(1), default=1, show_default=True, help="Local pilots to start.")
+@click.option("--cores", type=click.IntRange(1), default=2, show_default=True, help="Cores of each pilot.")
+@click.option("-n", "--count", type=click.IntRange(1), default=1_000_000, show_default=True, help="Tasks to queue.")
+@json_option
+@verbose_option
+def queue(pilots: int, cores: int, count: int, as_json: bool) -> None:
+    """A long queue: Python tasks submitted before a pilot is there, then all run.
+
+    Submits per second, memory for each queued task, tasks per second and the program's CPU time for each.
+    """
+    figures = benchmark.measure_queue(pilots, cores, count)
+    if as_json:
+        print_json({"hostname": socket.gethostname(), "pilots": pilots, "cores": cores, **figures})
+        return
+    cpu = f"{figures['cpu_microseconds']:.0f} us of the program's CPU each"
+    before = f"{figures['count']:,} tasks, no pilot yet; {figures['submit_cpu_microseconds']:.0f} us of CPU each"
+    click.echo(f"submitted     {figures['submits_per_second']:>8,.0f} /s   {before}")
+    click.echo(f"memory        {figures['bytes_per_task']:>8,.0f} bytes for each queued task, all in all")
+    click.echo(f"Python tasks  {figures['per_second']:>8,.0f} /s   {cpu}")
+
+
 @bench.command("pilots")
 @click.option("-n", "--count", type=click.IntRange(1), default=1000, show_default=True, help="Pilots to simulate.")
 @click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="Processes that simulate them.")
@@ -88,6 +110,27 @@ def scheduler(as_json: bool) -> None:
         )
     click.echo(f"ratio  {figures['ratio']:.2f}")
     click.echo(f"memory {figures['bytes_per_task']:.0f} bytes for each queued Python task, all in all")
+
+
+@bench.command("data")
+@click.option("--megabytes", type=click.IntRange(2), default=1024, show_default=True, help="Size of the argument.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs; the medians are told.")
+@json_option
+@verbose_option
+def data(megabytes: int, repeat: int, as_json: bool) -> None:
+    """A large argument to a local pilot and back, against what TLS moves between two processes of this machine.
+
+    Both are measured in turns. Takes four times the size in memory.
+    """
+    figures = benchmark_data.measure_data(megabytes, repeat)
+    if as_json:
+        print_json({"hostname": socket.gethostname(), **figures})
+        return
+    for run in [*figures["runs"], figures]:
+        click.echo(
+            f"{'median' if run is figures else '':6}  TLS {run['tls']:>6,.0f} MB/s   round trip of {megabytes:,} MiB "
+            f"{run['round_trip']:>6,.0f} MB/s both ways   ratio {run['ratio']:.2f}"
+        )
 
 
 def lines(figures: dict[str, Any]) -> list[str]:

@@ -126,9 +126,11 @@ def submit_pilots(*, name: str | None, scale: bool, create: bool, dry_run: bool,
     if create and not state_dir.connection_file(queue).exists():
         system.render(request)  # refuse what cannot be submitted before a queue is made for it
         create_queue(queue)
-    jobs = system.submit(request)
-    _show_submitted(queue, jobs, as_json)
-    tell_manager(queue)
+    try:
+        jobs = system.submit(request)
+        _show_submitted(queue, jobs, as_json)
+    finally:
+        tell_manager(queue)  # also of those that were submitted before a refusal
     if batch == "local" and shutil.which("sbatch"):
         click.echo("hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True)
 

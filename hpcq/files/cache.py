@@ -100,8 +100,12 @@ class Cache:
         return descriptor
 
     def digests(self) -> list[bytes]:
-        """Everything that is here."""
-        return [bytes.fromhex(path.name) for path in self._objects.iterdir()]
+        """Everything that is here; what others put there is passed over."""
+        found = []
+        for path in self._objects.iterdir():
+            with contextlib.suppress(ValueError):
+                found.append(bytes.fromhex(path.name))
+        return found
 
     def link(self, digest: bytes, target: Path) -> bool:
         """Let a task see the object itself; False when that cannot be done."""

@@ -188,15 +188,15 @@ class Depot:
             served.send_parcel(parcel)
 
     def _keep(self, served: Haul, pilot: str, request: haul.Bring) -> str:
-        parcel: Parcel | None = None
-        failure: OSError | None = None
+        """Take a result in; why that could not be done, or an empty string."""
+        parcel, failure = None, ""
         try:
             parcel = self.shelf.new(request.size)
         except OSError as error:
-            failure = error
+            failure = describe(error)
         failure = served.receive_parcel(parcel, request.size) or failure
-        if failure is not None or parcel is None:
-            return f"{request.size} bytes: {describe(failure or OSError('no room'))}"
+        if parcel is None or failure:
+            return f"{request.size} bytes: {failure}"
         with self._lock:
             if pilot in self._present:
                 self._arrived[request.task, pilot] = parcel

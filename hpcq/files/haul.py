@@ -18,7 +18,7 @@ import contextlib
 import socket
 import ssl
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -29,6 +29,7 @@ from hpcq.parcels import STEP, Parcel
 from hpcq.protocol import frame
 
 _LENGTH = struct.Struct(">I")
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
 
 
 class Take(m.Message):
@@ -41,13 +42,13 @@ class Bring(m.Message):
     """Here is the result of this task, so many bytes."""
 
     task: int
-    size: m.NonNegative
+    size: Size
 
 
 class Following(m.Message):
     """So many bytes follow."""
 
-    size: m.NonNegative
+    size: Size
 
 
 class Refusal(m.Message):
@@ -127,22 +128,22 @@ class Haul:
                 self._sock.sendall(part)
             sent += len(part)
 
-    def receive_parcel(self, parcel: Parcel | None, size: int) -> OSError | None:
-        """Fill it with the next ``size`` bytes; why that could not be done, when it cannot be written (or is None).
+    def receive_parcel(self, parcel: Parcel | None, size: int) -> str:
+        """Fill it (None: throw away) with the next ``size`` bytes; why it cannot be written, or an empty string.
 
         Raises:
             DataError: the connection is gone.
         """
-        failure: OSError | None = None
+        failure = ""
         done = 0
         while done < size:
             with self._trouble():
                 part = self._fill(self._room[: size - done])
-            if parcel is not None and failure is None:
+            if parcel is not None and not failure:
                 try:
                     parcel.write(done, part)
                 except OSError as error:
-                    failure = error
+                    failure = describe(error)  # not the error itself, whose traceback would keep the parcel
             done += len(part)
         return failure
 

@@ -116,10 +116,10 @@ class ManagerLink:
             link.send(m.Heartbeat())
         self._heart = loop.call_later(silence_limit / 12, self._beat, silence_limit)
 
-    def send(self, message: Any) -> None:
-        """Send; lost with the link if there is none."""
+    def send(self, message: Any, *, now: bool = False) -> None:
+        """Send, or begin to before this returns; lost with the link if there is none."""
         if self._link is not None:
-            self._link.send(message)
+            self._link.send(message, now=now)
 
     async def close(self, reason: str, timeout: float = 5.0) -> None:
         """Let what was sent arrive, then hang up."""

@@ -155,12 +155,17 @@ class Pilot:
         self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._report_more)
         stack.push_async_callback(self._parcels.close)
         info = self._tunnel.session.info
-        self._ready = m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address, ["wan"])
+        self._ready = m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address, self._features())
         self._staging = await self._files(stack, self._pool)
-        self._link.send(self._ready_now())
+        await self._present_ourselves()
         self._watch_tunnel()
         log.info("ready: %d cores, tunnel %s %s", self._options.cores, info.mode, info.kind)
         return await self._keep_manager()
+
+    def _features(self) -> list[str]:
+        """What tasks can ask for beside cores and memory: the way out, and each repository that was read."""
+        repositories = self._options.cvmfs.repositories if self._options.cvmfs else ()
+        return ["wan", *(f"cvmfs={name}" for name in repositories)]
 
     async def _keep_manager(self) -> End:
         """Serve one manager after the other, until none comes back in time."""
@@ -178,9 +183,17 @@ class Pilot:
                 await self._link.connect(self._options.manager_timeout)
             except HpcqError as error:
                 return End(str(error), status=0 if not isinstance(error, AuthenticationError) else error.exit_status)
-            self._link.send(self._ready_now())
-            if self._down is not None:
-                self._link.send(self._down)
+            await self._present_ourselves()
+
+    async def _present_ourselves(self) -> None:
+        """Say that we are ready, and what of our node's cache others can have."""
+        assert self._staging is not None
+        held = await asyncio.to_thread(self._staging.contents.cache.digests)
+        self._link.send(self._ready_now())
+        if self._down is not None:
+            self._link.send(self._down)
+        if held:
+            self._link.send(m.Holding(held))
 
     # --- start ---
 
@@ -401,10 +414,10 @@ class Pilot:
             part.append(result)
             size += len(result.payload) + len(result.std_output) + len(result.std_error)
             if size > UPDATE_BYTES:
-                self._link.send(m.Update([], part))
+                self._link.send(m.Update([], part), now=True)
                 part, size = [], 0
         if part or started:
-            self._link.send(m.Update(started, part))
+            self._link.send(m.Update(started, part), now=True)
 
     # --- the end ---
 

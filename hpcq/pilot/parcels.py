@@ -252,8 +252,8 @@ class Parcels:
                 on.hang_up()
                 raise
             failure = on.receive_parcel(parcel, answer.size)
-            if failure is not None:
-                raise failure
+            if failure:
+                raise SourceError(f"{answer.size} bytes: {failure}")
             return parcel
 
         return self._hauls.use(fetch)

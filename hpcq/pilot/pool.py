@@ -327,9 +327,8 @@ class Pool:
         runner = self._runners.get(lane)
         if runner is None:
             return
-        back = self._not_begun(runner)
-        self._read(runner)  # after that: what came before a task that it has got is done, and told
-        self.perform(self._core.recalled(lane, back, self._loop.time()))
+        self._read(runner)  # what it has done it need not be killed for
+        self.perform(self._core.recalled(lane, self._not_begun(runner), self._loop.time()))
 
     def _not_begun(self, runner: Runner) -> set[int]:
         """Take back what the runner has not got; which tasks are among it."""

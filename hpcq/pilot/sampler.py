@@ -7,7 +7,8 @@ mapped files, which are cache (a ROOT file read through mmap costs nothing). Pag
 share would count once for each; so when the sum is over the limit, it is taken again by ``Pss``, which divides them
 among their users and is dearer to read. What an interpreter held before the task does not count for it.
 *Disk* is what is allocated below the runner's directory, its captured output included. Large trees are measured more
-seldom, so that this takes at most a fiftieth of a core.
+seldom, so that this takes at most a fiftieth of a core. So are very many processes, at some 0.1 ms each, so that looks
+take one part in `SHARE` of a core; but every `SELDOM` seconds there is one.
 
 May not live here: what follows when a task is over its limit (`core`).
 """
@@ -29,6 +30,12 @@ from hpcq.pilot.usage import NOTHING_USED, Used, disk_bytes
 
 INTERVAL = 0.5
 """Seconds between two looks."""
+
+SHARE = 20
+"""Looks take at most one part in so many of a core's time."""
+
+SELDOM = 5.0
+"""Seconds between two looks at most: limits are to hold."""
 
 YOUNG = 0.1
 """Seconds a task has run before it is looked at."""
@@ -70,11 +77,15 @@ class Sampler:
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        rest = INTERVAL
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(rest)
             targets = self._targets()
+            rest = INTERVAL
             if targets:
-                for seen in await asyncio.to_thread(self._look, targets):
+                found, cost = await asyncio.to_thread(self._look, targets)
+                rest = pause_after(cost)
+                for seen in found:
                     self._note(seen)
 
     def most(self, lane: int, task: int) -> Used:
@@ -87,8 +98,11 @@ class Sampler:
         self._most.pop(lane, None)
         self._disks.pop(lane, None)
 
-    def _look(self, targets: list[Target]) -> list[Seen]:
-        return [self._look_at(target) for target in targets]
+    def _look(self, targets: list[Target]) -> tuple[list[Seen], float]:
+        """What is found, and the CPU seconds it took to find."""
+        began = time.thread_time()
+        found = [self._look_at(target) for target in targets]
+        return found, time.thread_time() - began
 
     def _look_at(self, target: Target) -> Seen:
         pids = descendants(target.pid)
@@ -108,6 +122,11 @@ class Sampler:
         self._most[target.lane] = (target.task.id, most)
         if seen.excess:
             self._exceeded(target, seen.excess)
+
+
+def pause_after(cost: float) -> float:
+    """Seconds to the next look, when one took ``cost`` CPU seconds."""
+    return min(SELDOM, max(INTERVAL, SHARE * cost))
 
 
 class Disk:
@@ -151,7 +170,8 @@ def _pss_mb(pid: int) -> float:
 
 
 def _cpu_seconds(pid: int) -> float:
-    with contextlib.suppress(psutil.Error, OSError):
-        times = psutil.Process(pid).cpu_times()
-        return float(times.user + times.system + times.children_user + times.children_system)
+    """Of the process and the children it has waited for."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+        fields = file.read().rpartition(b")")[2].split()  # the name before it may have blanks and brackets
+        return sum(map(int, fields[11:15])) / _TICKS
     return 0.0

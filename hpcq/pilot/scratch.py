@@ -46,14 +46,24 @@ def scratch_directory(wanted: Path | None) -> Iterator[Path]:
     base = scratch_base(wanted)
     prefix = f"{_PREFIX}{os.getuid()}-"
     _remove_dead(base, prefix)
-    own = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
-    lock = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    own, lock = _make(base, prefix)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as we live: says that the directory is in use
         yield own
     finally:
         remove_tree(own)
         os.close(lock)
+
+
+def _make(base: Path, prefix: str) -> tuple[Path, int]:
+    """A directory and its lock, held as long as we live: says that the directory is in use."""
+    while True:
+        own = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if own.exists():
+                return own, lock
+            os.close(lock)  # another pilot took it for a dead one's before we had the lock
 
 
 def _remove_dead(base: Path, prefix: str) -> None:
@@ -61,7 +71,7 @@ def _remove_dead(base: Path, prefix: str) -> None:
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                if os.fstat(descriptor).st_uid == os.getuid() and any(path.iterdir()):
+                if os.fstat(descriptor).st_uid == os.getuid():
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     remove_tree(path)
             finally:

@@ -87,7 +87,7 @@ class Staging:
         sandboxes: dict[int, str],
     ) -> None:
         self._scratch = scratch
-        self._contents = contents
+        self.contents = contents
         self._spawn = spawn
         self._run = run
         self._report = report
@@ -167,7 +167,7 @@ class Staging:
                 self._leave(job)
         while self._activities:
             await asyncio.wait(self._activities)
-        self._contents.hang_up()
+        self.contents.hang_up()
         self._draining = False
 
     # --- from the core ---
@@ -223,7 +223,7 @@ class Staging:
 
     async def _stage(self, job: Job) -> None:
         try:
-            await self._contents.thread(job.sandbox.mkdir, 0o700)
+            await self.contents.thread(job.sandbox.mkdir, 0o700)
             for spec in job.files.inputs:
                 async with self._staged:
                     await self._input(job, spec)
@@ -241,7 +241,7 @@ class Staging:
         what = f"input {spec.name!r} ({spec.origin})"
         try:
             target = job.sandbox / names.checked(spec.name)
-            await self._contents.thread(sandbox.make_parents, job.sandbox, target)
+            await self.contents.thread(sandbox.make_parents, job.sandbox, target)
             await (self._url if spec.kind == "url" else self._content)(job, spec, target)
         except LostError as error:
             raise FilesError(f"{what} cannot be had: {error}", error.digest) from error
@@ -251,7 +251,7 @@ class Staging:
             raise FilesError(f"{what} cannot be written on {_host()}: {wire.describe(error)}") from error
 
     async def _content(self, job: Job, spec: m.InputSpec, target: Path) -> None:
-        contents, mode = self._contents, 0o755 if spec.executable else 0o644
+        contents, mode = self.contents, 0o755 if spec.executable else 0o644
         if not spec.cache and spec.kind == "file":
             descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             try:
@@ -266,14 +266,14 @@ class Staging:
             os.close(descriptor)
 
     async def _place(self, descriptor: int, spec: m.InputSpec, target: Path, mode: int) -> None:
-        contents = self._contents
+        contents = self.contents
         if spec.kind == "dir":
             await contents.thread(sandbox.unpack, descriptor, target)
         elif not spec.link or not await contents.thread(contents.cache.link, spec.digest, target):
             await contents.thread(cache.copy, descriptor, target, mode)
 
     async def _url(self, job: Job, spec: m.InputSpec, target: Path) -> None:
-        contents = self._contents
+        contents = self.contents
         if not spec.cache:
             descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
@@ -312,7 +312,7 @@ class Staging:
         kept: list[m.KeptFile] = []
         try:
             async with self._collected:
-                opened = await self._contents.thread(_open_all, job)
+                opened = await self.contents.thread(_open_all, job)
                 try:
                     for spec, output in zip(job.files.outputs, opened, strict=True):
                         await self._output(job, spec, output, kept)
@@ -330,7 +330,7 @@ class Staging:
 
     async def _output(self, job: Job, spec: m.OutputSpec, output: collect.Output, kept: list[m.KeptFile]) -> None:
         what = f"output {spec.name!r}"
-        contents = self._contents
+        contents = self.contents
         try:
             if spec.keep:
                 content = await contents.thread(contents.keep, output.chunks(), output.kind, output.executable)

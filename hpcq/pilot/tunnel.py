@@ -2,14 +2,15 @@
 
 ::
 
-    open --> UP --lost--> DOWN --made anew, with back-off--> UP (another generation)
-                            +-- ``patience`` seconds have passed --> given up: the pilot ends
+    open --> UP --lost, or judged to be--> DOWN --made anew, with back-off--> UP (another generation)
+                                             +-- ``patience`` seconds have passed --> given up: the pilot ends
 
 A *generation* is one session of `vpn` with its credential. A broken tunnel costs only what needs it: the old session's
 namespace lives on without a way out, and with it tasks that are busy computing, until the last of its processes has
 ended; new processes start in the newest. When the namespace itself is gone (its holder was killed), so is all in it.
 Each attempt asks the manager for a credential, so none is made while there is no manager. The targets of ``--require``
-must answer in every generation.
+must answer in every generation; and they are asked again when a task that needs the tunnel has failed (`judge`), since
+a task notices a way that leads nowhere before the tunnel does.
 """
 
 from __future__ import annotations
@@ -28,20 +29,47 @@ BACKOFF = (0.0, 1.0, 2.0, 4.0, 5.0)
 """Seconds before each attempt to make a broken tunnel anew, the last for all that follow: work is to go on within 10 s
 of the end of whatever broke it."""
 
+REBUILD = 3
+"""Of so many attempts, one is with a new tunnel while the old one still says that it is up."""
 
 RECONNECT_TIMEOUT = 10
 """Seconds a mode may try by itself to mend a broken tunnel: after that a new one is quicker."""
 
 
+PROVE_TIMEOUT = 20.0
+"""Seconds each target of ``--require`` has to answer when the tunnel is new."""
+
+JUDGED = 1.0
+"""Seconds for which the answers of ``--require`` targets count: tasks that fail one after the other ask them once."""
+
+JUDGE_TIMEOUT = 10.0
+"""Seconds they have to answer."""
+
+
 class Generation:
-    """One session, open until it is closed: at once, or when what runs in it has ended."""
+    """One session, open until it is closed: at once, or when what runs in it has ended. ``lost`` resolves when it broke
+    or was found to lead nowhere.
+    """
 
     def __init__(self, session: Session, stack: AsyncExitStack) -> None:
         self.session = session
+        self.lost: asyncio.Future[TunnelError] = asyncio.get_running_loop().create_future()
         self._stack = stack
         self._running = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
+        session.lost.add_done_callback(lambda lost: None if lost.cancelled() else self.lose(lost.result()))
+
+    def revive(self) -> None:
+        """It leads somewhere again."""
+        self.lost = asyncio.get_running_loop().create_future()
+        if self.session.lost.done():  # in between
+            self.lose(self.session.lost.result())
+
+    def lose(self, error: TunnelError) -> None:
+        """It is of no use any more; the first reason counts."""
+        if not self.lost.done():
+            self.lost.set_result(error)
 
     async def spawn(self, argv: Sequence[str], **options: Any) -> Any:
         """As `Session.spawn`; the process is counted."""
@@ -94,6 +122,8 @@ class Tunnel:
         self._told: Generation | None = None
         self._watching: asyncio.Task[None] | None = None
         self._old: dict[Generation, asyncio.Task[None]] = {}
+        self._judged_at = -JUDGED
+        self._judging: asyncio.Task[None] | None = None
         self.on_down: Callable[[TunnelError, bool], None] = lambda _error, _inside: None
         self.on_up: Callable[[Session], None] = lambda _session: None
         self.on_given_up: Callable[[TunnelError], None] = lambda _error: None
@@ -124,22 +154,47 @@ class Tunnel:
     def notice(self) -> None:
         """Tell of a break that is known but not told yet: before anybody judges how a process inside ended."""
         now = self._now
-        if now is None or now is self._told or self._mode == "none":
+        if now is None or now is self._told or self._ends_us(now):
             return
         if now.session.lost.done():
+            now.lose(now.session.lost.result())  # what it calls back for that comes after us
+        if now.lost.done():
             self._told = now
-            error = now.session.lost.result()
+            error = now.lost.result()
             log.warning("the tunnel is down: %s", error)
             self.on_down(error, now.session.can_spawn)
 
+    async def judge(self) -> str:
+        """Why the tunnel leads nowhere, which is then told; empty if its targets answer, or there are none to ask."""
+        now = self._now
+        if now is None or not self._require or now.lost.done():
+            return str(now.lost.result()) if now is not None and now.lost.done() else ""
+        if self._judging is None and self._loop.time() - self._judged_at >= JUDGED:
+            self._judged_at = self._loop.time()
+            self._judging = self._loop.create_task(self._ask(now))
+        if self._judging is not None:
+            await asyncio.wait([self._judging])
+        return str(now.lost.result()) if now.lost.done() else ""
+
+    async def _ask(self, generation: Generation) -> None:
+        try:
+            await self._prove(generation.session, JUDGE_TIMEOUT)
+        except TunnelError as error:
+            generation.lose(error)
+            self.notice()
+        finally:
+            self._judging = None
+
+    def _ends_us(self, generation: Generation) -> bool:
+        """Without a tunnel it is our own helper that was killed: nothing outside will be better later."""
+        return self._mode == "none" and generation.session.lost.done()
+
     async def close(self) -> None:
         """End every session with everything in it."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-        for task in self._old.values():
+        tasks = [task for task in (self._watching, self._judging, *self._old.values()) if task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._old.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for generation in [*self._old, *([self._now] if self._now else [])]:
             await generation.close()
         self._old.clear()
@@ -152,24 +207,30 @@ class Tunnel:
                 stack.callback(self._given_back, credential)
             config = TunnelConfig(self._mode, credential, reconnect_timeout=RECONNECT_TIMEOUT, cvmfs=self._cvmfs)
             session = await stack.enter_async_context(open_session(config))
-            for result in await session.probe(self._require) if self._require else ():
+            await self._prove(session)
+            return Generation(session, stack.pop_all())
+
+    async def _prove(self, session: Session, timeout: float = PROVE_TIMEOUT) -> None:
+        if self._require:
+            for result in await session.probe(self._require, timeout):
                 if not result.ok:
                     raise TunnelError(result.layer, f"{result.target}: {result.message}")
-            return Generation(session, stack.pop_all())
 
     async def _watch(self) -> None:
         while True:
             assert self._now is not None
-            await asyncio.wait([self._now.session.lost])
             broken = self._now
-            if self._mode == "none":  # our own helper was killed: nothing outside will be better later
-                self.on_given_up(broken.session.lost.result())
+            await asyncio.wait([broken.lost])
+            if self._ends_us(broken):
+                self.on_given_up(broken.lost.result())
                 return
             self.notice()
-            self._now = await self._make_anew(broken) or broken
-            if self._now is broken:
+            again = await self._make_anew(broken)
+            if again is None:
                 return
-            self._retire(broken)
+            self._now, self._told = again, None
+            if again is not broken:
+                self._retire(broken)
             log.info("the tunnel is up again")
             self.on_up(self._now.session)
 
@@ -179,14 +240,18 @@ class Tunnel:
         task.add_done_callback(lambda done: done.cancelled() or self._old.pop(generation, None))
 
     async def _make_anew(self, broken: Generation) -> Generation | None:
-        """The next generation, or None when it was given up."""
-        error = broken.session.lost.result()
+        """The next generation, or the same when it leads somewhere again, or None when it was given up."""
+        error = broken.lost.result()
         deadline = self._loop.time() + self._patience
         attempt = 0
         while self._loop.time() < deadline:
             await asyncio.sleep(BACKOFF[min(attempt, len(BACKOFF) - 1)])
             attempt += 1
             try:
+                if attempt % REBUILD and not broken.session.lost.done():  # it may be its targets that were away
+                    await self._prove(broken.session, JUDGE_TIMEOUT)
+                    broken.revive()
+                    return broken
                 return await self._make()
             except TunnelError as again:
                 error = again

@@ -19,8 +19,9 @@ def environment(site: Site) -> dict[str, str]:
 
 
 @pytest.mark.timeout(DEMO_DEADLINE)
-def test_the_demo_finds_the_z_boson(xrootd: Site, shared_path: Path) -> None:
-    command = [str(DEMO), f"--output={shared_path}/z.png"]
+@pytest.mark.parametrize("batch", ["slurm", "pbs"])
+def test_the_demo_finds_the_z_boson(xrootd: Site, shared_path: Path, batch: str) -> None:
+    command = [str(DEMO), f"--output={shared_path}/z.png", f"--batch={batch}"]
     answer = subprocess.run(command, env=environment(xrootd), capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "Z peak at 90." in answer.stdout or "Z peak at 91." in answer.stdout

@@ -38,6 +38,30 @@ def test_tasks_read_root_files_through_the_tunnel_on_both_nodes(cluster: Cluster
     until(lambda: not cluster.jobs(), "the program's end ends its jobs")
 
 
+FETCH = """
+import sys, hpcq
+with hpcq.Queue(sys.argv[1]) as queue:
+    inputs = {"got.root": hpcq.URL(sys.argv[2]), "kept.root": hpcq.URL(sys.argv[2], cache=True)}
+    command = "cmp got.root kept.root && head -c 4 got.root && wc -c < got.root"
+    missing = {"a": hpcq.URL(sys.argv[2] + ".not")}
+    for wanted in (inputs, inputs, missing):
+        queue.submit(hpcq.Task(command, inputs=wanted))
+        done = queue.wait(120)
+        print(done.outcome, (done.output + done.message).replace("\\n", " "))
+"""
+
+
+@pytest.mark.usefixtures("gateway")
+def test_inputs_come_from_xrootd_through_the_tunnel(cluster: Cluster) -> None:
+    cluster.submit("-n", "1", *XROOTD)
+    url = cluster.site.xrootd_url + "uproot-Zmumu.root"
+    first, again, missing = finished(cluster.program(FETCH, url)).splitlines()
+    assert first == again
+    assert first.startswith("success root")
+    assert int(first.removeprefix("success root")) > 100_000
+    assert missing.startswith(f"files input 'a' ({url}.not) cannot be had")
+
+
 @pytest.mark.usefixtures("gateway")
 def test_pilots_shows_tunnel_and_work(cluster: Cluster) -> None:
     program = cluster.program(WAIT, "sleep 60")

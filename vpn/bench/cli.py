@@ -136,7 +136,7 @@ def _measure(options: _Options, plan: Plan, link: Link | None) -> Report:
             raise UsageError(f"cannot write {path}: {path.parent} is not a directory you may write to")
     settings = Settings(plan, _places(options, plan), link or (Link() if options.site else None))
     names = ", ".join(plan.labels)
-    click.echo(f"measuring {names}: {plan.count()} transfers, about {_clock(plan.duration())}", err=True)
+    click.echo(f"measuring {names}: {plan.count()} steps, about {_clock(plan.duration())}", err=True)
     with _progress(plan.count()) as (settings.say, settings.step):
         return asyncio.run(Run(settings).go())
 

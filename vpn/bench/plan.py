@@ -21,8 +21,8 @@ NOT_MEASURED = ("none", "auto")
 STEP_OVERHEAD = 0.4
 """Seconds a step takes beside its transfer: connecting, reporting."""
 OPEN_SECONDS = 4.0
-PING_SECONDS = 1.0
-PINGS = 200
+ROUND_TRIP, COPY = "round trip", "xrdcp"
+PINGS = 50
 
 _LINK = re.compile(r"(?P<rate>\d+(?:\.\d+)?)\s*(?P<unit>[kmg])bit,\s*(?P<ms>\d+(?:\.\d+)?)\s*ms", re.IGNORECASE)
 _SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -134,12 +134,16 @@ class Plan:
         """Every kind of transfer."""
         return [Work(direction, workers) for workers in self.workers for direction in self.directions]
 
-    def steps(self, labels: Sequence[str]) -> Iterator[tuple[int, Work | None, str]]:
-        """(round, work, label) for those that came up; None is a copy by xrdcp. Each round begins with another."""
+    def stages(self) -> list[Work | str]:
+        """What every way does in a round: round trips, transfers, a copy by xrdcp."""
+        return [ROUND_TRIP, *self.works(), *([COPY] if self.copies else [])]
+
+    def steps(self, labels: Sequence[str]) -> Iterator[tuple[int, Work | str, str]]:
+        """(round, stage, label) for those that came up; each round begins with another."""
         for number in range(self.rounds):
             first = number % max(1, len(labels))
             turn = [*labels[first:], *labels[:first]]
-            for work in [*self.works(), *([None] if self.copies else [])]:
+            for work in self.stages():
                 for label in turn:
                     yield number, work, label
 
@@ -153,7 +157,7 @@ class Plan:
 
     def count(self) -> int:
         """Steps there will be."""
-        return self.rounds * (1 + len(self.ways)) * (len(self.works()) + self.copies)
+        return self.rounds * (1 + len(self.ways)) * len(self.stages())
 
     def duration(self) -> float:
         """Seconds the whole will take, about."""
@@ -161,5 +165,6 @@ class Plan:
         one_round = ways * (
             sum(self.warming(work.workers) + self.seconds + STEP_OVERHEAD for work in self.works())
             + self.copies * self.copy_seconds
+            + PINGS * self.round_trip
         )
-        return ways * (OPEN_SECONDS + PING_SECONDS) + self.rounds * one_round
+        return ways * OPEN_SECONDS + self.rounds * one_round

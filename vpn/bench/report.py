@@ -33,10 +33,16 @@ class Row(msgspec.Struct):
     mode: str
     info: TunnelInfo | None = None
     bring_up: float | None = None
-    round_trip: float | None = None
+    round_trips: list[float] = []
+    """An entry a round."""
     copies: list[float] = []
     points: list[Point] = []
     problem: str = ""
+
+    @property
+    def round_trip(self) -> float | None:
+        """The median."""
+        return median(self.round_trips)
 
     def point(self, direction: str, workers: int) -> Point:
         """The point of a kind of transfer; made when it is not there."""

@@ -29,7 +29,7 @@ from vpn.bench import messages as m
 from vpn.bench.agent import TRAFFIC
 from vpn.bench.figures import common_rates, fairness
 from vpn.bench.goals import judge
-from vpn.bench.plan import NATIVE, PINGS, Link, Plan, Way, Work
+from vpn.bench.plan import COPY, NATIVE, PINGS, Link, Plan, Way, Work
 from vpn.bench.report import Report, Row
 from vpn.errors import TunnelError, UsageError
 from vpn.process import python_argv
@@ -192,13 +192,13 @@ class Run:
         self.report.rows.append(row)
         await self.home.ask(m.Open(NATIVE, NATIVE), m.Opened)
         try:
-            row.round_trip = await self._ping(NATIVE)
+            row.round_trips.append(await self._ping(NATIVE))
         except TunnelError as error:
             host, port = self.server
             raise TunnelError(
                 "tunnel", f"the far side, {host}:{port}, does not answer without a tunnel: {error.message}"
             ) from None
-        self.plan = replace(self.plan, round_trip=row.round_trip)
+        self.plan = replace(self.plan, round_trip=row.round_trips[0])
 
     async def _ping(self, label: str) -> float:
         host, port = self.server
@@ -233,7 +233,7 @@ class Run:
             request = m.Open(way.label, way.mode, way.options, issued.credential)
             opened = await self.node.ask(request, m.Opened)
             row.info, row.bring_up = opened.info, opened.seconds
-            row.round_trip = await self._ping(way.label)
+            await self._ping(way.label)
         except TunnelError as error:
             row.problem = error.message
             self.settings.say(f"{way.label} is left out: {error.message}")
@@ -242,13 +242,23 @@ class Run:
 
     async def _steps(self) -> None:
         labels = [row.label for row in self.report.rows if not row.problem]
-        for number, work, label in self.plan.steps(labels):
-            what = f"{work.workers} {work.direction}" if work else "xrdcp"
+        for number, step, label in self.plan.steps(labels):
+            what = f"{step.workers} {step.direction}" if isinstance(step, Work) else step
             self.settings.step(f"round {number + 1}, {what}, {label}")
-            if work is None:
+            if isinstance(step, Work):
+                await self._transfer(label, step)
+            elif step == COPY:
                 await self._copy(label)
             else:
-                await self._transfer(label, work)
+                await self._round_trip(label)
+
+    async def _round_trip(self, label: str) -> None:
+        row = self.report.row(label)
+        assert row is not None
+        try:
+            row.round_trips.append(await self._ping(label))
+        except TunnelError as error:
+            self.settings.say(f"{label}, round trip: {error.message}")
 
     async def _transfer(self, label: str, work: Work) -> None:
         row = self.report.row(label)

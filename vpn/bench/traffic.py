@@ -101,8 +101,8 @@ def receive(sock: socket.socket, job: Job) -> dict[str, Any]:
         raise ConnectionError("the other side closed the connection before the first byte")
     series = Series(job, time.monotonic())
     over = series.add(count, time.monotonic())
+    sock.settimeout(job.warmup + job.seconds + STEP)  # once: it is a system call
     while not over:
-        sock.settimeout(max(0.001, series.end - time.monotonic()))
         try:
             count = sock.recv_into(block)
         except TimeoutError:
@@ -111,6 +111,7 @@ def receive(sock: socket.socket, job: Job) -> dict[str, Any]:
         if not count:
             raise ConnectionError("the other side closed the connection in the middle")
         over = series.add(count, time.monotonic())
+    sock.settimeout(STALL_DEADLINE)
     return {"samples": series.samples}
 
 

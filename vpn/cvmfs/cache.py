@@ -2,7 +2,7 @@
 
     BASE/hpcq-cvmfs-UID/          0700, the user's
         cache/                    what cvmfs2 fetched, named by content; bounded by ``trim``
-        session-…/                configuration, log, sockets; locked while its session lives
+        session-…/                configuration and logs; locked while its session lives
 
 Files are removed least recently used first. That is safe at any time: an open one stays readable, another is fetched
 again. The size is looked at every ``TRIM_INTERVAL`` by each session, one at a time: in between the cache may grow over
@@ -25,8 +25,6 @@ from vpn.errors import TunnelError
 TRIM_INTERVAL = 120.0
 TRIM_TO = 0.8
 """The part of the quota that is left after trimming: else it would be done for every file."""
-SOCKET_PATH_LIMIT = 107 - len("/cvmfs_io.") - 40
-"""Bytes the session's directory may have: cvmfs2's sockets are in it, with names of up to 40 bytes."""
 _PRIVATE = "hpcq-cvmfs-"
 _SESSION = "session-"
 _UNFINISHED = "txn"
@@ -50,9 +48,6 @@ def session_room(wanted: str) -> Iterator[Room]:
         own = Path(tempfile.mkdtemp(prefix=_SESSION, dir=base))
     except OSError as error:
         raise TunnelError("cvmfs", f"{base}: {error.strerror}; give --cvmfs-cache DIR on a disk of the node") from None
-    if len(os.fsencode(own)) > SOCKET_PATH_LIMIT:
-        own.rmdir()
-        raise TunnelError("cvmfs", f"{base} is too long a path for cvmfs2's sockets: give a shorter --cvmfs-cache")
     lock = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # held as long as we live: says that the directory is in use

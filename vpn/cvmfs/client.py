@@ -16,6 +16,10 @@ from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import TunnelError
 
 TOP = "/cvmfs"
+SOCKETS_NAME = ".sockets"
+SOCKETS = f"{TOP}/{SOCKETS_NAME}"
+"""In memory, of the session alone, and short, as paths of sockets must be; its files have repositories in their names.
+"""
 MISSING = (
     "cvmfsexec and cvmfs2 were not found: put cvmfsexec on PATH (https://github.com/cvmfs/cvmfsexec), or ask the site "
     "to install the package cvmfs (https://cvmfs.readthedocs.io); --cvmfs-image FILE mounts a squashfs copy instead"
@@ -105,8 +109,8 @@ def last_settings(settings: Cvmfs, installed: Installation, room: Room, reposito
     """
     values = {
         "CVMFS_CACHE_BASE": f"{room.own}/cache",
-        "CVMFS_WORKSPACE": room.own,  # its files there have the repository in their names
-        "CVMFS_RELOAD_SOCKETS": room.own,
+        "CVMFS_WORKSPACE": SOCKETS,
+        "CVMFS_RELOAD_SOCKETS": SOCKETS,
         "CVMFS_ALIEN_CACHE": room.cache,
         "CVMFS_SHARED_CACHE": "no",
         "CVMFS_QUOTA_LIMIT": "-1",

@@ -58,8 +58,9 @@ async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: B
     images = [image.repository for image in settings.images if image.repository]
     native = [name for name in settings.repositories if name not in missing and name not in images]
     number = holder.number()
+    sockets = [cvmfs2.SOCKETS_NAME] if missing else []
     shown = [] if settings.whole else native
-    await holder.request(Stage(number, TOP, [*images, *first, *missing], shown))
+    await holder.request(Stage(number, TOP, [*sockets, *images, *first, *missing], shown))
     for image in settings.images:
         await _mount_image(image.path, f"{TOP}/{image.repository}".rstrip("/"), holder, up)
     if installed is None or room is None:
@@ -69,9 +70,13 @@ async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: B
     for name in first:
         await mounting.mount(name, holder, up)
     up.step = ("cvmfs", f"mounting {', '.join(missing)}")
-    async with asyncio.TaskGroup() as group:
-        for name in missing:
-            group.create_task(mounting.mount(name, holder, up))
+    tasks = [asyncio.create_task(mounting.mount(name, holder, up)) for name in missing]
+    try:
+        await asyncio.gather(*tasks)
+    finally:  # the first that fails is the reason; the others end before the room goes
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     trimming = asyncio.create_task(_keep_trimmed(room.cache, settings.quota << 20))
     up.stack.callback(trimming.cancel)
 

@@ -13,6 +13,7 @@ from vpn.gateway.addresses import CLIENTS
 EVENT_FD = 9
 SOCKETS_FD = 10
 MTU = 16000  # bytes: a TLS record holds 16384
+PROTOTYPE_MTU = 1472
 COOKIE_LIFETIME = 300  # seconds after a connection's end within which its cookie can connect again
 
 READY = "initialized ocserv"
@@ -24,7 +25,7 @@ printf '%s %s %s %s\\n' "$REASON" "$USERNAME" "$ID" "$IP_REMOTE" >&{EVENT_FD}
 """
 
 
-def configuration(room: str, port: int, dns: list[str], listen: str) -> str:
+def configuration(room: str, port: int, dns: list[str], listen: str, mtu: int = MTU) -> str:
     """ocserv.conf; sources: ocserv(8) and the sample configuration it ships. ``listen`` "" is any address."""
     network, _, _ = CLIENTS.partition("/")
     settings = {
@@ -62,7 +63,7 @@ def configuration(room: str, port: int, dns: list[str], listen: str) -> str:
         "ipv4-network": network,
         "ipv4-netmask": "255.255.0.0",
         "ping-leases": "false",
-        "mtu": MTU,
+        "mtu": mtu,
         "output-buffer": 100,
         "dtls-psk": "true",
         "dtls-legacy": "false",

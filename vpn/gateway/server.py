@@ -39,7 +39,7 @@ from vpn.gateway.plane_client import DataPlane
 from vpn.gateway.plane_messages import Figure, Settings
 from vpn.gateway.policy import Policy
 from vpn.gateway.rules import ruleset
-from vpn.gateway.slirp import start_slirp
+from vpn.gateway.slirp import PROTOTYPE_MTU, TAP_MTU, start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.gateway.store import Store
 from vpn.namespace import open_namespace
@@ -190,14 +190,21 @@ class Server:
         output = self._lines("slirp4netns")
         try:
             slirp = await start_slirp(
-                keeper, self.namespace, self.sockets, output, dns=not self.config.dns, forwards=self._host is None
+                keeper,
+                self.namespace,
+                self.sockets,
+                output,
+                dns=not self.config.dns,
+                forwards=self._host is None,
+                mtu=PROTOTYPE_MTU if self.config.uplink == "prototype" else TAP_MTU,
             )
         finally:
             os.close(output)
         self._stack.push_async_callback(slirp.close)
         self._watch_process(slirp.process)
         if self._host is None:
-            self.port = await slirp.forward(self.config.listen or "0.0.0.0", self.config.port)  # noqa: S104
+            protocols = ("tcp",) if self.config.uplink == "prototype" else ("tcp", "udp")
+            self.port = await slirp.forward(self.config.listen or "0.0.0.0", self.config.port, protocols)  # noqa: S104
 
     async def _start_plane(self, keeper: Client) -> int:
         """The data plane, and the listener inside that TCP is redirected to; its port."""
@@ -230,7 +237,9 @@ class Server:
         await write(f"{room}/cert.pem", certificate, 0o600)
         await self._publish()
         await write(f"{room}/event", ocserv.SCRIPT, 0o700)
-        await write(f"{room}/ocserv.conf", ocserv.configuration(room, self.port, self._name_servers, listen), 0o600)
+        mtu = ocserv.PROTOTYPE_MTU if self.config.uplink == "prototype" else ocserv.MTU
+        text = ocserv.configuration(room, self.port, self._name_servers, listen, mtu)
+        await write(f"{room}/ocserv.conf", text, 0o600)
 
     async def _start_ocserv(self, program: str, shims: list[str]) -> None:
         ready = asyncio.get_running_loop().create_future()

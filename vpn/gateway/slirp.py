@@ -11,7 +11,7 @@ import json
 import os
 import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vpn.errors import GatewayError
@@ -19,9 +19,11 @@ from vpn.gateway.addresses import UPLINK_GUEST
 from vpn.gateway.host_sockets import ATTEMPTS, PORTS
 from vpn.namespace import Namespace
 from vpn.process import Client
-from vpn.uplink import Uplink, start_uplink
+from vpn.uplink import MTU, Uplink, start_uplink
 
 API_DEADLINE = 10.0
+TAP_MTU = MTU  # bytes: the most slirp4netns takes; each packet costs, not each byte
+PROTOTYPE_MTU = 1500
 
 
 class Slirp:
@@ -32,24 +34,24 @@ class Slirp:
         self._uplink = uplink
         self._directory = directory
 
-    async def forward(self, host: str, port: int) -> int:
-        """Forward ``port`` (0: choose one), TCP and UDP, into the namespace; the port.
+    async def forward(self, host: str, port: int, protocols: Sequence[str] = ("tcp", "udp")) -> int:
+        """Forward ``port`` (0: choose one) into the namespace; the port.
 
         Both protocols need the same number: the server tells clients only one.
         """
         candidates = [port] if port else random.sample(range(*PORTS), ATTEMPTS)
         problem = ""
         for candidate in candidates:
-            problem = await self._forward_both(host, candidate)
+            problem = await self._forward_all(host, candidate, protocols)
             if not problem:
                 return candidate
         raise GatewayError(
             f"cannot listen on {host}, port {port or 'any'}: {problem}; choose another with --port or --listen"
         )
 
-    async def _forward_both(self, host: str, port: int) -> str:
+    async def _forward_all(self, host: str, port: int, protocols: Sequence[str]) -> str:
         added: list[int] = []
-        for protocol in ("tcp", "udp"):
+        for protocol in protocols:
             rule = {
                 "proto": protocol,
                 "host_addr": host,
@@ -81,13 +83,20 @@ class Slirp:
 
 
 async def start_slirp(
-    keeper: Client, namespace: Namespace, directory: Path, log: int, *, dns: bool, forwards: bool
+    keeper: Client,
+    namespace: Namespace,
+    directory: Path,
+    log: int,
+    *,
+    dns: bool,
+    forwards: bool,
+    mtu: int = TAP_MTU,
 ) -> Slirp:
     """Attach ``tap0`` to the namespace; returns when it carries packets. ``forwards``: it can forward ports."""
     (directory / "slirp.sock").unlink(missing_ok=True)
     # A socket name relative to its directory: the directory's path may be longer than a socket's can be.
     options = [*(["--api-socket=slirp.sock"] if forwards else []), *([] if dns else ["--disable-dns"])]
-    return Slirp(await start_uplink(keeper, namespace, options, cwd=directory, log=log), directory)
+    return Slirp(await start_uplink(keeper, namespace, options, cwd=directory, log=log, mtu=mtu), directory)
 
 
 async def _exchange(directory: Path, request: bytes) -> bytes:

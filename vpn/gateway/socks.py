@@ -12,6 +12,7 @@ the pilot. What the daemon must know is told by ``on_event``.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -62,7 +63,7 @@ class SocksService:
         self._outside = outside
         self._resolver = resolver
         self._on_event = on_event
-        self._strangers: dict[asyncio.Task[None], socket.socket] = {}
+        self._strangers: dict[asyncio.Task[None], None] = {}  # in the order they came
         self._serving: dict[str, set[asyncio.Task[None]]] = {}
         self._sessions: dict[str, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
@@ -82,12 +83,15 @@ class SocksService:
 
     def _begin(self, connection: socket.socket, address: str) -> None:
         task = self._loop.create_task(self._serve(connection, address))
-        self._strangers[task] = connection
-        task.add_done_callback(self._forget)
+        self._strangers[task] = None
+        task.add_done_callback(functools.partial(self._forget, connection))
         if len(self._strangers) > STRANGERS:
-            next(iter(self._strangers)).cancel()
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.cancel()
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
+    def _forget(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        connection.close()  # a task that is cancelled before it runs closes nothing
         self._strangers.pop(task, None)
         for tasks in self._serving.values():
             tasks.discard(task)

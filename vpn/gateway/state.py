@@ -26,7 +26,7 @@ from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
 from vpn.gateway.policy import parse_rule
 
-Uplink = Literal["sockets", "slirp4netns"]
+Uplink = Literal["sockets", "slirp4netns", "prototype"]
 UPLINKS: tuple[str, ...] = get_args(Uplink)
 
 SOCKET_PREFIX = "hpcq-gateway-"
@@ -54,7 +54,8 @@ class GatewayConfig:
     """How to run a gateway: ``listen`` is an address ("": all of this host), ``port`` 0 chooses one.
 
     ``dns`` are the name servers given to pilots; none means this host's own, through slirp4netns. ``uplink`` is
-    what carries clients' packets to ocserv: the host's own sockets, or slirp4netns. ``relay_port`` 0 is one after
+    what carries clients' packets to ocserv: the host's own sockets, or slirp4netns (``prototype``: by its MTU and
+    TCP alone, for comparison). ``relay_port`` 0 is one after
     ``port``. ``allow`` are rules of ``vpn.gateway.policy``; ``rate`` and ``rate_per_pilot`` bytes a second each way.
     """
 
@@ -74,7 +75,7 @@ class GatewayConfig:
             parse_rule(rule)
         if self.relay_port:
             check_port(self.relay_port)
-        if self.listen and ":" in check_address(self.listen) and self.uplink == "slirp4netns":
+        if self.listen and ":" in check_address(self.listen) and self.uplink != "sockets":
             raise UsageError(f"--listen {self.listen}: slirp4netns forwards IPv4 ports only")
         if self.port:
             check_port(self.port)

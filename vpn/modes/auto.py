@@ -17,7 +17,6 @@ import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 
@@ -27,6 +26,7 @@ from vpn.modes.base import BringUp, Spawner, Tunnel, TunnelInfo
 from vpn.namespace import open_namespace
 from vpn.process import Client
 from vpn.programs import find_program, find_shim
+from vpn.surroundings import check_route
 
 log = logging.getLogger("vpn")
 
@@ -117,7 +117,7 @@ async def refused_by_host(config: TunnelConfig, keeper: Client) -> dict[Mode, st
     needs: dict[Mode, Iterable[Callable[[], object]]] = {
         "openconnect": (lambda: find_program("openconnect"), lambda: find_shim("tun_from_fd")),
         "socks": (lambda: find_shim("socks"),),
-        "slirp": (lambda: find_program("slirp4netns"), check_route),
+        "slirp": (lambda: find_program("slirp4netns"), _check_route),
     }
     for mode, checks in needs.items():
         try:
@@ -147,11 +147,7 @@ async def _refused_by_kernel(keeper: Client) -> dict[Mode, str]:
         await namespace.close()
 
 
-def check_route(routes: Path = Path("/proc/net/route")) -> None:
-    """Raise TunnelError when this node has no default route: then it has no way out of its own."""
-    try:
-        lines = [line.split() for line in routes.read_text().splitlines()[1:]]
-    except OSError:
-        return
-    if not any(len(line) > 7 and line[1] == "00000000" and line[7] == "00000000" for line in lines):
-        raise TunnelError("tunnel", "this node has no default route, so no outside access of its own")
+def _check_route() -> None:
+    found = check_route()
+    if not found.ok:
+        raise TunnelError("tunnel", found.detail)

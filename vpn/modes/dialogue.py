@@ -175,6 +175,11 @@ _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
         "the server refused the user or password: a gateway's credential is good for one login, get a fresh one",
     ),
     (
+        re.compile(r"SSL connection failure"),
+        "openconnect",
+        "the server broke off the TLS handshake: it refused the client's certificate, or is no AnyConnect server",
+    ),
+    (
         re.compile(r"Failed to (connect to|open HTTPS connection to)|getaddrinfo failed|Connection refused"),
         "gateway",
         "the server could not be reached",

@@ -78,7 +78,7 @@ class OpenconnectTunnel:
         """As it is now."""
         now = self.configured or NetworkSettings("", 0, (), (), ())
         return TunnelInfo(
-            mode="openconnect",
+            mode=self.config.mode,
             kind=self.kind,
             cipher=self.ciphers[self.kind],
             bring_up_seconds=self.seconds,
@@ -137,7 +137,7 @@ class OpenconnectTunnel:
         mtu = [f"--base-mtu={size + 100}", f"--mtu={size}"] if size else []
         return [
             program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6",
-            "--passwd-on-stdin", f"--user={credential.username}", f"--servercert={credential.pin}",
+            *_login(credential), f"--servercert={credential.pin}",
             f"--script={script_command(_SCRIPT_FD)}", f"--interface={DEVICE}",
             f"--reconnect-timeout={config.reconnect_timeout}", *mtu,
             *([] if self.dtls else ["--no-dtls"]), f"https://{server}:{credential.port}/",
@@ -221,10 +221,22 @@ class OpenconnectTunnel:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _login(credential: Credential) -> list[str]:
+    """Options of the login; the secret itself is on standard input."""
+    login = credential.login
+    if login.cookie:
+        return ["--cookie-on-stdin"]
+    files = [f"--certificate={login.certificate}"] if login.certificate else []
+    files += [f"--sslkey={login.key}"] if login.key else []
+    return [*files, *(["--passwd-on-stdin", f"--user={credential.username}"] if credential.username else [])]
+
+
 async def bring_up(config: TunnelConfig, up: BringUp) -> OpenconnectTunnel:
     """Bring a tunnel up; raises TunnelError naming the layer."""
     if config.credential is None:
         raise TunnelError("openconnect", "no credential was given")
+    if not config.credential.port:
+        raise TunnelError("gateway", "this gateway does not offer openconnect, only the relay: use --mode relay")
     tunnel = OpenconnectTunnel(config, config.credential, up)
     await tunnel.bring_up()
     return tunnel

@@ -96,26 +96,34 @@ class Pumping:
 async def pump(inner: End, outer: End, limits: Limits | None = None, carried: Carried | None = None) -> Carried:
     """Carry bytes between two connected, non-blocking ends until both directions have ended.
 
-    Neither is closed; after an error, or a cancellation, both are set up to be reset by their close. The count is
-    kept in ``carried`` when one is given, so that it is known whatever ends the pump.
+    Neither is closed; both are set up to be reset by their close, until everything was carried: also the kernel's,
+    when this process is killed. Cut off, a transfer must not look complete to either side. The count is kept in
+    ``carried`` when one is given, so that it is known whatever ends the pump.
     """
     pumping = Pumping(inner, outer, limits or Limits(), carried or Carried())
-    complete = False
-    try:
-        await pumping.run()
-        complete = not pumping.carried.error
-    finally:
-        if not complete:
-            reset_on_close(inner)
-            reset_on_close(outer)
+    for end in (inner, outer):
+        reset_on_close(end)
+    await pumping.run()
+    if not pumping.carried.error:
+        for end in (inner, outer):
+            end_on_close(end)
     return pumping.carried
 
 
 def reset_on_close(end: End) -> None:
     """Have the peer see a reset instead of an orderly end (SO_LINGER with no time, socket(7))."""
+    _set_linger(end, struct.pack("ii", 1, 0))
+
+
+def end_on_close(end: End) -> None:
+    """Have the peer see the orderly end again."""
+    _set_linger(end, struct.pack("ii", 0, 0))
+
+
+def _set_linger(end: End, value: bytes) -> None:
     sock = end.sock if isinstance(end, TlsStream) else end
     with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
 
 
 def ready(sock: socket.socket) -> socket.socket:

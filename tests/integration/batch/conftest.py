@@ -125,9 +125,12 @@ class FakePbs:
         known = json.loads((self.home / "state.json").read_text())
         (self.home / "state.json").write_text(json.dumps({**known, **settings}))
 
+    def now(self) -> float:
+        return json.loads((self.home / "state.json").read_text()).get("now", 0)
+
     def later(self, seconds: float) -> None:
         """Let time pass."""
-        self.set(now=json.loads((self.home / "state.json").read_text()).get("now", 0) + seconds)
+        self.set(now=self.now() + seconds)
 
     def calls(self, name: str) -> list[list[str]]:
         try:

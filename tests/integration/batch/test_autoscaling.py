@@ -65,6 +65,15 @@ def test_tasks_that_no_such_pilot_could_run_bring_none():
         assert len(load_jobs("ana")) == 1
 
 
+def test_a_feature_that_pilots_turn_out_to_lack_brings_no_more_of_them(hpcq):
+    with Queue("ana") as queue:
+        queue.autoscale("local", max=9, idle_timeout=0.5)
+        queue.submit(Task("true", features={"host=elsewhere"}))
+        until(lambda: queue.pilots() and all(pilot.state == "gone" for pilot in queue.pilots()), "one came and left")
+        told = json.loads(hpcq("autoscale --name ana --json")[1])
+        assert (told["needed"], told["coming"], len(load_jobs("ana"))) == (0, 0, 1)
+
+
 def test_limits_change_while_it_runs(hpcq):
     with Queue("ana") as queue:
         status, output, _ = hpcq("submit-pilots --name ana --autoscale -n 1 --cores 1")

@@ -1,6 +1,7 @@
 """``hpcq submit-pilots``, ``pilots`` and ``cancel-pilots``, as typed, against a fake Slurm and real local processes."""
 
 import json
+import re
 import shlex
 import sys
 
@@ -231,3 +232,42 @@ def test_local_from_submission_to_cancellation(hpcq, queue, tmp_path):
 def test_an_empty_queue(hpcq, queue):
     assert hpcq("pilots")[:2] == (0, "queue ana has no pilots\n")
     assert json.loads(hpcq("pilots --json")[1]) == []
+
+
+def test_pbs_from_submission_to_cancellation(hpcq, queue, fake_pbs, manager):
+    fake_pbs.set(slots=1, banner=True)
+    assert hpcq("submit-pilots --batch pbs -n 3 --cores 2 --queue short")[1].startswith(
+        "submitted 3 pilots for queue ana to pbs: 0[0].pbs1 to 0[2].pbs1\n"
+    )
+    manager["pilots"] = [{"job_id": "0[0].pbs1", "state": "ready", "hostname": "n1", "cores": 2, "cores_busy": 1}]
+    output = hpcq("pilots")[1]
+    assert re.search(r"0\[0\]\.pbs1 +ready +Job run at .* n1 +1/2", output)
+    assert re.search(r"0\[2\]\.pbs1 +pending +Not Running: Not enough free nodes available", output)
+    shown = hpcq("pilots show '0[0]'")[1]
+    assert shown.startswith("job 0[0].pbs1 of pbs, submitted ")
+    assert "  | #PBS -l select=1:ncpus=2\n" in shown
+    assert "it printed nothing yet to " in shown
+    assert hpcq("pilots show 0")[2] == "hpcq: 0 is 3 jobs, 0[0].pbs1 to 0[2].pbs1; say which\n"
+    assert hpcq("cancel-pilots '0[2]'")[1] == "gone: 0[2].pbs1\n"
+    status, _, error = hpcq("cancel-pilots 0 --timeout 0")
+    assert status == 3
+    assert error.endswith("0[0].pbs1 (r)\n")  # it is killed, and takes its time
+    fake_pbs.later(10)
+    assert hpcq("cancel-pilots --all")[:2] == (0, "gone: 0[0].pbs1\n")
+    assert fake_pbs.calls("qdel")[:2] == [["qdel", "0[2].pbs1"], ["qdel", "0[0-1].pbs1"]]
+
+
+def test_the_story_of_a_failed_start_on_pbs(hpcq, queue, fake_pbs, manager):
+    manager["pilots"] = []
+    fake_pbs.set(runs=5, exit=127)
+    hpcq("submit-pilots --batch pbs")
+    [job] = load_jobs("ana")
+    job.messages.write_text("-sh: 1: /var/spool/pbs/mom_priv/jobs/0.pbs1.SC: not found\n")
+    hpcq("pilots")
+    fake_pbs.later(5)
+    status, output, _ = hpcq("pilots show 0 --lines 3")
+    assert status == 0
+    assert "  exit       127\n" in output
+    assert "its pilot never reported" in output
+    assert "  | -sh: 1: /var/spool/pbs/mom_priv/jobs/0.pbs1.SC: not found\n" in output
+    assert json.loads(hpcq("pilots show 0 --json")[1])["pilots"][0]["failed_start"]

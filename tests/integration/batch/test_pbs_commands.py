@@ -7,6 +7,7 @@ import pytest
 from hpcq.batch.base import JobState, PilotRequest, get_batch_system, load_jobs
 from hpcq.batch.command import CommandRunner
 from hpcq.batch.pbs import PbsBatch
+from hpcq.batch.tracker import FailedStart, Forgotten, JobTracker, PollFailed, PollRecovered, StateChanged
 from hpcq.errors import BatchError
 
 
@@ -216,3 +217,35 @@ def test_torque_gets_a_job_for_each_pilot(fake_pbs):
     assert fake_pbs.calls("qstat") == [["qstat", "-f", "0.pbs1", "1.pbs1"]]
     system.cancel(jobs)
     assert fake_pbs.calls("qdel") == [["qdel", "0.pbs1", "1.pbs1"]]
+
+
+def test_the_life_of_an_array_as_it_is_followed(fake_pbs):
+    """The tracker's polls on the server's own clock: what waits, runs, ends unheard of, or is forgotten."""
+    fake_pbs.set(slots=2, history=False)
+    system, tracker = pbs(), JobTracker()
+    jobs = system.submit(request(count=3))
+    for job in jobs:
+        tracker.submitted(job, 0.0)
+
+    def poll():
+        now = fake_pbs.now()
+        due = tracker.next_poll(now)
+        fake_pbs.later(max(0.0, due - now))
+        return [type(change) for change in tracker.polled(system.status(tracker.jobs_to_ask()), fake_pbs.now())]
+
+    assert poll() == [StateChanged] * 3
+    assert fake_pbs.now() == 2
+    tracker.reported(jobs[0].id, fake_pbs.now())
+    assert poll() == []
+    assert fake_pbs.now() == 32
+    fake_pbs.set(runs=0, exit=1)
+    assert poll() == []  # all have ended, and the server says nothing more of them
+    fake_pbs.set(down=True)
+    with pytest.raises(BatchError):
+        poll()
+    assert [type(change) for change in tracker.poll_failed("down", fake_pbs.now())] == [PollFailed]
+    fake_pbs.set(down=False)
+    assert poll() == [PollRecovered]
+    seen = [change for _ in range(30) if tracker.jobs_to_ask() for change in poll()]
+    assert seen == [Forgotten, FailedStart, FailedStart]
+    assert tracker.next_poll(fake_pbs.now()) is None

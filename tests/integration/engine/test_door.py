@@ -85,6 +85,19 @@ def test_all_come_in_though_only_a_few_at_a_time(keys, monkeypatch):
     talk(keys, scenario)
 
 
+def test_nothing_waits_for_an_acknowledgement(keys):
+    async def scenario(one, guests, visit):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", one.port, ssl=keys[1], server_hostname=connection.MANAGER_NAME
+        )
+        assert await reader.read(5) == b"hello"
+        inside = guests[0].transport.get_extra_info("socket")
+        assert inside.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.transport.abort()
+
+    talk(keys, scenario)
+
+
 def test_silent_strangers_are_passed_by(keys, monkeypatch):
     monkeypatch.setattr(door, "AT_ONCE", 4)
     monkeypatch.setattr(door, "PATIENCE", 0.05)

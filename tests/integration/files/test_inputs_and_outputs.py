@@ -1,11 +1,19 @@
 """Inputs and outputs of every kind through a real queue."""
 
+import datetime
+import ipaddress
 import os
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 import hpcq
 
@@ -124,6 +132,23 @@ def test_other_nodes_get_it_from_each_other(site):
     assert len(outputs) == 1
     assert len({task.pilot for task in tasks}) == 6
     assert max(site.given().values()) <= 3
+
+
+def test_a_new_pilot_gives_what_its_node_has_already(site):
+    (site.data / "f").write_bytes(os.urandom(3 << 20))
+    first = site.pilot(node="node1", cores=1)
+    assert site.run(hpcq.Task("test -s f", inputs={"f": site.data / "f"})).outcome == "success"
+    first.terminate()
+    first.wait(20)
+    for node in ("node1", "node2"):
+        site.pilot(node=node, cores=1)
+    site.ready(2)
+    tasks = [hpcq.Task("sha1sum < f; sleep 0.3", inputs={"f": site.data / "f"}) for _ in range(2)]
+    for task in tasks:
+        site.queue.submit(task)
+    assert len({site.queue.wait(30).result() for _ in tasks}) == 1
+    assert len({task.pilot for task in tasks}) == 2
+    assert list(site.given().values()) == [1]
 
 
 def test_a_small_cache_still_serves_what_does_not_fit(site):
@@ -277,6 +302,55 @@ def web(monkeypatch):
 def test_urls(one, web):
     urls = {"a": hpcq.URL(f"{web}/a"), "b": hpcq.URL(f"{web}/busy"), "c": hpcq.URL(f"{web}/c", cache=True)}
     assert one.run(hpcq.Task("cat a b c", inputs=urls)).result() == "datadatadata"
+
+
+def own_certificate(directory):
+    """A key and a certificate for 127.0.0.1 that vouches for itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / "web.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    (directory / "web.key").write_bytes(secret)
+    return directory / "web.pem", directory / "web.key"
+
+
+@pytest.fixture
+def secure_web(tmp_path):
+    """The same over TLS, and its certificate."""
+    certificate, key = own_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"https://127.0.0.1:{server.server_port}", certificate
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_https_from_a_server_that_is_trusted(site, secure_web, monkeypatch):
+    web, certificate = secure_web
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    site.pilot()
+    assert site.run(hpcq.Task("cat a", inputs={"a": hpcq.URL(f"{web}/a")})).result() == "data"
+
+
+def test_https_from_a_server_that_is_not_trusted(one, secure_web):
+    web, _ = secure_web
+    task = one.run(hpcq.Task("cat a", inputs={"a": hpcq.URL(f"{web}/a")}))
+    assert task.outcome == "files"
+    assert "certificate verify failed" in task.message
 
 
 @pytest.mark.parametrize(("path", "why"), [("/none", "404")])

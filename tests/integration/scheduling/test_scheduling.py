@@ -7,9 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import cloudpickle
 import pytest
 
 import hpcq
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 HPCQ = [sys.executable, "-m", "hpcq"]
 
@@ -101,15 +104,137 @@ def test_a_straggler_gets_a_copy_and_the_first_result_counts(open_queue, tmp_pat
     eventually(lambda: queue.hungry() == 2)  # the slow one was ended, and its pilot is free again
 
 
-def test_a_category_learns_what_its_tasks_use(open_queue):
-    queue = open_queue(memory=2000)
-    queue.category("c", "max", memory=700)
-    first = queue.submit(hpcq.Task("sleep 60", category="c"))
-    eventually(lambda: "runs on" in queue.explain(first))
-    second = queue.submit(hpcq.Task("true", category="c", memory=3000))
-    assert "memory 3000 MB: 1 of 1 pilot has less (the most is 2000 MB)" in queue.explain(second)
-    queue.cancel()
-    outcomes(queue)
+def hold(megabytes, until):
+    """Use so much memory until a file is there; how much we were given."""
+    kept = os.urandom(4096) * (256 * megabytes)
+    while not Path(until).exists():
+        time.sleep(0.01)
+    return len(kept)
+
+
+def held(queue, megabytes, until="/", **options):
+    """A task that does, by number."""
+    return queue.submit(hpcq.PythonTask(hold, megabytes, until).set(category="c", **options))
+
+
+def ended(queue, number):
+    task = queue.wait_for_id(number, 60)
+    assert task is not None, queue.explain(number)
+    return task
+
+
+@pytest.mark.parametrize("mode", ["max", "max_throughput"])
+def test_a_category_learns_what_its_tasks_use(open_queue, tmp_path, mode):
+    """Two tasks fit beside each other only after their category has learned that 600 MB are more than they need."""
+    queue = open_queue(cores=2, memory=1000)
+    queue.category("c", mode, memory=600)
+    release = tmp_path / "release"
+    pair = [held(queue, 60, release) for _ in range(2)]
+    eventually(lambda: any("runs on" in queue.explain(number) for number in pair))
+    assert sum("runs on" in queue.explain(number) for number in pair) == 1  # 2 x 600 MB are more than there are
+    release.touch()
+    for number in [*pair, *(held(queue, 60) for _ in range(4))]:
+        used = ended(queue, number).resources_measured["memory"]
+        assert used < 300
+    release.unlink()
+    pair = [held(queue, 60, release) for _ in range(2)]
+    eventually(lambda: all("runs on" in queue.explain(number) for number in pair))
+    release.touch()
+    assert {ended(queue, number).outcome for number in pair} == {"success"}
+
+
+@pytest.mark.parametrize("mode", ["max", "max_throughput"])
+def test_a_task_that_needs_more_than_its_category_knew_gets_it_at_the_next_try(open_queue, mode):
+    queue = open_queue(cores=2, memory=1500)
+    queue.category("c", mode, memory=400)
+    for _ in range(6):
+        assert ended(queue, held(queue, 30)).outcome == "success"
+    task = ended(queue, held(queue, 500, retries=0))  # such a try is none of the user's retries
+    assert task.outcome == "success", task.message
+    assert task.attempts >= 2
+    assert task.resources_measured["memory"] > 500
+
+
+def test_a_fixed_category_ends_what_needs_more_as_resources(open_queue):
+    queue = open_queue(memory=1500)
+    queue.category("c", memory=200)
+    task = ended(queue, held(queue, 500, "/nowhere/at/all"))
+    assert (task.outcome, task.attempts) == ("resources", 1)
+
+
+def test_nothing_gets_more_than_its_category_may(open_queue):
+    queue = open_queue(memory=1500)
+    queue.category("c", "max", memory=100, max_memory=300)
+    task = ended(queue, held(queue, 500, "/nowhere/at/all"))
+    assert task.outcome == "resources"
+    assert task.attempts == 2
+    assert "300 MB" in task.message
+
+
+def test_a_walltime_is_not_begun_where_less_is_left(open_queue):
+    queue = open_queue(pilots=0)
+    queue.submit_pilots(1, walltime=90)
+    assert len(queue.wait_for_pilots(1, 60)) == 1
+    long = queue.submit(hpcq.Task("true", walltime=3600))
+    short = queue.submit(hpcq.Task("true", walltime=5))
+    assert ended(queue, short).outcome == "success"
+    assert "walltime" in queue.explain(long)
+    queue.submit_pilots(1)  # without an end
+    task = ended(queue, long)
+    assert task.outcome == "success"
+    assert task.pilot != queue.pilots()[0].name
+
+
+HOST = """
+import socket, sys
+if any("hpcq.pilot" in word for word in sys.orig_argv):
+    socket.gethostname = lambda: {name!r}
+"""
+
+
+def on_host(queue, tmp_path, name):
+    """A local pilot that takes itself to be on another host."""
+    site = tmp_path / name
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(HOST.format(name=name))
+    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
+    queue.submit_pilots(1, variables={"PYTHONPATH": path})
+    eventually(lambda: any(pilot.hostname == name and pilot.state == "ready" for pilot in queue.pilots()), 60)
+
+
+def crash_on(host):
+    """Dies on one host, and is fine on others."""
+    import socket  # noqa: PLC0415
+
+    if os.environ["HPCQ_TEST_HOST_OF_TASK"] == host:
+        os._exit(1)
+    return socket.gethostname()
+
+
+def test_a_host_where_tasks_crash_is_blocked_while_others_do_fine(open_queue, tmp_path):
+    queue = open_queue(pilots=0)
+    for name in ("good", "bad"):
+        on_host(queue, tmp_path, name)
+    crashed = 0
+    for _ in range(40):
+        numbers = {
+            host: queue.submit(
+                hpcq.PythonTask(crash_on, "bad").set(features={f"host={host}"}, env={"HPCQ_TEST_HOST_OF_TASK": host})
+            )
+            for host in ("good", "bad")
+        }
+        assert ended(queue, numbers["good"]).outcome == "success"
+        if any(pilot.blocked for pilot in queue.pilots()):
+            break
+        crashed += ended(queue, numbers["bad"]).outcome == "crash"
+    (blocked,) = [pilot for pilot in queue.pilots() if pilot.blocked]
+    assert blocked.hostname == "bad"
+    assert "crashes or failed starts in a row" in blocked.blocked
+    assert 5 <= crashed < 40
+    waiting = queue.submit(hpcq.Task("true", features={"host=bad"}))
+    assert "host bad is blocked" in queue.explain(waiting)
+    queue.unblock_host("bad")
+    assert ended(queue, waiting).outcome == "success"
 
 
 @pytest.mark.parametrize(

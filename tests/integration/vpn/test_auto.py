@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from pathlib import Path
 
 WAN = "203.0.113.1"
 
@@ -64,12 +66,11 @@ def test_no_gateway_but_a_way_out_of_its_own(site):
 
 def test_a_mode_that_fails_to_come_up_is_undone_and_the_next_tried(gateway, credential):
     """Nothing says beforehand that the relay's port is closed to this node."""
-    import json  # noqa: PLC0415
-    from pathlib import Path  # noqa: PLC0415
-
     file = Path(credential())
     port = json.loads(file.read_text())["relay_port"]
-    rules = f"table ip f {{ chain c {{ type filter hook output priority 0; tcp dport {port} reject with tcp reset; }}; }}"
+    rules = (
+        f"table ip f {{ chain c {{ type filter hook output priority 0; tcp dport {port} reject with tcp reset; }}; }}"
+    )
     gateway.check("node", "nft", "-f", "-", input=rules)
     done = run(gateway, "--credential", str(file))
     assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr

@@ -257,3 +257,21 @@ def test_output_is_followed_by_what_pbs_said(tmp_path):
     (tmp_path / "output.txt").write_text("a\nb\n")
     (tmp_path / "1.pbs1.OU").write_text("=>> PBS: job killed: walltime 10 exceeded limit 5\n")
     assert records.output_tail(one, 2) == ["b", "=>> PBS: job killed: walltime 10 exceeded limit 5"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("#!/bin/bash\nmodule load x\n#PBS -l mem=1gb\nexec {{ pilot_argv }}\n", r"line 3 .*after the first command"),
+        ("#!/bin/bash\n#PBS -q {{ queue_name }}\nexec {{ pilot_argv }}\n", "line 2: 'queue_name' is undefined"),
+        ("#!/bin/bash\n#PBS -q {{ partition }}\nexec {{ pilot_argv }}\n", "line 2: partition was not given"),
+        ("#!/bin/bash\nif true\nexec {{ pilot_argv }}\n", "is not valid shell"),
+        ("#PBS -q x\nexec {{ pilot_argv }}\n", "must begin with #!"),
+        ("#!/bin/bash\n#PBS -q x\n", "no pilot would start"),
+    ],
+)
+def test_templates_with_mistakes(tmp_path, source, words):
+    template = tmp_path / "mine.sh.j2"
+    template.write_text(source)
+    with pytest.raises(TemplateError, match=words):
+        PbsBatch().render(request(template=template))

@@ -139,6 +139,7 @@ def test_options_that_may_be_added(option):
         "--wrap=ls",
         "-N2",
         "--nodes=2",
+        "--ntasks-per-node=2",
         "--parsable",
         "--mem=5",
         "--mem-per-cpu=5",

@@ -44,7 +44,7 @@ ALLOWED = {
     },
     "autoscale": {"errors"},
     "config": {"errors"},
-    "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "units"},
+    "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "scheduler", "units"},
     "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
 }  # fmt: skip

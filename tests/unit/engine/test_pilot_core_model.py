@@ -227,14 +227,18 @@ class CoreModel(RuleBasedStateMachine):
         self.perform(self.core.ended(lane, [runner.stream.popleft() for _ in range(count)], self.now))
 
     @precondition(lambda self: self.some(lambda r: r.recalls))
-    @rule(data=st.data())
-    def recall_happens(self, data):
+    @rule(data=st.data(), before=st.integers(0, 3))
+    def recall_happens(self, data, before):
         lane, runner = self.choose(data, lambda r: r.recalls)
-        self.recall(lane, runner)
+        self.recall(lane, runner, before)
 
-    def recall(self, lane, runner):
+    def recall(self, lane, runner, before=0):
+        """Take what is unread, one by one; the runner may get one in between, ``before`` of them having been taken."""
         runner.recalls = 0
-        back = {task.id for task in runner.unread}
+        back = {runner.unread.popleft().id for _ in range(min(before, len(runner.unread)))}
+        if back and runner.unread and runner.may_work and runner.at_hand is None:
+            runner.at_hand = runner.unread.popleft()
+        back |= {task.id for task in runner.unread}
         runner.unread.clear()
         self.perform(self.core.recalled(lane, back, self.now))
 

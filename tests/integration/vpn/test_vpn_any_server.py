@@ -1,0 +1,226 @@
+"""openconnect at an ocserv that is not ours: run by root, routing packets itself."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from vpn.gateway.certificate import make_certificate, pin_of
+from vpn.gateway.passwords import file_text, hash_password
+
+WAN = "203.0.113.1"
+PORT = 4443
+PASSWORD = "correct horse"
+GET = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1], timeout=20).read()))"
+CONFIGURATION = """\
+auth = "plain[passwd={room}/passwd]"
+enable-auth = "certificate"
+tcp-port = {port}
+udp-port = {port}
+run-as-user = root
+run-as-group = root
+socket-file = {room}/ocserv
+pid-file = {room}/pid
+server-cert = {room}/cert.pem
+server-key = {room}/key.pem
+ca-cert = {room}/ca.pem
+cert-user-oid = 2.5.4.3
+isolate-workers = false
+sec-mod-scale = 1
+max-clients = 16
+max-same-clients = 4
+rate-limit-ms = 0
+try-mtu-discovery = true
+auth-timeout = 30
+log-level = 2
+cookie-timeout = 300
+device = vpns
+ipv4-network = 198.51.100.0
+ipv4-netmask = 255.255.255.0
+ping-leases = false
+dns = {dns}
+dtls-psk = true
+cisco-client-compat = true
+{more}
+"""
+NAT = 'table ip any { chain out { type nat hook postrouting priority 100; oifname "to-wan" masquerade; }; }'
+
+
+class Server:
+    """A plain ocserv on the login node."""
+
+    def __init__(self, site, more=""):
+        self.site = site
+        self.room = site.directory / "ocserv"
+        self.room.mkdir()
+        key, certificate = make_certificate("any")
+        self.pin = pin_of(certificate)
+        authority = self._certify()
+        config = CONFIGURATION.format(room=self.room, port=PORT, dns=WAN, more=more)
+        hashed = hash_password(PASSWORD)
+        for name, text in {
+            "key.pem": key.decode(), "cert.pem": certificate.decode(), "ca.pem": authority,
+            "passwd": file_text([("alice", hashed)]), "ocserv.conf": config,
+        }.items():  # fmt: skip
+            (self.room / name).write_text(text)
+        site.check("login", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+        site.check("login", "nft", "-f", "-", input=NAT)
+        self.process = subprocess.Popen(
+            [*site.enter("login"), "ocserv", "--foreground", "--config", str(self.room / "ocserv.conf")],
+            env={**os.environ, "LD_PRELOAD": str(ROOT / "vpn" / "preload" / "one_id.so"), "PATH": "/usr/sbin:/usr/bin"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/",
+        )  # fmt: skip
+        said = []
+        for line in self.process.stdout:
+            said.append(line)
+            if "initialized ocserv" in line:
+                return
+        self.close()
+        raise AssertionError("".join(said))
+
+    def _certify(self):
+        """A client's certificate, bob's; the authority's."""
+        issuer = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+        now = datetime.datetime.now(datetime.UTC)
+        own = ec.generate_private_key(ec.SECP256R1())
+
+        def certificate(subject, public, *, authority):
+            return (
+                x509.CertificateBuilder()
+                .subject_name(subject)
+                .issuer_name(name)
+                .public_key(public)
+                .serial_number(x509.random_serial_number())
+                .not_valid_before(now - datetime.timedelta(days=1))
+                .not_valid_after(now + datetime.timedelta(days=1))
+                .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+                .sign(issuer, hashes.SHA256())
+                .public_bytes(serialization.Encoding.PEM)
+                .decode()
+            )
+
+        bob = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bob")])
+        (self.room / "bob.pem").write_text(certificate(bob, own.public_key(), authority=False))
+        (self.room / "bob.key").write_bytes(
+            own.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return certificate(name, issuer.public_key(), authority=True)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def run(self, *options, argv=("true",), **more):
+        server = ["--server", f"192.0.2.1:{PORT}", "--servercert", self.pin]
+        return self.site.vpn("node", "run", "-v", *server, *options, "--", *argv, **more)
+
+
+@contextlib.contextmanager
+def serving(site, more=""):
+    server = Server(site, more)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def server(site):
+    with serving(site) as server:
+        yield server
+
+
+def mtu(done):
+    return int(re.search(r"MTU (\d+)", done.stderr)[1])
+
+
+def get(size=1_000_000):
+    return (sys.executable, "-c", GET, f"http://{WAN}/{size}")
+
+
+def test_by_password_and_dtls(server):
+    done = server.run("--user", "alice", argv=get(), input=PASSWORD + "\n")
+    assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
+    assert ": DTLS (" in done.stderr
+    assert 1300 < mtu(done) < 1500
+
+
+def test_a_wrong_password(server):
+    done = server.run("--user", "alice", input="wrong\n")
+    assert done.returncode == 5
+    assert "refused the user or password" in done.stderr
+
+
+def test_by_certificate(server):
+    room = server.room
+    done = server.run("--certificate", str(room / "bob.pem"), "--sslkey", str(room / "bob.key"), argv=get())
+    assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
+    stranger, certificate = make_certificate("mallory")
+    (room / "mallory.pem").write_bytes(stranger + certificate)
+    done = server.run("--certificate", str(room / "mallory.pem"))
+    assert done.returncode == 5
+    assert "refused the client's certificate" in done.stderr
+
+
+def test_by_cookie(server):
+    argv = ["openconnect", "--protocol=anyconnect", "--authenticate", "--non-inter", "--passwd-on-stdin"]
+    where = [f"--servercert={server.pin}", "--user=alice", f"https://192.0.2.1:{PORT}/"]
+    said = server.site.check("node", *argv, *where, input=PASSWORD + "\n")
+    cookie = re.search(r"^COOKIE='(.*)'$", said, re.MULTILINE)[1]
+    done = server.run("--cookie-on-stdin", argv=get(), input=cookie + "\n")
+    assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
+    assert cookie not in done.stderr
+    done = server.run("--cookie-on-stdin", input="nonsense\n")
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_mtu_is_the_paths_not_the_links(server):
+    """Large packets vanish on the way without a word: only trying shows it."""
+    rules = (
+        "table ip f { chain c { type filter hook prerouting priority -300; iifname to-node udp length > 1200 drop; }; }"
+    )
+    server.site.check("login", "nft", "-f", "-", input=rules)
+    done = server.run("--user", "alice", argv=get(), input=PASSWORD + "\n")
+    assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
+    assert ": DTLS (" in done.stderr
+
+
+def test_udp_that_is_blocked_costs_a_second(server):
+    rules = "table ip f { chain c { type filter hook output priority 0; udp dport != 53 drop; }; }"
+    server.site.check("node", "nft", "-f", "-", input=rules)
+    done = server.run("--user", "alice", argv=get(), input=PASSWORD + "\n")
+    assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
+    assert ": TLS (" in done.stderr
+    assert float(re.search(r"up in ([\d.]+) s", done.stderr)[1]) < 15
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--cookie-on-stdin", "--user", "alice"], "--cookie-on-stdin"),
+        (["--sslkey", "/dev/null"], "--sslkey"),
+        ([], "--user"),
+        (["--certificate", "/no/such"], "does not exist"),
+    ],
+)
+def test_logins_that_are_none(site, options, word):
+    server = ["--server", "192.0.2.1:1", "--servercert", "pin-sha256:" + "A" * 43 + "="]
+    done = site.vpn("node", "run", *server, *options, "--", "true", input="")
+    assert done.returncode == 2
+    assert word in done.stderr

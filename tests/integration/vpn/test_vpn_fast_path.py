@@ -1,0 +1,198 @@
+"""The fast path: pilots' TCP ends at the gateway and goes on from the host's side, watched and counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WAN = "203.0.113.1"
+GET = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1], timeout=20).read()))"
+
+
+def run(site, credential, *argv, options=(), **more):
+    return site.vpn("node", "run", "--credential", credential, *options, "--", *argv, **more)
+
+
+def get(site, credential, url, **more):
+    return run(site, credential, sys.executable, "-c", GET, url, **more)
+
+
+def username(file):
+    return json.loads(Path(file).read_text())["username"]
+
+
+def state(site):
+    return site.directory / "home" / "hpcq-gateway" / "default"
+
+
+def status(site):
+    done = site.vpn("login", "gateway", "status", "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def accesses(site):
+    return [json.loads(line) for line in (state(site) / "access.log").read_text().splitlines()]
+
+
+def only(site, text):
+    (pid,) = [pid for pid in site.find(text) if "nsenter" not in site.extra().get(pid, "nsenter")]
+    return pid
+
+
+def start_waiting(site, file, script="echo up; read line"):
+    process = site.start_vpn(
+        "node", "run", "--credential", file, "--", "sh", "-c", script,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == b"up\n", process.stderr.read()
+    return process
+
+
+def test_connections_are_counted_and_logged_by_their_pilot(gateway, credential):
+    files = [credential("a"), credential("b")]
+    for file in files:
+        done = get(gateway, file, f"http://{WAN}/3000000")
+        assert (done.returncode, done.stdout) == (0, "3000000\n"), done.stderr
+    pilots = {pilot["username"]: pilot for pilot in status(gateway)["pilots"]}
+    for file in files:
+        pilot = pilots[username(file)]
+        assert 3_000_000 < pilot["down"] < 3_010_000
+        assert 0 < pilot["up"] < 10_000
+        (line,) = [line for line in accesses(gateway) if line["client"] == username(file)]
+        assert (line["host"], line["port"], line["outcome"]) == (WAN, 80, "ok")
+        assert line["down"] == pilot["down"]
+
+
+@pytest.mark.parametrize("address", ["203.0.113.2", "192.0.2.1", "10.1.2.3"])
+def test_the_gateways_own_host_and_private_addresses_are_denied(gateway, credential, address):
+    file = credential()
+    done = get(gateway, file, f"http://{address}:22/")
+    assert done.returncode == 1
+    assert "ConnectionResetError" in done.stderr
+    (line,) = [line for line in accesses(gateway) if line["client"] == username(file)]
+    assert line["outcome"].startswith("denied: ")
+
+
+def test_packets_keep_to_the_allow_list_as_well(site):
+    """UDP goes another way than TCP: by the packet filter."""
+    assert site.vpn("login", "gateway", "start", "--allow", f"{WAN}:80").returncode == 0
+    script = f"""
+import socket, sys
+def asks(port):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sock.settimeout(1)
+    sock.sendto(bytes.fromhex("12340100000100000000000003776562076578616d706c65036f72670000010001"), ("{WAN}", port))
+    try:
+        return bool(sock.recv(512))
+    except TimeoutError:
+        return False
+import urllib.request
+print(asks(53), len(urllib.request.urlopen("http://{WAN}/10", timeout=20).read()))
+"""
+    file = str(site.directory / "credential")
+    assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+    done = run(site, file, sys.executable, "-c", script)
+    assert done.stdout == "False 10\n", done.stderr
+    assert site.vpn("login", "gateway", "stop").returncode == 0
+    assert site.vpn("login", "gateway", "start").returncode == 0
+    assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+    assert run(site, file, sys.executable, "-c", script).stdout == "True 10\n"
+
+
+def test_a_killed_data_plane_is_replaced_and_the_tunnel_stays(gateway, credential):
+    script = f"""
+import socket, sys, urllib.request
+slow = socket.create_connection(("{WAN}", 80))
+slow.sendall(b"GET /1000000000 HTTP/1.0\\r\\n\\r\\n")
+assert slow.recv(1)
+print("up", flush=True)
+sys.stdin.readline()
+try:
+    while slow.recv(1 << 20):
+        pass
+except ConnectionResetError:
+    print("reset", flush=True)
+print(len(urllib.request.urlopen("http://{WAN}/1000", timeout=20).read()))
+"""
+    file = credential()
+    process = gateway.start_vpn(
+        "node", "run", "--credential", file, "--", sys.executable, "-c", script,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with process:
+        assert process.stdout.readline() == b"up\n", process.stderr.read()
+        victim = only(gateway, "vpn.gateway.plane import main")
+        os.kill(victim, signal.SIGKILL)
+        gateway.wait_gone([victim])
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.read() == b"reset\n1000\n"
+        assert process.wait(20) == 0, process.stderr.read()
+    assert [line["host"] for line in accesses(gateway) if line["client"] == username(file)] == [WAN]
+
+
+def test_a_data_plane_that_will_not_stay_ends_the_gateway(gateway):
+    mine = list(gateway.extra())
+    for _ in range(6):
+        victim = only(gateway, "vpn.gateway.plane import main")
+        os.kill(victim, signal.SIGKILL)
+        gateway.wait_gone([victim])
+        status_of = gateway.vpn("login", "gateway", "status")  # it answers when it has noticed
+    assert status_of.returncode in (0, 5)
+    gateway.wait_gone(mine)
+    assert "the data plane ended 6 times" in (state(gateway) / "log").read_text()
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_gateway_that_is_started_again_keeps_port_and_credentials(gateway, credential, how):
+    unused, spent, revoked = credential("unused"), credential("spent"), credential("revoked")
+    port, relay_port = status(gateway)["port"], status(gateway)["relay_port"]
+    script = f"from vpn import GatewayClient; GatewayClient().revoke({username(revoked)!r})"
+    assert gateway.run("login", sys.executable, "-c", script).returncode == 0
+    mine = list(gateway.extra())
+    process = start_waiting(gateway, spent)
+    with process:
+        if how == "killed":
+            os.kill(only(gateway, "vpn.gateway.daemon import main"), signal.SIGKILL)
+            gateway.wait_gone(mine)
+        else:
+            assert gateway.vpn("login", "gateway", "stop").returncode == 0
+        modes = {path.name: path.stat().st_mode & 0o777 for path in state(gateway).iterdir()}
+        assert modes["credentials.json"] == 0o600
+        started = gateway.vpn("login", "gateway", "start")
+        assert started.returncode == 0, started.stderr
+        assert process.wait(30) == 5  # its cookie is not known any more
+    assert (status(gateway)["port"], status(gateway)["relay_port"]) == (port, relay_port)
+    states = {pilot["username"]: pilot["state"] for pilot in status(gateway)["pilots"]}
+    assert states == {username(unused): "issued", username(spent): "restored"}
+    for file in (unused, spent):
+        done = run(gateway, file, "true")
+        assert done.returncode == 0, done.stderr
+        assert run(gateway, file, "true").returncode == 5  # good for one login
+    assert run(gateway, revoked, "true").returncode == 5
+
+
+def test_credentials_survive_a_damaged_file(gateway, credential):
+    credential()
+    assert gateway.vpn("login", "gateway", "stop").returncode == 0
+    (state(gateway) / "credentials.json").write_bytes(b"\0" * 1000)
+    assert gateway.vpn("login", "gateway", "start").returncode == 0
+    assert status(gateway)["pilots"] == []
+    assert run(gateway, credential("new"), "true").returncode == 0
+
+
+def test_the_prototypes_recipe(site):
+    assert site.vpn("login", "gateway", "start", "--uplink", "prototype").returncode == 0
+    file = str(site.directory / "credential")
+    assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+    done = run(site, file, sys.executable, "-c", GET, f"http://{WAN}/100000", options=("-v", "--mode", "prototype"))
+    assert (done.returncode, done.stdout) == (0, "100000\n"), done.stderr
+    assert ": TLS (" in done.stderr
+    mtu = int(done.stderr.partition("MTU ")[2].partition(",")[0])
+    assert 1400 < mtu <= 1472
