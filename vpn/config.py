@@ -162,7 +162,7 @@ class TunnelConfig:
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        if self.mode != "none":
+        if self.mode in ("relay", "openconnect", "prototype"):
             _require(self.credential is not None, f"mode {self.mode} needs a credential")
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")

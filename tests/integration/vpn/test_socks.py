@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -458,6 +459,71 @@ print("ok")
 
 
 # --- programs ---
+
+
+@pytest.fixture
+def xrootd(site, needs):
+    """An XRootD server outside with one file; its bytes."""
+    program = needs("xrootd")
+    here = site.directory / "xrootd"
+    (here / "data").mkdir(parents=True)
+    data = os.urandom(20_000_000)
+    (here / "data" / "file").write_bytes(data)
+    (here / "cfg").write_text(
+        f"xrd.port 1094\nall.export /\noss.localroot {here}/data\nall.adminpath {here}\nall.pidpath {here}\n"
+    )
+    ids = ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+    with site.start("wan", *ids, program, "-c", f"{here}/cfg", "-l", f"{here}/log") as server:
+        tail = ["tail", "-n", "+1", "-F", str(here / "log")]
+        with subprocess.Popen(tail, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as log:
+            assert any("initialization completed" in line for line in log.stdout)
+            log.kill()
+        yield data
+        for pid in site.find("xrootd -c"):
+            os.kill(pid, signal.SIGKILL)
+        server.wait(20)
+
+
+def test_xrdcp(site, microsocks, xrootd, needs):
+    needs("xrdcp")
+    for host in (WAN, "web.example.org"):
+        copy = site.directory / f"copy-{host}"
+        done = run(site, microsocks, "xrdcp", "--silent", f"root://{host}//file", str(copy))
+        assert done.returncode == 0, done.stderr
+        assert copy.read_bytes() == xrootd
+
+
+def test_python_clients(site, microsocks, xrootd):
+    for module in ("XRootD", "requests", "uproot", "fsspec_xrootd"):
+        pytest.importorskip(module)
+    script(
+        site,
+        microsocks,
+        """
+import asyncio, hashlib, requests, fsspec
+from XRootD import client
+assert requests.get("http://web.example.org/", timeout=20).text == "hello\\n"
+file = client.File()
+status, _ = file.open("root://web.example.org//file", timeout=30)
+assert status.ok, status
+status, data = file.read(timeout=60)
+assert status.ok and hashlib.sha256(data).hexdigest() == sys.argv[1], status
+file.close()
+with fsspec.open("root://203.0.113.1//file") as f:  # as uproot reads
+    assert f.read(1000) == data[:1000]
+async def get():
+    reader, writer = await asyncio.open_connection("web.example.org", 80)
+    writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
+    assert (await reader.read()).endswith(b"hello\\n")
+    try: await asyncio.open_connection("203.0.113.1", 81)
+    except ConnectionRefusedError: return
+    raise AssertionError
+asyncio.run(get())
+print("ok", flush=True)
+os._exit(0)
+""",
+        hashlib.sha256(xrootd).hexdigest(),
+    )
 
 
 def test_the_environment_is_kept_across_exec(site, microsocks):
