@@ -89,6 +89,8 @@ class Core:
         self.job_ends = ""
         """Why tasks may die that are not to blame for it: the batch system ends our job and signals them too."""
         self.wan = True
+        self.suspects: set[int] = set()
+        """Tasks that needed the tunnel and failed by themselves: who reports them asks whether it leads anywhere."""
         self.inside = True
         self._next_lane = 1
         self._failures = 0
@@ -146,9 +148,7 @@ class Core:
             self._leave(task)
             self._durations.learn(task, result.seconds)
             lane.spent = lane.spent or lane.kind.isolation == "fresh"
-            if task.network == "wan" and not self.wan and result.outcome in FAILED:
-                result.outcome, result.message = Outcome.NETWORK.value, "the tunnel was down while it ran"
-            self._results.append(self.excused(result))
+            self._conclude(task, self.excused(result))
         lane.head_since = now
         self._strike(lane)
         self._retire_further(lane)
@@ -445,6 +445,16 @@ class Core:
                 again[task.id] = task
         self.waiting = {**again, **self.waiting}
 
+    def _conclude(self, task: TaskSpec, result: TaskResult) -> None:
+        """A task has ended by itself, perhaps for want of the network."""
+        if task.network == "wan" and result.outcome in FAILED:
+            if self.wan:
+                self.suspects.add(task.id)
+            else:
+                message = "the tunnel was down while it ran"
+                result = structs.replace(result, outcome=Outcome.NETWORK.value, message=message)
+        self._results.append(result)
+
     def excused(self, result: TaskResult) -> TaskResult:
         """What the batch system ended with our job, a command or a fork, is lost, so that it runs again."""
         if not self.job_ends or (result.exit_code not in CODES_FROM_OUTSIDE and result.outcome != Outcome.CRASH.value):
@@ -480,6 +490,5 @@ class Core:
         elif self.job_ends and status in ENDED_FROM_OUTSIDE:
             outcome, why = Outcome.LOST, self.job_ends
         seconds = max(0.0, now - lane.head_since)
-        self._results.append(
-            TaskResult(victim.id, outcome.value, b"", None, output[0], output[1], why, 0.0, seconds, 0, *used)
-        )
+        result = TaskResult(victim.id, outcome.value, b"", None, output[0], output[1], why, 0.0, seconds, 0, *used)
+        self._conclude(victim, result)

@@ -47,13 +47,13 @@ from hpcq.parcels import Shelf
 from hpcq.pilot import options as opts
 from hpcq.pilot.contents import Contents
 from hpcq.pilot.core import Core
-from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, NEWS_TIMEOUT
 from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import own_cpus
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
 from hpcq.pilot.parcels import Parcels
 from hpcq.pilot.pool import Pool
+from hpcq.pilot.reports import Reports
 from hpcq.pilot.scratch import scratch_directory
 from hpcq.pilot.staging import Staging
 from hpcq.pilot.tunnel import Tunnel
@@ -61,9 +61,6 @@ from hpcq.versions import versions
 from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, open_session
 
 log = logging.getLogger("hpcq.pilot")
-
-UPDATE_BYTES = 32 * 1024 * 1024
-"""Results are sent in messages of about this size at most, so that none blocks the link for long."""
 
 MEMORY_SHARE = 8
 """Large arguments and results may take this part of the pilot's memory; more goes to its scratch directory."""
@@ -101,7 +98,6 @@ class Pilot:
         self._end: asyncio.Future[End] = self._loop.create_future()
         self._hurry = asyncio.Event()
         self._signalled_at = -SAME_SIGNAL
-        self._doubtful: list[m.TaskResult] = []
         self._credential: asyncio.Future[m.CredentialReply] = self._loop.create_future()
         self._link = ManagerLink(options.connection, self._hello, self._on_message)
         cpus = own_cpus(options.cores, options.batch)
@@ -114,7 +110,7 @@ class Pilot:
         )  # fmt: skip
         self._staging: Staging | None = None
         self._parcels: Parcels | None = None
-        self._update = m.Update([], [])
+        self._reports = Reports(self._link, self._core, self._tunnel.judge)
         self._down: m.TunnelDown | None = None
 
     async def live(self) -> int:
@@ -152,7 +148,7 @@ class Pilot:
         spawners = await self._spawners(stack)
         self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, hold)
         stack.push_async_callback(self._pool.close)
-        self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._report_more)
+        self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._reports.add)
         stack.push_async_callback(self._parcels.close)
         info = self._tunnel.session.info
         self._ready = m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address, self._features())
@@ -177,7 +173,7 @@ class Pilot:
             self._pool.perform(self._core.abandon("the manager is gone", self._loop.time()))
             await self._pool.idle.wait()
             await self._drop_files()
-            self._update, self._doubtful = m.Update([], []), []
+            self._reports.drop()
             self._core.draining = False
             try:
                 await self._link.connect(self._options.manager_timeout)
@@ -379,45 +375,7 @@ class Pilot:
 
     def _report_staged(self, report: Report) -> None:
         """Large results are told when they have been brought."""
-        self._report_more(self._parcels.ended(report) if self._parcels else report)
-
-    def _report_more(self, report: Report) -> None:
-        if not self._update.results and not self._update.started:
-            self._loop.call_soon(self._send_update)
-        self._update.started.extend(report.started)
-        self._update.results.extend(self._without_doubtful(report.results))
-        if report.returned or report.answers:
-            self._send_update()  # a task that was announced and comes back: in this order
-            self._link.send(m.Returned(report.returned))
-
-    def _without_doubtful(self, results: list[m.TaskResult]) -> list[m.TaskResult]:
-        """All but commands that a signal ended: we may be about to hear that it ends the whole job."""
-        doubtful = [one for one in results if one.exit_code in CODES_FROM_OUTSIDE]
-        if not doubtful or self._core.job_ends:
-            return results
-        self._doubtful += doubtful
-        self._loop.call_later(NEWS_TIMEOUT, self._report_doubtful)
-        return [one for one in results if one.exit_code not in CODES_FROM_OUTSIDE]
-
-    def _report_doubtful(self) -> None:
-        doubtful, self._doubtful = self._doubtful, []
-        self._update.results.extend(self._core.excused(one) for one in doubtful)
-        self._send_update()
-
-    def _send_update(self) -> None:
-        update, self._update = self._update, m.Update([], [])
-        ended = {result.id for result in update.results}
-        started = [number for number in update.started if number not in ended]
-        part: list[m.TaskResult] = []
-        size = 0
-        for result in update.results:
-            part.append(result)
-            size += len(result.payload) + len(result.std_output) + len(result.std_error)
-            if size > UPDATE_BYTES:
-                self._link.send(m.Update([], part), now=True)
-                part, size = [], 0
-        if part or started:
-            self._link.send(m.Update(started, part), now=True)
+        self._reports.add(self._parcels.ended(report) if self._parcels else report)
 
     # --- the end ---
 
@@ -429,7 +387,7 @@ class Pilot:
             self._link.send(m.Draining(end.reason))
         if self._pool is not None:
             await self._drain(self._pool, end)
-        self._report_doubtful()
+        self._reports.finish()
         self._link.send(m.Goodbye(end.reason))
         await self._link.close(end.reason)
 
@@ -456,6 +414,7 @@ class Pilot:
             await self._staging.idle.wait()
         if self._parcels:
             await self._parcels.idle.wait()
+        await self._reports.settle()
 
 
 @contextlib.asynccontextmanager

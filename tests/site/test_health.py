@@ -68,6 +68,40 @@ def test_without_openconnect_a_task_that_needs_no_tunnel_goes_on(
     assert (runs(marks, "wan"), runs(marks, "any")) == (2, 1)
 
 
+FAILS = """
+import sys, hpcq
+url, marks = sys.argv[2:]
+read = f"echo $$ >> {marks}/tries; xrdcp -f {url} {marks}/read"
+with hpcq.Queue(name=sys.argv[1]) as queue:
+    queue.submit(hpcq.Task("false").set(network="wan", retries=0, tag="own"))
+    first = queue.wait(80)
+    queue.submit(hpcq.Task(f"until test -e {marks}/go; do sleep 0.1; done; {read}").set(network="wan", tag="wan"))
+    for task in (first, queue.wait(80)):
+        print(task.tag, task.outcome, task.attempts, task.message, flush=True)
+"""
+
+
+def test_a_task_that_fails_since_the_tunnel_leads_nowhere_is_not_blamed(cluster: Cluster, gateway: None) -> None:
+    marks = cluster.directory / "marks"
+    marks.mkdir(mode=0o777)
+    marks.chmod(0o777)
+    cluster.submit(*XROOTD)
+    program = cluster.program(FAILS, cluster.site.xrootd_url + "uproot-Zmumu.root", str(marks))
+    (row,) = until(lambda: [row for row in cluster.pilots() if row["tasks_done"] and row["cores_busy"]], "one is done")
+    device = ["nsenter", "-t", str(inside(cluster, row["hostname"])), "-U", "-n", "ip", "link", "set", "tun0"]
+    subprocess.run([*device, "down"], check=True)  # the tunnel itself cannot notice this
+    (marks / "go").touch()
+    until((marks / "read").exists, "it ran again in a new tunnel")
+    assert ends(program) == {"own": ["exit_code", "1"], "wan": ["success", "2"]}
+    assert runs(marks, "tries") == 2
+
+
+def inside(cluster: Cluster, host: str) -> int:
+    """A process in the tunnel's namespace of the pilot on ``host``."""
+    pilot = cluster.pid_of_pilot(host)
+    return next(pid for pid in descendants(pilot) if Path(f"/proc/{pid}/ns/net").readlink() != _net(pilot))
+
+
 def test_a_gateway_that_is_stopped_and_started_costs_tasks_that_need_it_an_attempt(
     cluster: Cluster, at_work: tuple[subprocess.Popen[str], str, Path]
 ) -> None:
@@ -88,8 +122,7 @@ def test_with_its_namespace_everything_inside_is_gone_but_the_pilot_stays(
     pilot = cluster.pid_of_pilot(host)
     shell = int((marks / "any").read_text().split()[0])
     assert shell
-    inside = [pid for pid in descendants(pilot) if Path(f"/proc/{pid}/ns/net").readlink() != _net(pilot)]
-    os.kill(inside[0], signal.SIGKILL)
+    os.kill(inside(cluster, host), signal.SIGKILL)
     until((marks / "read").exists, "the task that needs the tunnel ran again in a new one")
     until(lambda: runs(marks, "any") == 2, "so did the other")
     assert cluster.pid_of_pilot(host) == pilot
@@ -100,7 +133,7 @@ def test_with_its_namespace_everything_inside_is_gone_but_the_pilot_stays(
 def ends(program: subprocess.Popen[str]) -> dict[str, list[str]]:
     """Outcome and attempts of each task."""
     words = [line.split() for line in finished(program).splitlines()]
-    return {first: rest[:2] for first, *rest in words if first in ("wan", "any")}
+    return {first: rest[:2] for first, *rest in words if first in ("wan", "any", "own")}
 
 
 def _net(pid: int) -> Path:

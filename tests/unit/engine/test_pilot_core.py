@@ -491,3 +491,11 @@ def test_commands_and_forks_that_the_end_of_the_job_kills(core, outcome, exit_co
     core.warm(1, 0.0)
     core.job_ends = "its job was ended"
     assert results(core.ended(1, [TaskResult(1, outcome, b"", exit_code)], 1.0)) == {1: told}
+
+
+def test_a_task_that_needs_the_tunnel_and_fails_is_suspected_not_judged(core):
+    core.run([wan_task(1), task(2)], 0.0)
+    core.warm(1, 0.0)
+    core.ended(1, [TaskResult(1, "exception")], 1.0)
+    core.ended(1, [TaskResult(2, "exception")], 1.0)
+    assert core.suspects == {1}
