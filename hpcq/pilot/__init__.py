@@ -2,9 +2,10 @@
 
 - `main`: options, signals, the life of a pilot from first word to goodbye (the file to read first);
 - `link`: finding and keeping the manager;
-- `core`: which runner gets which task, limits, what is reported: a pure state machine; `lanes`: what it works with;
+- `core`: which runner gets which task, limits, what is reported: a pure state machine; `lanes`, `doom`,
+  `durations`: what it works with;
 - `pool`: the runner processes and their sockets, performing what `core` orders; `rest`: when these are read;
-- `runner`: the interpreter that executes tasks one after the other, inside the tunnel's namespace; `forks`, `guard`:
-  what keeps tasks apart, `usage`: what they used;
+- `runner`: the interpreter that executes tasks one after the other, inside the tunnel's namespace; `commands`,
+  `forks` (both `children`), `guard`: what keeps tasks apart, `usage`: what they used;
 - `sampler`: what long tasks use, seen from outside; `host`: which CPUs and GPUs are the pilot's own.
 """

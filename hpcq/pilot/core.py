@@ -51,13 +51,13 @@ from hpcq.pilot.lanes import (
 from hpcq.pilot.usage import NOTHING_USED, Used
 from hpcq.task import Outcome
 
-AHEAD = 0.02
+AHEAD = 0.015
 """Seconds of expected work given to a lane in advance."""
 
 AHEAD_LIMIT = 64
 """Tasks given in advance at most: what certainly fits into a socket's buffer."""
 
-STUCK = 0.02
+STUCK = 0.04
 """Seconds a task may keep those given behind it waiting before they are recalled."""
 
 IDLE_LANES = 2

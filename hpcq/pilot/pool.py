@@ -328,6 +328,8 @@ class Pool:
         if runner is None:
             return
         self._read(runner)  # what it has done it need not be killed for
+        # No result may be read between taking back and telling: meanwhile the runner may get one from the middle, whose
+        # result comes before those that the core still has in front of it.
         self.perform(self._core.recalled(lane, self._not_begun(runner), self._loop.time()))
 
     def _not_begun(self, runner: Runner) -> set[int]:

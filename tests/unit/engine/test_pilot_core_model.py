@@ -280,7 +280,7 @@ class CoreModel(RuleBasedStateMachine):
 
     # --- time and ends ---
 
-    @rule(seconds=st.sampled_from([0.0, 0.005, 0.03, 2.0, 130.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.005, 0.05, 2.0, 130.0]))
     def time_passes(self, seconds):
         self.now += seconds
         self.perform(self.core.time(self.now))
