@@ -5,7 +5,7 @@ from the gateway its user runs on a login node. Start reading at ``vpn/session.p
 is the command line.
 """
 
-from vpn.config import MODES, Credential, Secret, TunnelConfig
+from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
 from vpn.cvmfs.settings import Cvmfs, make_cvmfs
 from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
 from vpn.gateway.client import GatewayClient
@@ -16,6 +16,7 @@ from vpn.session import Session, open_session
 
 __all__ = [
     "MODES",
+    "WITHOUT_CREDENTIAL",
     "Credential",
     "Cvmfs",
     "GatewayClient",

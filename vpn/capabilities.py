@@ -5,22 +5,42 @@ Each refusal carries the same advice as the error a tunnel would end with.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 
 import msgspec
 
 from vpn.errors import TunnelError
-from vpn.namespace import open_namespace
+from vpn.namespace import Namespace, open_namespace
 from vpn.process import Client, run, start_keeper
 from vpn.programs import PACKAGES, environment, find_shim, missing_program, search_path
+from vpn.refusals import read_switches
+from vpn.surroundings import (
+    ANSWER_DEADLINE,
+    SURROUNDINGS,
+    Check,
+    check_clock,
+    check_clock_against,
+    check_dns,
+    check_loopback,
+    check_server,
+)
 
 VERSION_DEADLINE = 10.0
-SHIMS = ("tun_from_fd", "one_id", "host_sockets")
+SHIMS = ("tun_from_fd", "socks", "one_id", "host_sockets")
 NEEDS = {
+    "mode relay": ("user namespaces", "tun", "nat"),
     "mode openconnect": ("user namespaces", "tun", "openconnect", "tun_from_fd"),
+    "mode socks": ("loopback", "socks"),
+    "mode slirp": ("user namespaces", "tun", "slirp4netns", "default route"),
+    "mode none": ("default route",),
     "gateway": (
         "user namespaces",
         "tun",
@@ -35,23 +55,20 @@ NEEDS = {
 }
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One capability: ``detail`` is a version or path, or why it is not there and what to do."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
 class Capabilities(msgspec.Struct, frozen=True):
     """All checks; ``uses`` maps a use to the checks it fails."""
 
     checks: list[Check]
     uses: dict[str, list[str]]
 
+    def why_not(self, use: str) -> list[str]:
+        """What stands in the way of a use, each with what to ask for; empty when nothing does."""
+        details = {check.name: check.detail for check in self.checks}
+        return [f"{need}: {details.get(need, 'not tried')}" for need in self.uses[use]]
 
-async def examine() -> Capabilities:
-    """Try everything."""
+
+async def examine(server: tuple[str, int] | None = None, against: str = "") -> Capabilities:
+    """Try everything; also a gateway's address, and the clock ``against`` a web server, where they are given."""
     async with AsyncExitStack() as stack:
         keeper = await start_keeper()
         stack.push_async_callback(keeper.close)
@@ -59,7 +76,28 @@ async def examine() -> Capabilities:
         for name in PACKAGES:
             checks.append(await _program(keeper.client, name))
     checks += [_shim(name) for name in SHIMS]
+    checks += [_compiler(), await check_loopback(), await check_dns(), *(check() for check in SURROUNDINGS)]
+    checks.append(await asyncio.to_thread(_clock, against))
+    if server is not None:
+        checks += await check_server(*server)
     return Capabilities(checks, uses_of(checks))
+
+
+def _compiler() -> Check:
+    path = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return Check("cc", path is not None, path or "no C compiler: install gcc before hpcq, for its shims")
+
+
+def _clock(against: str) -> Check:
+    if not against:
+        return check_clock()
+    try:
+        with urllib.request.urlopen(against, timeout=ANSWER_DEADLINE) as answer:  # noqa: S310  (any URL the user names)
+            return check_clock_against(answer.headers["Date"], time.time(), against)
+    except urllib.error.HTTPError as error:
+        return check_clock_against(error.headers["Date"], time.time(), against)
+    except (OSError, ValueError) as error:
+        return Check("clock", False, f"{against}: {error}")
 
 
 def uses_of(checks: list[Check]) -> dict[str, list[str]]:
@@ -72,24 +110,33 @@ async def _kernel_checks(keeper: Client) -> list[Check]:
     try:
         namespace = await open_namespace(keeper)
     except TunnelError as error:
-        unknown = Check(
-            "tun", os.access("/dev/net/tun", os.R_OK | os.W_OK), "/dev/net/tun, not tried inside a namespace"
-        )
-        return [Check("user namespaces", False, error.message), unknown]
+        readable = os.access("/dev/net/tun", os.R_OK | os.W_OK)
+        return [
+            Check("user namespaces", False, error.message),
+            Check("tun", readable, "/dev/net/tun, not tried inside a namespace"),
+            Check("nat", False, "not tried: it needs a namespace"),
+        ]
     try:
         notes = (await namespace.client.started()).notes
-        made = Check("user namespaces", True, "; ".join(["user, network, mount and pid namespaces", *notes]))
-        return [made, await _tun(namespace.open_tun("tun0"))]
+        limits = [f"{name}={value}" for name, value in read_switches().items() if name.startswith("user.")]
+        made = "; ".join(["user, network, mount and pid namespaces", *limits, *notes])
+        tun = await _tried("tun", "/dev/net/tun", _open_tun(namespace))
+        nat = await _tried("nat", "redirection of TCP", namespace.redirect("tun0", 1)) if tun.ok else None
+        return [Check("user namespaces", True, made), tun, nat or Check("nat", False, "not tried: it needs tun")]
     finally:
         await namespace.close()
 
 
-async def _tun(opening: object) -> Check:
+async def _open_tun(namespace: Namespace) -> None:
+    os.close(await namespace.open_tun("tun0"))
+
+
+async def _tried(name: str, what: str, trying: Awaitable[None]) -> Check:
     try:
-        os.close(await opening)  # type: ignore[misc]
+        await trying
     except TunnelError as error:
-        return Check("tun", False, error.message)
-    return Check("tun", True, "/dev/net/tun")
+        return Check(name, False, error.message)
+    return Check(name, True, what)
 
 
 async def _program(keeper: Client, name: str) -> Check:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,27 @@ import click
 
 from vpn import capabilities
 from vpn.command import Run, read_password
-from vpn.config import MODES, Credential, Login, Mode, Secret, TunnelConfig, as_json, check_pin, parse_server
+from vpn.config import (
+    MODES,
+    WITHOUT_CREDENTIAL,
+    Credential,
+    Login,
+    Mode,
+    Secret,
+    TunnelConfig,
+    as_json,
+    check_pin,
+    parse_server,
+)
 from vpn.cvmfs.options import cvmfs_options
 from vpn.cvmfs.settings import Cvmfs
-from vpn.errors import UsageError, VpnError
+from vpn.errors import GatewayError, UsageError, VpnError
 from vpn.gateway.client import GatewayClient, start_gateway
 from vpn.gateway.daemon import describe, run_daemon
 from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink
 from vpn.probes import check_target
+
+SOCKS_PORT = 1080
 
 
 class Failure(click.ClickException):
@@ -87,7 +101,8 @@ def cli() -> None:
 )
 @click.option("--dtls/--no-dtls", default=None, help="UDP, or TLS alone [default: what is faster at this server].")
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
-@click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (mode relay).")
+@click.option("--socks", metavar="HOST:PORT", help="A SOCKS5 server for mode socks, such as that of ssh -D.")
+@click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (modes relay, socks).")
 @cvmfs_options
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -108,6 +123,7 @@ def run(
     timeout: float,
     dtls: bool | None,
     mtu: int,
+    socks: str | None,
     direct: tuple[str, ...],
     cvmfs: Cvmfs | None,
     verbose: bool,
@@ -122,11 +138,33 @@ def run(
     with ExitStack() as stack:
         here = Login(cookie_on_stdin, _absolute(certificate), _absolute(sslkey))
         _check_login(server, here, user)
-        who = None if mode == "none" else _credential(stack, gateway, credential, (server, servercert, user), here)
-        config = TunnelConfig(mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, cvmfs=cvmfs)
+        who, why_none = _who(
+            mode,
+            lambda: _credential(stack, gateway, credential, (server, servercert, user), here),
+            named=gateway is not None,
+            alone=socks is not None,
+        )
+        if why_none:
+            click.echo(f"vpn run: no gateway: {why_none}", err=True)
+        proxy = None if socks is None else parse_server(socks, SOCKS_PORT)
+        config = TunnelConfig(
+            mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy, cvmfs=cvmfs
+        )
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)
+
+
+def _who(mode: Mode, get: Callable[[], Credential], *, named: bool, alone: bool) -> tuple[Credential | None, str]:
+    """Who to be; or None and, in mode auto with no gateway ``named``, why none gave a credential."""
+    if alone or mode in WITHOUT_CREDENTIAL:
+        return None, ""
+    try:
+        return get(), ""
+    except GatewayError as error:
+        if mode != "auto" or named:
+            raise
+        return None, str(error)
 
 
 def _credential(
@@ -303,14 +341,19 @@ def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.option("--server", metavar="HOST:PORT", help="Also ask a gateway: TCP, MTU, UDP.")
+@click.option("--against", metavar="URL", default="", help="Compare the clock with this web server's.")
 @_json
-def probe(as_data: bool) -> None:
-    """Say what this host allows: namespaces, tun, programs, shims; each refusal explained."""
-    report = asyncio.run(capabilities.examine())
+def probe(*, as_data: bool, server: str | None, against: str) -> None:
+    """Say what this host allows, what each tunnel mode lacks here, and what to ask the site for."""
+    report = asyncio.run(capabilities.examine(None if server is None else parse_server(server), against))
     if as_data:
         click.echo(as_json(report))
         return
     for check in report.checks:
         click.echo(f"{'yes' if check.ok else 'NO ':3}  {check.name:16} {check.detail}")
-    for use, problems in report.uses.items():
-        click.echo(f"{use}: {'possible' if not problems else 'not possible: needs ' + ', '.join(problems)}")
+    for use in report.uses:
+        reasons = report.why_not(use)
+        click.echo(f"{use}: {'works' if not reasons else 'does not work, because'}")
+        for reason in reasons:
+            click.echo(f"    {reason}")

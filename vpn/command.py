@@ -68,6 +68,8 @@ class Run:
 
     def _report(self, session: Session) -> None:
         info = session.info
+        for line in info.passed_over:
+            click.echo(f"vpn run: {line}", err=True)
         if info.mode != "none":
             self.say(
                 f"tunnel up in {info.bring_up_seconds:.2f} s: {info.kind} {info.cipher} to {info.server}, "

@@ -17,8 +17,9 @@ import msgspec
 from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import UsageError
 
-Mode = Literal["openconnect", "relay", "prototype", "none"]
+Mode = Literal["auto", "relay", "openconnect", "socks", "slirp", "prototype", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
+WITHOUT_CREDENTIAL: tuple[Mode, ...] = ("slirp", "none")
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
@@ -144,7 +145,7 @@ class TunnelConfig:
     ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
     before the tunnel counts as lost. ``dtls`` and ``mtu`` are asked of the server (None, 0: what its credential says).
-    ``direct`` are networks reached from the node itself.
+    ``direct`` are networks reached from the node itself. ``socks`` is a SOCKS5 server to use instead of a gateway's.
     """
 
     mode: Mode
@@ -155,12 +156,13 @@ class TunnelConfig:
     dtls: bool | None = None
     mtu: int = 0
     dns: tuple[str, ...] = ()
+    socks: tuple[str, int] | None = None
     direct: tuple[str, ...] = ()
     cvmfs: Cvmfs | None = None
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, f"unknown tunnel mode {self.mode!r}; known: {', '.join(MODES)}")
-        if self.mode != "none":
+        if self.mode in ("relay", "openconnect", "prototype"):
             _require(self.credential is not None, f"mode {self.mode} needs a credential")
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
@@ -206,12 +208,12 @@ def check_network(text: str) -> str:
         raise UsageError(f"{text!r} is not a network (192.0.2.0/24, 2001:db8::/32)") from None
 
 
-def parse_server(text: str) -> tuple[str, int]:
-    """HOST:PORT, [IPv6]:PORT or HOST (port 443)."""
+def parse_server(text: str, default_port: int = 443) -> tuple[str, int]:
+    """HOST:PORT, [IPv6]:PORT or HOST (its default port)."""
     match = re.fullmatch(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:]+))(?::(?P<port>\d{1,5}))?", text)
     if match is None:
         raise UsageError(f"{text!r} is not HOST:PORT")
-    return match["six"] or match["host"], check_port(int(match["port"] or 443))
+    return match["six"] or match["host"], check_port(int(match["port"] or default_port))
 
 
 def _is_host(text: str) -> bool:

@@ -28,16 +28,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from vpn.config import TunnelConfig
 from vpn.cvmfs import mount as cvmfs
 from vpn.errors import TunnelError
-from vpn.modes import none, openconnect, prototype, relay
+from vpn.modes import auto, none, openconnect, prototype, relay, slirp, socks
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
 from vpn.namespace import open_namespace
 from vpn.probes import ProbeResult
 from vpn.probing import ask
-from vpn.process import Process, start_keeper
+from vpn.process import Client, Process, start_keeper
 
 BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "openconnect": openconnect.bring_up,
     "relay": relay.bring_up,
+    "socks": socks.bring_up,
+    "slirp": slirp.bring_up,
     "prototype": prototype.bring_up,
     "none": none.bring_up,
 }
@@ -127,6 +129,8 @@ async def open_session(config: TunnelConfig, *, terminal: bool = False) -> Async
 
 async def _bring_up(config: TunnelConfig, up: BringUp) -> Tunnel:
     """The mode's tunnel, and CVMFS through it."""
+    if config.mode == "auto":
+        return await auto.bring_up(config, up, _bring_up)
     wanted = config.cvmfs
     if wanted is None:
         return await BRING_UP[config.mode](config, up)
@@ -138,6 +142,7 @@ async def _bring_up(config: TunnelConfig, up: BringUp) -> Tunnel:
         up.keeper = namespace.client
         up.keeper.lost.add_done_callback(lambda future: up.lose(future.result()))
     tunnel = await BRING_UP[config.mode](config, up)
-    await cvmfs.provide(wanted, missing, up.keeper if config.mode in WITHOUT_NAMESPACE else tunnel.client, up)
+    holder = tunnel.client if isinstance(tunnel.client, Client) else up.keeper
+    await cvmfs.provide(wanted, missing, holder, up)
     await cvmfs.prove(wanted, tunnel.client, up)
     return tunnel

@@ -58,7 +58,7 @@ from hpcq.pilot.scratch import scratch_directory
 from hpcq.pilot.staging import Staging
 from hpcq.pilot.tunnel import Tunnel
 from hpcq.versions import versions
-from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
+from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, open_session
 
 log = logging.getLogger("hpcq.pilot")
 
@@ -203,7 +203,7 @@ class Pilot:
         )  # fmt: skip
 
     async def _get_credential(self) -> Credential | None:
-        if self._options.vpn == "none":
+        if self._options.vpn in WITHOUT_CREDENTIAL:
             return None
         if self._link.lost.is_set():
             raise TunnelError("gateway", "there is no manager to get a credential from")
@@ -218,6 +218,9 @@ class Pilot:
         if not self._credential.done():
             raise TunnelError("gateway", f"no credential came within {CREDENTIAL_TIMEOUT:.0f} s")
         reply = self._credential.result()
+        if reply.error and self._options.vpn == "auto":
+            log.warning("no gateway gave a credential: %s", reply.error)
+            return None
         if reply.error:
             raise TunnelError("gateway", reply.error)
         return Credential.from_bytes(reply.credential)

@@ -21,7 +21,7 @@ from vpn.cvmfs.client import TOP, Installation, Room
 from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import TunnelError
 from vpn.messages import Stage
-from vpn.modes.base import BringUp
+from vpn.modes.base import BringUp, Spawner
 from vpn.probing import ask
 from vpn.process import Client
 from vpn.process import run as run_program
@@ -81,7 +81,7 @@ async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: B
     up.stack.callback(trimming.cancel)
 
 
-async def prove(settings: Cvmfs, client: Client, up: BringUp) -> None:
+async def prove(settings: Cvmfs, client: Spawner, up: BringUp) -> None:
     """Read a file of every repository from inside; raises TunnelError."""
     targets = [f"cvmfs:{name}" for name in settings.names]
     up.step = ("cvmfs", f"reading {', '.join(targets)}")

@@ -1,8 +1,7 @@
 """slirp4netns: the gateway namespace's way to the host's network for what no socket of the host's carries.
 
-It stands outside the namespace and joins it by the holder's pid. Ready when it writes to its ready descriptor
-(slirp4netns(1)); ended by its exit descriptor when the daemon dies. With ``uplink=slirp4netns`` the port
-clients come in by is forwarded too, by its API socket: one JSON request a connection.
+``vpn.uplink`` starts it. With ``uplink=slirp4netns`` the port clients come in by is forwarded too, by its API socket:
+one JSON request a connection.
 """
 
 from __future__ import annotations
@@ -16,25 +15,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vpn.errors import GatewayError
-from vpn.gateway.addresses import UPLINK, UPLINK_GUEST
+from vpn.gateway.addresses import UPLINK_GUEST
 from vpn.gateway.host_sockets import ATTEMPTS, PORTS
 from vpn.namespace import Namespace
-from vpn.process import Client, Process
-from vpn.programs import find_program
+from vpn.process import Client
+from vpn.uplink import MTU, Uplink, start_uplink
 
-READY_DEADLINE = 20.0
 API_DEADLINE = 10.0
-TAP_MTU = 65520  # bytes: the most slirp4netns takes; each packet costs, not each byte
+TAP_MTU = MTU  # bytes: the most slirp4netns takes; each packet costs, not each byte
 PROTOTYPE_MTU = 1500
 
 
 class Slirp:
     """A running slirp4netns."""
 
-    def __init__(self, process: Process, directory: Path, exit_fd: int) -> None:
-        self.process = process
+    def __init__(self, uplink: Uplink, directory: Path) -> None:
+        self.process = uplink.process
+        self._uplink = uplink
         self._directory = directory
-        self._exit_fd = exit_fd
 
     async def forward(self, host: str, port: int, protocols: Sequence[str] = ("tcp", "udp")) -> int:
         """Forward ``port`` (0: choose one) into the namespace; the port.
@@ -80,8 +78,7 @@ class Slirp:
 
     async def close(self) -> None:
         """End it."""
-        os.close(self._exit_fd)
-        await self.process.end()
+        await self._uplink.close()
         (self._directory / "slirp.sock").unlink(missing_ok=True)
 
 
@@ -97,54 +94,9 @@ async def start_slirp(
 ) -> Slirp:
     """Attach ``tap0`` to the namespace; returns when it carries packets. ``forwards``: it can forward ports."""
     (directory / "slirp.sock").unlink(missing_ok=True)
-    ready, ready_end = os.pipe()
-    exit_end, exit_fd = os.pipe()
-    argv = [
-        find_program("slirp4netns"), "--configure", f"--mtu={mtu}", f"--cidr={UPLINK}",
-        "--disable-host-loopback",
-        "--ready-fd=3", "--exit-fd=4",
-        *(["--api-socket=slirp.sock"] if forwards else []), *([] if dns else ["--disable-dns"]),
-        str(namespace.pid), "tap0",
-    ]  # fmt: skip
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        # A socket name relative to its directory: the directory's path may be longer than a socket's can be.
-        process = await keeper.spawn(
-            argv, cwd=directory, stdin=null, stdout=log, stderr=log, fds={3: ready_end, 4: exit_end}
-        )
-    except BaseException:
-        os.close(ready)
-        os.close(exit_fd)
-        raise
-    finally:
-        os.close(ready_end)
-        os.close(exit_end)
-        os.close(null)
-    slirp = Slirp(process, directory, exit_fd)
-    try:
-        await _wait_ready(ready)
-    except GatewayError:
-        await slirp.close()
-        raise
-    finally:
-        os.close(ready)
-    return slirp
-
-
-async def _wait_ready(fd: int) -> None:
-    """The descriptor becomes readable when slirp4netns is ready, and also when it died."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    os.set_blocking(fd, False)
-    loop.add_reader(fd, readable.set)
-    try:
-        await asyncio.wait_for(readable.wait(), READY_DEADLINE)
-    except TimeoutError:
-        raise GatewayError(f"slirp4netns was not ready within {READY_DEADLINE:g} s") from None
-    finally:
-        loop.remove_reader(fd)
-    if not os.read(fd, 1):
-        raise GatewayError("slirp4netns ended before it was ready; its last words are in the gateway's log")
+    # A socket name relative to its directory: the directory's path may be longer than a socket's can be.
+    options = [*(["--api-socket=slirp.sock"] if forwards else []), *([] if dns else ["--disable-dns"])]
+    return Slirp(await start_uplink(keeper, namespace, options, cwd=directory, log=log, mtu=mtu), directory)
 
 
 async def _exchange(directory: Path, request: bytes) -> bytes:

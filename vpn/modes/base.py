@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,11 +14,14 @@ from typing import Protocol
 import msgspec
 
 from vpn.errors import Layer, TunnelError
-from vpn.process import Client
+from vpn.process import Client, Process
 
 
 class TunnelInfo(msgspec.Struct, frozen=True):
-    """What came up: ``kind`` is DTLS, TLS or "" (mode none), ``mtu`` in bytes, times in seconds."""
+    """What came up: ``kind`` is DTLS, TLS, SOCKS5, slirp4netns or "" (mode none), ``mtu`` in bytes, times in seconds.
+
+    ``passed_over``: in mode auto, a line for each mode that was not chosen, with the reason.
+    """
 
     mode: str
     kind: str = ""
@@ -26,13 +31,34 @@ class TunnelInfo(msgspec.Struct, frozen=True):
     mtu: int = 0
     server: str = ""
     dns: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+
+
+class Spawner(Protocol):
+    """What starts programs inside: a keeper's client, or one that prepares them first."""
+
+    lost: asyncio.Future[TunnelError]
+
+    async def spawn(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        pass_fds: Sequence[int] = (),
+        new_session: bool = True,
+    ) -> Process:
+        """As ``Client.spawn``."""
 
 
 class Tunnel(Protocol):
     """A tunnel that is up."""
 
     @property
-    def client(self) -> Client:
+    def client(self) -> Spawner:
         """Starts programs inside."""
 
     def info(self) -> TunnelInfo:

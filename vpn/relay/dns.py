@@ -14,7 +14,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 SHORTEST = 12  # bytes: a header
 _TRUNCATED = 0x0200
-_A, _CNAME, _AAAA = 1, 5, 28
+A, _CNAME, AAAA = 1, 5, 28
 _RECORDS = 512  # looked at in one message
 _SERVFAIL = 2
 
@@ -25,6 +25,17 @@ class Resolved(NamedTuple):
     name: str
     addresses: list[Address]
     ttl: int
+
+
+def question(name: str, kind: int) -> bytes:
+    """A query for a name (ASCII, its parts of at most 63 bytes): recursion desired."""
+    labels = b"".join(bytes([len(label)]) + label.encode("ascii") for label in name.split("."))
+    return struct.pack(">6H", 0, 0x0100, 1, 0, 0, 0) + labels + struct.pack(">BHH", 0, kind, 1)
+
+
+def has_failed(message: bytes) -> bool:
+    """Whether an answer says neither yes nor no (RFC 1035, 4.1.1: NOERROR and NXDOMAIN do)."""
+    return len(message) < SHORTEST or message[3] & 0xF not in (0, 3)
 
 
 def with_id(message: bytes, number: int) -> bytes:
@@ -99,7 +110,7 @@ def _resolved(message: bytes) -> Resolved | None:
         if owner in known:
             if kind == _CNAME:
                 known.add(_name(message, offset)[0])
-            elif kind in (_A, _AAAA):
+            elif kind in (A, AAAA):
                 addresses.append(ipaddress.ip_address(bytes(data)))
                 ttl = min(ttl, seconds)
         offset += length

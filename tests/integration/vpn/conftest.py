@@ -251,10 +251,21 @@ def prerequisites():
         ["unshare", "--user", "--map-root-user", "--net", "--mount", "true"], capture_output=True, check=False
     )
     need(done.returncode == 0, "user namespaces")
-    shims = [ROOT / "vpn" / "preload" / f"{name}.so" for name in ("tun_from_fd", "one_id", "host_sockets")]
+    shims = [ROOT / "vpn" / "preload" / f"{name}.so" for name in ("socks", "tun_from_fd", "one_id", "host_sockets")]
     if not all(shim.exists() for shim in shims) and os.access(shims[0].parent, os.W_OK):
         subprocess.run([sys.executable, str(ROOT / "hatch_build.py")], check=False)
     need(all(shim.exists() for shim in shims), "compiled shims (python hatch_build.py)")
+
+
+@pytest.fixture
+def needs():
+    """The path of a program that only some tests need."""
+
+    def find(program):
+        need(has(program), program)
+        return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+    return find
 
 
 @pytest.fixture

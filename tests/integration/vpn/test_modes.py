@@ -15,7 +15,7 @@ WAN = "203.0.113.1"
 TRAFFIC = str(Path(__file__).with_name("traffic.py"))
 BIG = 1_000_000_000
 
-MODES = ["openconnect", "relay"]
+MODES = ["openconnect", "relay", "socks"]
 pytestmark = pytest.mark.parametrize("mode", MODES)
 
 

@@ -1,0 +1,175 @@
+"""Mode ``socks``: no namespaces; programs are started with a library that makes their connections go through here.
+
+Sequence:
+
+1. the library (``preload/socks.c``) is there;
+2. the forwarder (``vpn.shim.forwarder``), a process of its own, shows that loopback works, and opens its session at the
+   gateway's relay, or greets the SOCKS5 server it was given;
+3. programs are started with the library and the forwarder's name in their environment. One that it could not serve
+   (static, setuid, Go…) is refused, by the library's own judgement, instead of going round the tunnel.
+
+Failures: the forwarder's first line says why it cannot serve; its end loses the tunnel. Without it a program's
+connections fail with ENETDOWN; none goes round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from vpn.config import TunnelConfig
+from vpn.errors import LAYERS, Layer, TunnelError
+from vpn.modes.base import BringUp, TunnelInfo
+from vpn.pipes import filled, read_lines
+from vpn.process import Client, Process, python_argv
+from vpn.programs import environment, find_shim
+from vpn.shim.forwarder import Serving, Settings, Trouble
+
+SHIM = "socks"
+VARIABLE = "VPN_SHIM"
+
+
+class ShimClient:
+    """Starts programs with the library."""
+
+    def __init__(self, keeper: Client, shim: str, session: str) -> None:
+        self._keeper = keeper
+        self.lost = keeper.lost
+        self._shim = shim
+        self._session = session
+        self._library = ctypes.CDLL(shim)
+        self._library.vpn_shim_refusal.restype = ctypes.c_char_p
+
+    async def spawn(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        pass_fds: Sequence[int] = (),
+        new_session: bool = True,
+    ) -> Process:
+        """As ``Client.spawn``; a program that cannot be served raises PermissionError, whose text says why."""
+        given = dict(os.environ if env is None else env)
+        self._check(os.fsdecode(argv[0]), given.get("PATH", os.defpath), cwd)
+        return await self._keeper.spawn(
+            argv,
+            env=self._with_library(given),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            new_session=new_session,
+        )
+
+    def _with_library(self, env: dict[str, str]) -> dict[str, str]:
+        others = [
+            part for part in env.get("LD_PRELOAD", "").replace(" ", ":").split(":") if part not in ("", self._shim)
+        ]
+        return {**env, "LD_PRELOAD": ":".join([self._shim, *others]), VARIABLE: self._session}
+
+    def _check(self, program: str, path: str, cwd: str | os.PathLike[str] | None) -> None:
+        found = str(Path(cwd or ".", program)) if "/" in program else shutil.which(program, path=path)
+        reason: bytes | None = self._library.vpn_shim_refusal(os.fsencode(found)) if found else None
+        if reason is not None:
+            text = f"{reason.decode()}, and would go round the tunnel of mode socks; use mode relay or openconnect"
+            raise PermissionError(errno.EACCES, text, program)
+
+
+class SocksTunnel:
+    """The forwarder and what starts programs."""
+
+    def __init__(self, client: ShimClient, info: TunnelInfo) -> None:
+        self.client = client
+        self._info = info
+
+    def info(self) -> TunnelInfo:
+        """As it came up; names are resolved at the other end, so there is no name server to tell."""
+        return self._info
+
+
+async def bring_up(config: TunnelConfig, up: BringUp) -> SocksTunnel:
+    """Start the forwarder; raises TunnelError naming the layer."""
+    shim = find_shim(SHIM)
+    settings = settings_of(config)
+    up.step = ("gateway", "opening a session")
+    serving = await Forwarding(up).start(settings)
+    seconds = up.keeper.loop.time() - up.started_at
+    kind = "TLS" if settings.socks is None else "SOCKS5"
+    info = TunnelInfo("socks", kind=kind, cipher=serving.cipher, bring_up_seconds=seconds, server=serving.server)
+    return SocksTunnel(ShimClient(up.keeper, shim, serving.session), info)
+
+
+def settings_of(config: TunnelConfig) -> Settings:
+    """What the forwarder is told; raises TunnelError when there is nothing to go through."""
+    if config.socks is not None:
+        return Settings(config.socks, direct=config.direct)
+    credential = config.credential
+    if credential is None:
+        raise TunnelError("gateway", "mode socks needs a gateway's credential, or --socks HOST:PORT")
+    if not credential.relay_port:
+        raise TunnelError("gateway", "this credential's gateway has no relay: start it again with this version of hpcq")
+    return Settings(None, credential.to_bytes(), config.reconnect_timeout, config.direct)
+
+
+class Forwarding:
+    """The forwarder's process: ended with the session, its end the tunnel's loss."""
+
+    def __init__(self, up: BringUp) -> None:
+        self._up = up
+        self._lines: asyncio.Queue[str] = asyncio.Queue()
+
+    async def start(self, settings: Settings) -> Serving:
+        """Start it; what its first line says."""
+        output, output_end = os.pipe()
+        source = filled(msgspec.json.encode(settings))
+        try:
+            process = await self._up.keeper.spawn(
+                python_argv("vpn.shim.forwarder"), env=environment(), cwd="/", stdin=source, stdout=output_end
+            )
+        finally:
+            os.close(source)
+            os.close(output_end)
+            reading = asyncio.create_task(self._read(output))
+            self._up.stack.push_async_callback(_stop, reading)
+        self._up.stack.push_async_callback(process.end)
+        line = await self._lines.get()
+        try:
+            serving = msgspec.json.decode(line, type=Serving)
+        except msgspec.DecodeError:
+            raise _trouble(line) from None
+        reading.add_done_callback(lambda _: self._up.lose(self._reason()))
+        return serving
+
+    async def _read(self, output: int) -> None:
+        async for line in read_lines(output):
+            self._lines.put_nowait(line)
+        self._lines.put_nowait("")
+
+    def _reason(self) -> TunnelError:
+        return _trouble(self._lines.get_nowait() if not self._lines.empty() else "")
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _trouble(line: str) -> TunnelError:
+    try:
+        trouble = msgspec.json.decode(line, type=Trouble)
+    except msgspec.DecodeError:
+        return TunnelError("tunnel", "the forwarder of mode socks ended: it was killed, or see standard error")
+    layer: Layer = trouble.layer if trouble.layer in LAYERS else "tunnel"  # type: ignore[assignment]
+    return TunnelError(layer, trouble.error)
