@@ -32,11 +32,13 @@ from typing import Any
 import msgspec
 
 from vpn.gateway.accesslog import AccessLog
+from vpn.gateway.ledger import PLANE, Ledger
 from vpn.gateway.outside import Outside, OutsideError, OutsideLimits, own_addresses
 from vpn.gateway.plane_messages import (
     CONTROL_FD,
     DNS_TCP_FD,
     DNS_UDP_FD,
+    LEDGER_FD,
     LISTENER_FD,
     Arrived,
     Ask,
@@ -219,7 +221,8 @@ def main(argv: list[str]) -> None:
     access = AccessLog(Path(settings.log)) if settings.log else None
     limits = OutsideLimits(rate=settings.rate, rate_per_client=settings.rate_per_client)
     policy = Policy(settings.rules, own_addresses())
-    outside = Outside(policy, access, limits)
+    ledger = Ledger(LEDGER_FD, PLANE) if settings.rate else None
+    outside = Outside(policy, access, limits, ledger)
     resolver = Resolver(policy, outside.names, settings.dns)
     numbers = (LISTENER_FD, CONTROL_FD, DNS_UDP_FD, DNS_TCP_FD)
     listener, *others = (socket.socket(fileno=number) for number in numbers)

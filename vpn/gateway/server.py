@@ -36,7 +36,7 @@ from vpn.gateway.host_sockets import HostSockets, has_ipv6, inherit, open_socket
 from vpn.gateway.outside import own_addresses
 from vpn.gateway.passwords import file_text
 from vpn.gateway.plane_client import DataPlane
-from vpn.gateway.plane_messages import DNS_TCP_FD, DNS_UDP_FD, LISTENER_FD, Figure, Settings
+from vpn.gateway.plane_messages import DNS_TCP_FD, DNS_UDP_FD, LEDGER_FD, LISTENER_FD, Figure, Settings
 from vpn.gateway.policy import Policy
 from vpn.gateway.rules import ruleset
 from vpn.gateway.slirp import PROTOTYPE_MTU, TAP_MTU, start_slirp
@@ -66,6 +66,7 @@ class Server:
         self.pin = ""
         self.room = ""
         self.refusal = ""
+        self.ledger = -1  # of the bandwidth that the data plane shares with the relay: the daemon's, -1 for none
         self.spent: Callable[[str], None] = lambda _username: None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._host: HostSockets | None = None
@@ -214,6 +215,8 @@ class Server:
         for number, udp in ((DNS_UDP_FD, True), (DNS_TCP_FD, False)):
             sockets[number], _ = await self.namespace.listen(PLANE, DNS_PORT, udp=udp)
         config = self.config
+        if config.rate:
+            sockets[LEDGER_FD] = os.dup(self.ledger)
         log_file = str(self.directory / "access.log")
         settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns)
         self._plane = DataPlane(keeper, sockets, settings, lambda: self._lines("plane"), self._end)

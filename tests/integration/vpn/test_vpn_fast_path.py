@@ -150,6 +150,39 @@ def test_a_rule_may_name_a_domain_in_both_modes(site, options):
         assert "8080 is not on the gateway's allow-list" in denied["outcome"]
 
 
+TIMED = f"""
+import time, urllib.request
+print("up", flush=True)
+input()
+began = time.monotonic()
+assert len(urllib.request.urlopen("http://{WAN}/10000000", timeout=60).read()) == 10_000_000
+print(began, time.monotonic())
+"""
+
+
+def test_the_limit_is_of_both_modes_together(site):
+    rate = 10_000_000  # bytes a second
+    assert site.vpn("login", "gateway", "start", "--limit", str(rate * 8 / 1e6)).returncode == 0
+    processes = []
+    for mode in ("openconnect", "relay"):
+        file = str(site.directory / mode)
+        assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+        command = ["run", "--mode", mode, "--credential", file, "--", sys.executable, "-c", TIMED]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes.append(site.start_vpn("node", *command, **streams))
+        assert processes[-1].stdout.readline() == "up\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    times = []
+    for process in processes:
+        with process:
+            times += map(float, process.stdout.readline().split())
+            assert process.wait(60) == 0
+    burst = 0.05  # seconds of the rate
+    assert max(times) - min(times) > 2 - burst
+
+
 def test_a_killed_data_plane_is_replaced_and_the_tunnel_stays(gateway, credential):
     script = f"""
 import socket, sys, urllib.request
