@@ -46,9 +46,7 @@ _SHORT = {"walltime": "0:15:00", "manager_timeout": "60"}
 @some_pilot_flags(*_OF_PILOTS)
 @click.option("--vpn", type=click.Choice(("auto", *MODES)), default="auto", help="Try this mode only.")
 @click.option("--no-pilot", is_flag=True, help="Look at this host alone; submit nothing.")
-@click.option(
-    "--timeout", default="10m", show_default=True, metavar="TIME", help="How long the job may wait to start."
-)
+@click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="How long the job may wait to start.")
 @json_option
 @verbose_option
 @click.pass_context

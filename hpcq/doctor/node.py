@@ -54,5 +54,6 @@ async def _try(mode: str, credential: Credential | None, targets: Sequence[str])
     except (TunnelError, UsageError) as error:
         return Trial(mode, error=str(error))
     if failed:
-        return Trial(mode, error="; ".join(result.message for result in failed))
+        why = "; ".join(result.message for result in failed)
+        return Trial(mode, info.bring_up_seconds, info.kind, f"it comes up, but {why}")
     return Trial(mode, info.bring_up_seconds, info.kind)
