@@ -24,7 +24,8 @@ from hpcq.cli.common import json_option, print_json, verbose_option
 from hpcq.cli.submit import some_pilot_flags
 from hpcq.doctor.login import guess_batch, look_here
 from hpcq.doctor.report import MODES, TUNNELS, Findings, Report, judge, lines_of
-from hpcq.doctor.trip import Trip, Unseen
+from hpcq.doctor.trip import Trip
+from hpcq.errors import HpcqError, UsageError
 from hpcq.units import parse_duration
 from vpn import GatewayClient, GatewayError, temporary_gateway
 
@@ -93,7 +94,9 @@ def _travel(trip: Trip, login: Findings, name: str, targets: tuple[str, ...], li
         stack.callback(_leave_nothing, trip)
         try:
             node = trip.run(gateway, targets, limit)
-        except Unseen as error:
+        except UsageError:
+            raise
+        except HpcqError as error:  # also what the batch system refused: the rest of the report is still worth showing
             return Report(login, trip.batch, [], job=_job(trip), waited=trip.waited, trouble=str(error))
     way_out = "it has a default route, but only --require TARGET can tell whether that leads outside"
     untried = {**dict.fromkeys(MODES, way_out), **dict.fromkeys(TUNNELS, why), **trip.untried}

@@ -61,6 +61,5 @@ def test_a_job_that_stays_pending_is_told_with_slurms_reason(cluster: Cluster) -
 
 
 def test_slurms_refusal_is_shown(cluster: Cluster) -> None:
-    answer = cluster.hpcq("doctor", "--batch", "slurm", "--partition", "nope", "--vpn", "none", status=3)
-    assert "invalid partition" in answer.stderr
-    assert answer.stdout == ""
+    report = doctor(cluster, "--partition", "nope", "--vpn", "none", status=5)
+    assert "invalid partition" in report["trouble"]

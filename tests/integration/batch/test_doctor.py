@@ -93,6 +93,14 @@ def test_a_pilot_that_cannot_start_is_told_with_its_output(doctor: Doctor) -> No
     assert "the node is on fire" in output
 
 
+def test_a_host_without_the_programs_is_told_what_it_lacks(doctor: Doctor) -> None:
+    doctor.environment["PATH"] = str(doctor.home / "empty")
+    output = doctor.run("--batch", "slurm", "--vpn", "none", status=5)
+    assert "  NO   sbatch           sbatch was not found on PATH: this is no host to submit to slurm from" in output
+    assert "  NO   slirp4netns      slirp4netns was not found on PATH: install slirp4netns" in output
+    assert "compute node: not seen, because" in output
+
+
 def test_a_job_that_does_not_start_in_time_is_told(doctor: Doctor) -> None:
     output = doctor.run("--vpn", "none", *SLEEP, "--timeout", "2", status=5)
     assert "is still running, and no pilot has come from it; wait longer with --timeout" in output
