@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cluster import Cluster
-from test_hpcq import wrapping_template
+from cluster import Cluster, wrapping_template
 
 WITHOUT_NAMESPACES = "exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"' sh"
 WITHOUT_PROGRAMS = (
