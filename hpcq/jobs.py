@@ -127,6 +127,9 @@ class JobWatch:
             statuses = await asyncio.to_thread(self._system(batch).status, tracker.jobs_to_ask())
         except HpcqError as error:
             self._tell(tracker.poll_failed(str(error), loop.time()))
+        except RuntimeError as error:  # the program is ending and waits for its last tasks: Python starts no thread now
+            log.info("jobs are not watched any more: %s", error)
+            return
         else:
             self._tell(tracker.polled(statuses, loop.time()))
         self._set_timer(batch)
