@@ -144,7 +144,8 @@ class TunnelConfig:
 
     ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
-    before the tunnel counts as lost. ``dtls`` and ``mtu`` are asked of the server (None, 0: what its credential says).
+    before the tunnel counts as lost; ``probe_interval`` is how often a quiet one is asked for a sign of life. ``dtls``
+    and ``mtu`` are asked of the server (None, 0: what its credential says).
     ``direct`` are networks reached from the node itself. ``socks`` is a SOCKS5 server to use instead of a gateway's.
     """
 
@@ -153,6 +154,7 @@ class TunnelConfig:
     bring_up_timeout: float = 60
     dtls_timeout: float = 1
     reconnect_timeout: int = 60
+    probe_interval: int = 10
     dtls: bool | None = None
     mtu: int = 0
     dns: tuple[str, ...] = ()
@@ -167,6 +169,7 @@ class TunnelConfig:
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
+        _require(self.probe_interval > 0, "probe_interval must be positive")
         check_mtu(self.mtu)
         for server in self.dns:
             check_address(server)

@@ -49,6 +49,7 @@ from vpn.programs import environment, find_program, find_shim
 
 log = logging.getLogger("vpn.gateway")
 
+OCSERV_GRACE = 15.0  # seconds to tell every client that it ends: those that are not told dial again and again
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
 _LACKING = {"program", "shim", "user namespaces", "tun"}  # layers without which there is no openconnect
@@ -272,7 +273,7 @@ class Server:
                 stderr=output,
                 fds=fds,
             )
-        self._stack.push_async_callback(process.end)
+        self._stack.push_async_callback(process.end, OCSERV_GRACE)
         await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             last = self._last_lines[-1] if self._last_lines else "it said nothing"

@@ -12,7 +12,8 @@ Sequence:
 
 Failures: openconnect ending at any time is explained from its own last lines; after bring-up it loses the
 tunnel. A server that goes away is dialled again by openconnect itself, with its cookie, for
-``reconnect_timeout`` seconds.
+``reconnect_timeout`` seconds; it asks for a sign of life every ``probe_interval`` seconds, and is not waited for when
+it dials a server that swallows packets.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class OpenconnectTunnel:
         self.seconds = 0.0
         self._readers: list[asyncio.Task[None]] = []
         self._explaining: asyncio.Task[None] | None = None
+        self._dialling: asyncio.TimerHandle | None = None
 
     @property
     def client(self) -> Client:
@@ -139,7 +141,7 @@ class OpenconnectTunnel:
             program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6",
             *_login(credential), f"--servercert={credential.pin}",
             f"--script={script_command(_SCRIPT_FD)}", f"--interface={DEVICE}",
-            f"--reconnect-timeout={config.reconnect_timeout}", *mtu,
+            f"--reconnect-timeout={config.reconnect_timeout}", f"--force-dpd={config.probe_interval}", *mtu,
             *([] if self.dtls else ["--no-dtls"]), f"https://{server}:{credential.port}/",
         ]  # fmt: skip
 
@@ -196,6 +198,13 @@ class OpenconnectTunnel:
                 self._on_script(env)
 
     def _on_script(self, env: dict[str, str]) -> None:
+        if env.get("reason") == "attempt-reconnect" and self._dialling is None:
+            patience = self.config.reconnect_timeout
+            error = TunnelError("gateway", f"{self.server} gave no sign of life and did not come back in {patience} s")
+            self._dialling = self.up.keeper.loop.call_later(patience, self.up.lose, error)
+        if env.get("reason") == "reconnect" and self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
         if env.get("reason") not in ("connect", "reconnect") or "INTERNAL_IP4_ADDRESS" not in env:
             return
         try:
@@ -215,6 +224,8 @@ class OpenconnectTunnel:
         self.up.lose(explain_exit(process.ended.result(), list(self.lines), self.server))
 
     async def _stop_reading(self) -> None:
+        if self._dialling is not None:
+            self._dialling.cancel()
         tasks = [*self._readers, *([self._explaining] if self._explaining else [])]
         for task in tasks:
             task.cancel()

@@ -358,3 +358,32 @@ def test_limits_are_the_callers(site):
         "ulimit -S -n",
     )
     assert done.stdout == "321\n", done.stderr
+
+
+SILENCE = """
+async def main():
+    made = config(sys.argv[1])
+    quick = dataclasses.replace(made, reconnect_timeout=2, probe_interval=2)
+    async with open_session(quick) as session:
+        print("up", flush=True)
+        print(await session.lost, flush=True)
+        child = await session.spawn(["sh", "-c", "exit 4"])
+        assert await child.wait() == 4, "what needs no way out goes on"
+asyncio.run(main())
+"""
+
+
+def test_a_gateway_that_falls_silent_loses_the_tunnel(gateway, credential):
+    process = gateway.start("node", sys.executable, "-c", "import dataclasses\n" + PRELUDE + SILENCE, credential(),
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    with process:
+        assert process.stdout.readline() == "up\n", process.stderr.read()
+        silent = gateway.find("ocserv")
+        for pid in silent:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert "no sign of life" in process.stdout.readline()
+            assert process.wait(30) == 0, process.stderr.read()
+        finally:
+            for pid in silent:
+                os.kill(pid, signal.SIGCONT)
