@@ -217,18 +217,15 @@ def test_killing_a_part_leaves_nothing(gateway, credential, part):
     assert gateway.vpn("login", "gateway", "status").returncode == 0
 
 
-def test_the_gateways_relay_killed_ends_the_gateway_and_the_tunnel(gateway, credential):
+def test_the_gateways_relay_killed_ends_the_gateway_and_the_tunnel_waits(gateway, credential):
     mine = list(gateway.extra())
     script = "echo up; exec sleep 1000"
     argv = ("run", "--mode", "relay", "--credential", credential(), "--", "sh", "-c", script)
     with gateway.start_vpn("node", *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"up\n"
-        assert gateway.vpn("login", "gateway", "stop").returncode == 0
-        gateway.wait_gone(mine)
-        again = gateway.vpn("login", "gateway", "start", "--port", "23456", "--relay-port", "23457")
-        assert again.returncode == 0, again.stderr
         os.kill(only(gateway, "relay_process"), signal.SIGKILL)
-        os.kill(gateway.find_vpn("run"), signal.SIGTERM)
+        gateway.wait_gone(mine)
+        os.kill(gateway.find_vpn("run"), signal.SIGTERM)  # it dials, for a minute; it must end all the same
         assert process.wait(30) == 143
     gateway.wait_empty()
 
