@@ -30,7 +30,7 @@ from concurrent import futures
 from itertools import chain
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from hpcq import flow
 from hpcq.errors import HpcqError, QueueClosedError, SerializationError, TaskFailedError, UsageError
@@ -42,7 +42,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LOOK_AT_PILOTS = 5.0
-"""Seconds without a finished task after which an executor looks whether its own pilots can still come."""
+"""Seconds without a finished task after which an executor looks whether its own pilots can still come; it is told of
+each that ends, and looks at once, too."""
 
 WORKERS = 256
 """Calls that libraries are told to keep going where the number of cores is not known."""
@@ -153,11 +154,13 @@ class _Desk:
         self._look = LOOK_AT_PILOTS if has_pilots else None
         self._lock = threading.Lock()
         self._out: dict[int, _Call] = {}
-        self._news: SimpleQueue[list[Finished] | BaseException | None] = SimpleQueue()
+        self._news: SimpleQueue[list[Finished] | BaseException | Literal["look"] | None] = SimpleQueue()
         self._closing = False
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name=f"hpcq-{queue.name}-futures", daemon=True)
         self._thread.start()
+        if has_pilots:
+            queue.on_pilot_end(lambda: self._news.put("look"))
         atexit.register(self.at_exit)
 
     # --- in the user's threads ---
@@ -244,7 +247,9 @@ class _Desk:
         except Empty:
             self._look_at_pilots()
             return
-        if isinstance(news, BaseException):
+        if news == "look":
+            self._look_at_pilots()
+        elif isinstance(news, BaseException):
             self._break(news)
         else:
             self._settle(news or ())

@@ -19,7 +19,7 @@ from hpcq.batch import records
 from hpcq.batch.base import BatchJob, BatchSystem, JobState, PartlySubmittedError, get_batch_system
 from hpcq.batch.request import pilot_request
 from hpcq.batch.states import record_end, recorded_end
-from hpcq.batch.tracker import Change, Ended, FailedStart, JobTracker, PollFailed, StateChanged
+from hpcq.batch.tracker import Change, Ended, FailedStart, Forgotten, JobTracker, PollFailed, StateChanged
 from hpcq.errors import BatchError, HpcqError, UsageError
 from hpcq.manager import Manager
 
@@ -35,12 +35,15 @@ class JobWatch:
         self._trackers: dict[str, JobTracker] = {}
         self._systems: dict[str, BatchSystem] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._asking: set[str] = set()
         self._stopped = False
         self._last_failure = ""
         self._jobs: dict[str, BatchJob] = {}
         self.on_failed_start: Callable[[str], None] = lambda _story: None
+        self.on_end: Callable[[], None] = lambda: None
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
+        manager.on_pilot_gone = self._on_pilot_gone
         manager.call(self._find_submitted)
 
     def submit(self, count: int, *, batch: str | None, site: str | None = None, **options: Any) -> list[BatchJob]:
@@ -92,7 +95,7 @@ class JobWatch:
         return count
 
     def _follow_one(self, job: BatchJob, now: float) -> None:
-        tracker = self._trackers.setdefault(job.batch, JobTracker())
+        tracker = self._tracker(job.batch)
         tracker.submitted(job, now)
         self._jobs[job.id] = job
         if tracker.has_reported(job.id):
@@ -106,11 +109,24 @@ class JobWatch:
         return self._systems[name]
 
     def _on_pilot(self, batch: str, job_id: str) -> None:
-        tracker = self._trackers.setdefault(batch, JobTracker()) if batch else None
-        if tracker is not None and job_id:
-            self._tell(tracker.reported(job_id, asyncio.get_running_loop().time()))
+        if batch and job_id:
+            self._tell(self._tracker(batch).reported(job_id, asyncio.get_running_loop().time()))
             if job_id in self._jobs:
                 records.mark_reported(self._jobs[job_id])
+
+    def _on_pilot_gone(self, batch: str, job_id: str) -> None:
+        if batch in self._trackers:
+            self._trackers[batch].pilot_gone(job_id, asyncio.get_running_loop().time())
+            self._set_timer(batch)
+        self.on_end()  # its job may be known to have ended before it hung up
+
+    def _tracker(self, batch: str) -> JobTracker:
+        if batch not in self._trackers:
+            gap = BatchSystem.min_gap
+            with suppress(UsageError):  # a batch system of another version of hpcq
+                gap = self._system(batch).min_gap
+            self._trackers[batch] = JobTracker(gap)
+        return self._trackers[batch]
 
     def _set_timer(self, batch: str) -> None:
         loop = asyncio.get_running_loop()
@@ -118,11 +134,12 @@ class JobWatch:
         previous = self._timers.pop(batch, None)
         if previous is not None:
             previous.cancel()
-        if due is not None and not self._stopped:
+        if due is not None and not self._stopped and batch not in self._asking:  # one at a time
             self._timers[batch] = loop.call_at(due, self._manager.spawn, self._poll, batch)
 
     async def _poll(self, batch: str) -> None:
         tracker, loop = self._trackers[batch], asyncio.get_running_loop()
+        self._asking.add(batch)
         try:
             statuses = await asyncio.to_thread(self._system(batch).status, tracker.jobs_to_ask())
         except HpcqError as error:
@@ -132,10 +149,14 @@ class JobWatch:
             return
         else:
             self._tell(tracker.polled(statuses, loop.time()))
+        finally:
+            self._asking.discard(batch)
         self._set_timer(batch)
 
     def _tell(self, changes: Iterable[Change]) -> None:
+        ended = False
         for change in changes:
+            ended = ended or isinstance(change, FailedStart | Ended | Forgotten)
             if isinstance(change, FailedStart | Ended):
                 record_end(change.job, change.status)
             if isinstance(change, FailedStart) and not _was_cancelled(change.job):
@@ -147,6 +168,8 @@ class JobWatch:
             elif isinstance(change, StateChanged):
                 after = change.after
                 log.info("job %s is %s %s", change.job.id, after.state.value, after.reason or after.hosts)
+        if ended:
+            self.on_end()
 
     def _all_jobs(self) -> dict[str, list[BatchJob]]:
         return {batch: tracker.jobs_to_ask() for batch, tracker in self._trackers.items()}

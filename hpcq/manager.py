@@ -147,6 +147,7 @@ class Manager:
         self.depot = Depot(conn.manager_tls(self._identity), Shelf(psutil.virtual_memory().total // MEMORY_SHARE))
         self._links = Links(name, self, self._roster, self._questions, self.files, self.depot)
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
+        self.on_pilot_gone: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"hpcq-{name}", daemon=True)
 
@@ -428,7 +429,11 @@ class Manager:
         for username in entry.credentials:
             self._credentials.revoke(entry, username)
         gone = PilotGone(entry.name, entry.message or reason)
-        self.files.pilot_gone(entry.name, partial(self._take, gone))  # after its last results
+        self.files.pilot_gone(entry.name, partial(self._gone, entry, gone))  # after its last results
+
+    def _gone(self, entry: Entry, gone: PilotGone) -> None:
+        self._take(gone)
+        self.on_pilot_gone(entry.batch, entry.job_id)
 
     def said(self, link: transport.Link, entry: Entry, message: Any) -> None:
         """A pilot sent this."""

@@ -473,6 +473,10 @@ class Queue:
         """Cores of the pilots that are connected and ready."""
         return self._manager.call(lambda: sum(pilot.cores for pilot in self._manager._scheduler.pilots.values()))
 
+    def on_pilot_end(self, told: Callable[[], None]) -> None:
+        """Have ``told`` called, in the manager's thread, when a pilot hung up or a batch job has ended."""
+        self._jobs.on_end = told
+
     def why_deserted(self) -> str:
         """Why no pilot is there or, as far as the batch systems have told, will come; empty while one may.
 

@@ -5,18 +5,22 @@ from the gateway its user runs on a login node. Start reading at ``vpn/session.p
 is the command line.
 """
 
+from vpn.capabilities import Capabilities, examine
 from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
 from vpn.cvmfs.settings import Cvmfs, make_cvmfs
 from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
-from vpn.gateway.client import GatewayClient
+from vpn.gateway.client import GatewayClient, temporary_gateway
 from vpn.modes.base import TunnelInfo
 from vpn.probes import ProbeResult
 from vpn.process import Process
 from vpn.session import Session, open_session
+from vpn.surroundings import Check
 
 __all__ = [
     "MODES",
     "WITHOUT_CREDENTIAL",
+    "Capabilities",
+    "Check",
     "Credential",
     "Cvmfs",
     "GatewayClient",
@@ -30,6 +34,8 @@ __all__ = [
     "TunnelInfo",
     "UsageError",
     "VpnError",
+    "examine",
     "make_cvmfs",
     "open_session",
+    "temporary_gateway",
 ]

@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 
@@ -91,6 +89,9 @@ def _compiler() -> Check:
 def _clock(against: str) -> Check:
     if not against:
         return check_clock()
+    import urllib.error  # noqa: PLC0415 - slow to import, and pilots import this module too
+    import urllib.request  # noqa: PLC0415
+
     try:
         with urllib.request.urlopen(against, timeout=ANSWER_DEADLINE) as answer:  # noqa: S310  (any URL the user names)
             return check_clock_against(answer.headers["Date"], time.time(), against)

@@ -213,6 +213,8 @@ class BatchSystem(abc.ABC):
     """One batch system. Methods block for as long as its commands do, at most their time limit."""
 
     name: ClassVar[str]
+    min_gap: ClassVar[float] = 10.0
+    """Seconds that two questions about jobs are apart at least: sites ban users who poll more."""
 
     def __init__(self, runner: CommandRunner | None = None) -> None:
         self.runner = runner or CommandRunner()

@@ -58,6 +58,7 @@ class LocalBatch(BatchSystem):
     """Pilots on this host. Walltime and memory are kept by the pilot itself; nothing enforces them here."""
 
     name = "local"
+    min_gap = 0.2  # nobody else is asked
     kill_delay: float = KILL_DELAY
 
     def render(self, request: PilotRequest, directory: Path | None = None) -> RenderedJob:

@@ -12,8 +12,9 @@ does not list it is it *forgotten*: no longer asked about, its end never seen. A
 takes back a failed start or a forgetting that came before it. A job that starts again under its id (requeued)
 is followed on.
 
-Polls are for all jobs at once: ``FIRST_LOOK`` seconds after a submission, then every ``POLL_INTERVAL``; never
-two within ``MIN_GAP``; after failures, less and less often. Sites ban users who poll more.
+Polls are for all jobs at once: ``FIRST_LOOK`` seconds after a submission, then every ``POLL_INTERVAL``; sooner, a few
+times, when a pilot hung up, for its job has mostly ended with it; never two within ``min_gap``; after failures, less
+and less often.
 
 What may not be here: reading a clock, running a command, deciding to submit.
 """
@@ -23,14 +24,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hpcq.batch.base import BatchJob, JobState, JobStatus
+from hpcq.batch.base import BatchJob, BatchSystem, JobState, JobStatus
 
 FIRST_LOOK = 2.0
 """Seconds from a submission to the first poll: most refusals of a job show at once."""
 POLL_INTERVAL = 30.0
 """Seconds between polls."""
-MIN_GAP = 10.0
-"""Seconds that two polls are apart at least, however often jobs are submitted."""
+MIN_GAP = BatchSystem.min_gap
+"""Seconds that two polls are apart at least, however often jobs are submitted; a batch system may have its own."""
+LOOKS_AFTER_PILOT = 3
+"""Polls that come early after a pilot hung up, while its job is not seen to end."""
 MAX_BACKOFF = 600.0
 """Seconds between polls after many failures."""
 FORGOTTEN_AFTER = 600.0
@@ -108,16 +111,18 @@ class _Entry:
     status: JobStatus
     missing_since: float | None = None  # the first of the answers in a row that did not list it
     reported: bool = False
+    looks: int = 0  # polls that come early, since its pilot hung up
 
 
 @dataclass
 class JobTracker:
     """See the module. Feed it every event with the time it happened; ``now`` never goes back."""
 
+    min_gap: float = MIN_GAP
     _entries: dict[str, _Entry] = field(default_factory=dict)
     _open: dict[str, _Entry] = field(default_factory=dict)  # those that have not ended and are not forgotten
     _early: set[str] = field(default_factory=set)  # reported, but not submitted as far as we know
-    _first_look_due: float | None = None
+    _look_due: float | None = None
     _last_poll: float | None = None
     _failures: int = 0
 
@@ -127,8 +132,7 @@ class JobTracker:
             entry = _Entry(job, JobStatus(job.id, JobState.UNKNOWN), reported=job.id in self._early)
             self._early.discard(job.id)
             self._entries[job.id] = self._open[job.id] = entry
-            if self._first_look_due is None:
-                self._first_look_due = now + FIRST_LOOK
+            self._look_soon(now + FIRST_LOOK)
         return []
 
     def reported(self, job_id: str, now: float) -> list[Change]:
@@ -138,12 +142,18 @@ class JobTracker:
             self._early.add(job_id)
             return []
         was_closed, was_reported = job_id not in self._open, entry.reported
-        entry.reported = True
+        entry.reported, entry.looks = True, 0
         if not was_closed or (was_reported and entry.status.state.is_final):
             return []  # the word of a pilot that is just ending does not make its job run again
         entry.missing_since = None
         self._open[job_id] = entry
         return [StartConfirmed(entry.job)]
+
+    def pilot_gone(self, job_id: str, now: float) -> None:
+        """The pilot of job ``job_id`` hung up: the job has ended with it, or is about to, or it will come again."""
+        if job_id in self._open:
+            self._open[job_id].looks = LOOKS_AFTER_PILOT
+            self._look_soon(now + min(FIRST_LOOK, self.min_gap))
 
     def polled(self, statuses: Mapping[str, JobStatus], now: float) -> list[Change]:
         """Take in the answer to a poll; a job that is not in it is as if it were UNKNOWN."""
@@ -154,6 +164,10 @@ class JobTracker:
             changes += news
             if news and isinstance(news[-1], Ended | FailedStart | Forgotten):
                 del self._open[job_id]
+            elif entry.looks:
+                entry.looks -= 1
+                if entry.looks:
+                    self._look_soon(now + min(FIRST_LOOK, self.min_gap))
         return changes
 
     def poll_failed(self, error: str, now: float) -> list[Change]:
@@ -170,11 +184,11 @@ class JobTracker:
         if not self._open:
             return None
         if self._last_poll is None:
-            return self._first_look_due if self._first_look_due is not None else now
+            return self._look_due if self._look_due is not None else now
         regular = self._last_poll + self._interval()
-        if self._first_look_due is None or self._failures:
+        if self._look_due is None or self._failures:
             return regular
-        return min(regular, max(self._first_look_due, self._last_poll + MIN_GAP))
+        return min(regular, max(self._look_due, self._last_poll + self.min_gap))
 
     def status(self, job_id: str) -> JobStatus | None:
         """Return the last that is known of a job, or None if it was never submitted."""
@@ -196,8 +210,11 @@ class JobTracker:
     def _note_poll(self, now: float, failures: int) -> None:
         self._last_poll = now
         self._failures = failures
-        if self._first_look_due is not None and self._first_look_due <= now:
-            self._first_look_due = None
+        if self._look_due is not None and self._look_due <= now:
+            self._look_due = None
+
+    def _look_soon(self, due: float) -> None:
+        self._look_due = due if self._look_due is None else min(self._look_due, due)
 
     def _interval(self) -> float:
         # The exponent is bounded: after a night of failures 2.0**failures would overflow.

@@ -46,7 +46,7 @@ def cancel_pilots(
             get_batch_system(batch).cancel(members)
         except BatchError as error:  # the jobs of other batch systems are ended all the same
             refused.append(error)
-    left = _wait_until_gone(chosen, 0 if refused else limit)
+    left = wait_until_gone(chosen, 0 if refused else limit)
     gone = [job for job in chosen if job.id not in left]
     for job in gone:
         record_cancelled(job)
@@ -91,7 +91,7 @@ def _choose(jobs: Sequence[BatchJob], ids: Sequence[str], pending: bool) -> list
     return [job for job in alive if statuses[job.id].state in (JobState.PENDING, JobState.HELD)]
 
 
-def _wait_until_gone(jobs: Sequence[BatchJob], limit: float) -> dict[str, str]:
+def wait_until_gone(jobs: Sequence[BatchJob], limit: float) -> dict[str, str]:
     """Look until every job is gone or the time is up; return what is left, with its state."""
     deadline, pause = time.monotonic() + limit, FIRST_PAUSE
     while True:

@@ -83,6 +83,20 @@ def pilot_flags(command: _F) -> _F:
     return functools.reduce(lambda wrapped, flag: flag(wrapped), reversed(_PILOT_FLAGS), command)
 
 
+def some_pilot_flags(*names: str) -> Callable[[_F], _F]:
+    """Add those of the flags that arrive under these names."""
+
+    def add(command: _F) -> _F:
+        chosen = [flag for flag in _PILOT_FLAGS if _name_of(flag) in names]
+        return functools.reduce(lambda wrapped, flag: flag(wrapped), reversed(chosen), command)
+
+    return add
+
+
+def _name_of(flag: Callable[[Any], Any]) -> str:
+    return str(click.command()(flag(lambda: None)).params[0].name)
+
+
 def settings_of(values: dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
     """The batch system, the count and the other options, from flags and whatever stands behind them."""
     site = values.pop("site")

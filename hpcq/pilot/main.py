@@ -14,6 +14,8 @@ The link to the manager is on the host's own network; only tasks live inside the
 - SIGTERM or the end of the walltime coming near: it takes nothing new, hands back what has not begun, lets running
   tasks finish for `drain_timeout` seconds (less if the walltime is nearer), then ends them as lost; a second SIGTERM
   ends them at once;
+- it breaks inside (an exception nobody caught): what it believes of its tasks may be wrong, so all of them are left to
+  the manager, which is told why and runs them elsewhere;
 - runners cannot start, or the tunnel stays broken (see `tunnel`): what runs is reported lost, and the manager is told
   why;
 - the manager is gone: running tasks are ended, since whoever takes over runs them again; the tunnel stays up for
@@ -32,6 +34,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -115,6 +118,7 @@ class Pilot:
 
     async def live(self) -> int:
         """From first word to last; returns the exit status."""
+        self._loop.set_exception_handler(self._on_unhandled)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_signal, number)
         async with AsyncExitStack() as stack:
@@ -126,13 +130,16 @@ class Pilot:
         work = self._loop.create_task(self._serve(stack))
         try:
             await asyncio.wait({work, self._end}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
+            if not work.done():
+                return self._end.result()
+            error = work.exception()
+            if error is None or isinstance(error, OSError):
                 return work.result()
+            self._fault(error)
             return self._end.result()
         finally:
             work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            await asyncio.wait({work})
 
     async def _serve(self, stack: AsyncExitStack) -> End:
         try:
@@ -146,7 +153,7 @@ class Pilot:
         self._watch()
         hold = Hold(Shelf((self._options.memory << 20) // MEMORY_SHARE, self._scratch, described=True))
         spawners = await self._spawners(stack)
-        self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, hold)
+        self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, self._fault, hold)
         stack.push_async_callback(self._pool.close)
         self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._reports.add)
         stack.push_async_callback(self._parcels.close)
@@ -170,7 +177,7 @@ class Pilot:
         while True:
             await self._link.lost.wait()
             log.warning("the manager is gone (%s); waiting for it", self._link.lost_because)
-            self._pool.perform(self._core.abandon("the manager is gone", self._loop.time()))
+            self._pool.tell(self._core.abandon, "the manager is gone")
             await self._pool.idle.wait()
             await self._drop_files()
             self._reports.drop()
@@ -257,7 +264,7 @@ class Pilot:
 
     def _run_staged(self, tasks: list[m.TaskSpec]) -> None:
         assert self._pool is not None
-        self._pool.perform(self._core.run(tasks, self._loop.time()))
+        self._pool.tell(self._core.run, tasks)
 
     def _run_fetched(self, tasks: list[m.TaskSpec]) -> None:
         self._run(m.Run([], tasks, []))
@@ -302,7 +309,7 @@ class Pilot:
         assert self._pool is not None
         self._link.send(m.TunnelDown(error.layer, str(error), inside))
         self._down = m.TunnelDown(error.layer, str(error), inside)
-        self._pool.perform(self._core.tunnel_down(str(error), self._loop.time(), inside=inside))
+        self._pool.tell(self._core.tunnel_down, str(error), inside=inside)
 
     def _tunnel_up(self, session: Session) -> None:
         assert self._pool is not None
@@ -314,7 +321,7 @@ class Pilot:
         )  # fmt: skip
         self._down = None
         self._link.send(m.TunnelUp(info.mode, info.kind, info.bring_up_seconds, info.address, self._ready.features))
-        self._pool.perform(self._core.tunnel_up(self._loop.time()))
+        self._pool.tell(self._core.tunnel_up)
 
     def _finish(self, end: End) -> None:
         if not self._end.done():
@@ -339,10 +346,33 @@ class Pilot:
     def _broken(self, message: str) -> None:
         self._finish(End(message, status=1, layer="runner"))
 
+    def _fault(self, error: BaseException) -> None:
+        """We broke inside and can be trusted with tasks no more: the manager runs them elsewhere."""
+        where = "".join(traceback.format_exception(error))
+        log.critical("this pilot ends, it broke inside; this is a fault of hpcq, please report it\n%s", where)
+        end = End(f"the pilot broke inside: {type(error).__name__}: {error}; its log has more", 1, layer="pilot")
+        if self._end.done():
+            self._link.send(m.StartFailed(end.layer, end.reason))
+        self._finish(end)
+        self._hurry.set()
+
+    def _on_unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback or task raised, and nobody has caught it. Failures of connections and the like are only noted."""
+        error = context.get("exception")
+        if isinstance(error, Exception) and not isinstance(error, OSError | HpcqError) and "transport" not in context:
+            self._fault(error)
+        else:
+            loop.default_exception_handler(context)
+
     # --- the manager's words ---
 
     def _on_message(self, message: Any) -> None:
-        now = self._loop.time()
+        try:
+            self._hear(message)
+        except Exception as error:
+            self._fault(error)
+
+    def _hear(self, message: Any) -> None:
         pool = self._pool
         kind = type(message)
         if kind is m.CredentialReply:
@@ -356,9 +386,9 @@ class Pilot:
         elif kind is m.Run:
             self._run(self._parcels.take(message) if self._parcels else message)
         elif kind is m.Retract:
-            pool.perform(self._core.retract(self._without_files(message.tasks), now))
+            pool.tell(self._core.retract, self._without_files(message.tasks))
         elif kind is m.Cancel:
-            pool.perform(self._core.cancel(self._without_files(message.tasks, cancel=True), now))
+            pool.tell(self._core.cancel, self._without_files(message.tasks, cancel=True))
 
     # --- our reports ---
 
@@ -395,14 +425,14 @@ class Pilot:
         for apart in (self._parcels, self._staging):
             if apart:
                 apart.drain()
-        pool.perform(self._core.drain(self._loop.time()))
+        pool.tell(self._core.drain)
         hurried = self._loop.create_task(self._hurry.wait())
         idle = self._loop.create_task(self._all_done(pool))
         gone = self._loop.create_task(self._link.lost.wait())
         if end.drain > 0:
             await asyncio.wait({hurried, idle, gone}, timeout=end.drain, return_when=asyncio.FIRST_COMPLETED)
         if not idle.done():
-            pool.perform(self._core.abandon(f"its pilot ended: {end.reason}", self._loop.time()))
+            pool.tell(self._core.abandon, f"its pilot ended: {end.reason}")
             await pool.idle.wait()
             await self._drop_files()
         for waiting in (hurried, idle, gone):

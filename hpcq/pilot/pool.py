@@ -48,16 +48,19 @@ KILLERS = 8
 
 class Pool:
     """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager, ``on_death``
-    before a runner's death is judged: whoever knows that its surroundings broke says so now.
+    before a runner's death is judged: whoever knows that its surroundings broke says so now. ``fault`` is called, once,
+    when the core or what does its orders raised: nobody knows any more what runs where, so nothing is done from then
+    on but ending it (`close`).
     """
 
-    def __init__(  # noqa: PLR0917 - all six differ in type
+    def __init__(  # noqa: PLR0917 - all differ in type
         self,
         core: Core,
         scratch: Path,
         spawn: dict[str, Spawn],
         report: Callable[[Report], None],
         broken: Callable[[str], None],
+        fault: Callable[[BaseException], None],
         hold: Hold,
     ) -> None:
         self._core = core
@@ -65,6 +68,8 @@ class Pool:
         self._spawn = spawn
         self._report = report
         self._broken = broken
+        self._fault = fault
+        self._faulty = False
         self.on_death: Callable[[], None] = lambda: None
         self.job_ends = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -79,6 +84,7 @@ class Pool:
         self.hold = hold
         self._sampler = Sampler(self._at_work, self._exceeded)
         self._sampling = self._loop.create_task(self._sampler.run())
+        self._sampling.add_done_callback(self._over)
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -90,7 +96,7 @@ class Pool:
             self._functions[function.key] = function.body
         for key in message.forget:
             self._forget(key)
-        self.perform(self._core.run(message.tasks, self._loop.time()))
+        self.tell(self._core.run, message.tasks)
 
     def _forget(self, key: bytes) -> None:
         self._functions.pop(key, None)
@@ -99,8 +105,23 @@ class Pool:
                 runner.known.discard(key)
                 self._send(runner, m.Forget(key))
 
-    def perform(self, commands: list[Command]) -> None:
-        """Do what the core ordered."""
+    def tell(self, event: Callable[..., list[Command]], *what: object, **more: object) -> None:
+        """Tell the core that ``event`` (a method of its) happened, just now, and do what it orders."""
+        if self._faulty:
+            return
+        try:
+            self._perform(event(*what, self._loop.time(), **more))
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """A fault of ours: what the core believes may be wrong from now on."""
+        if not self._faulty:
+            self._faulty = True
+            self.idle.set()  # nothing will be heard of the tasks that are here
+            self._fault(error)
+
+    def _perform(self, commands: list[Command]) -> None:
         for command in commands:
             kind = type(command)
             if kind is Give:
@@ -120,7 +141,7 @@ class Pool:
             elif isinstance(command, Broken):
                 self._broken(command.message)
         self._set_timer()
-        if self._core.busy:
+        if self._core.busy and not self._faulty:
             self.idle.clear()
         else:
             self.idle.set()
@@ -137,7 +158,7 @@ class Pool:
     def _on_time(self) -> None:
         self._timer = self._timer_at = None
         self._readers.catch_up()
-        self.perform(self._core.time(self._loop.time()))
+        self.tell(self._core.time)
 
     # --- one runner's life ---
 
@@ -146,7 +167,12 @@ class Pool:
         self._runners[command.lane] = runner
         life = self._loop.create_task(self._live(runner, command))
         self._lives.add(life)
-        life.add_done_callback(self._lives.discard)
+        life.add_done_callback(self._over)
+
+    def _over(self, life: asyncio.Task[None]) -> None:
+        self._lives.discard(life)
+        if not life.cancelled() and (error := life.exception()):
+            self.fail(error)
 
     async def _live(self, runner: Runner, command: Start) -> None:
         try:
@@ -171,7 +197,7 @@ class Pool:
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)
-        self.perform(self._core.dead(runner.lane, status, written, self._loop.time(), unread, used=used))
+        self.tell(self._core.dead, runner.lane, status, written, unread=unread, used=used)
 
     async def _process(self, runner: Runner, command: Start) -> int:
         kind = command.kind
@@ -212,11 +238,18 @@ class Pool:
         if not data:
             self._readers.leave(runner)
             return False
+        try:
+            self._understand(runner, data)
+        except Exception as error:
+            self.fail(error)
+        return True
+
+    def _understand(self, runner: Runner, data: bytes) -> None:
         results = []
         for body in runner.frames.feed(data):
             message = _from_runner(body)
             if isinstance(message, Ready):
-                self.perform(self._core.warm(runner.lane, self._loop.time()))
+                self.tell(self._core.warm, runner.lane)
             elif isinstance(message, Held):
                 runner.held = message.memory
             else:
@@ -224,8 +257,7 @@ class Pool:
                     self.hold.left(message.id, datagrams.left(runner.tasks, message.id), message.parcel)
                 results.append(self._measured(runner, message))
         if results:
-            self.perform(self._core.ended(runner.lane, results, self._loop.time()))
-        return True
+            self.tell(self._core.ended, runner.lane, results)
 
     def _measured(self, runner: Runner, result: m.TaskResult) -> m.TaskResult:
         """The result with what was seen of the task from outside, if it took long enough to be seen."""
@@ -251,7 +283,7 @@ class Pool:
         return targets
 
     def _exceeded(self, target: Target, why: str) -> None:
-        self.perform(self._core.exceeded(target.lane, target.task.id, why, self._loop.time()))
+        self.tell(self._core.exceeded, target.lane, target.task.id, why)
 
     def _pin(self, command: Pin) -> None:
         runner = self._runners[command.lane]
@@ -277,7 +309,7 @@ class Pool:
         ending.add_done_callback(lambda _: self._children_ended(lane))
 
     def _children_ended(self, lane: int) -> None:
-        self.perform(self._core.children_ended(lane, self._loop.time()))
+        self.tell(self._core.children_ended, lane)
 
     def _kill_in_thread(self, runner: Runner, kill: Callable[[int, int], None]) -> asyncio.Future[None]:
         """A process may take seconds to die: nobody else is to wait for that."""
@@ -330,7 +362,7 @@ class Pool:
         self._read(runner)  # what it has done it need not be killed for
         # No result may be read between taking back and telling: meanwhile the runner may get one from the middle, whose
         # result comes before those that the core still has in front of it.
-        self.perform(self._core.recalled(lane, self._not_begun(runner), self._loop.time()))
+        self.tell(self._core.recalled, lane, self._not_begun(runner))
 
     def _not_begun(self, runner: Runner) -> set[int]:
         """Take back what the runner has not got; which tasks are among it."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
-from cluster import DEADLINE, WAIT, Cluster, alive, descendants, finished, until
+from cluster import DEADLINE, WAIT, Cluster, alive, descendants, finished, until, wrapping_template
 
 READ = """
 import sys, hpcq
@@ -107,15 +106,6 @@ def test_a_probe_that_fails_names_its_layer(cluster: Cluster, target: str, layer
     failed, message = failed_layer(cluster, "--vpn", "openconnect", "--require", target)
     assert failed == layer
     assert target in message
-
-
-def wrapping_template(cluster: Cluster, prelude: str) -> str:
-    """A template whose pilot starts under another program: what a node forbids can be simulated without root."""
-    text = (Path(__file__).parents[2] / "batch_templates" / "slurm.sh.j2").read_text()
-    file = cluster.directory / "wrapped.sh.j2"
-    file.write_text(text.replace("exec {{ pilot_argv }}", prelude + " {{ pilot_argv }}"))
-    file.chmod(0o644)
-    return str(file)
 
 
 @pytest.mark.usefixtures("gateway")

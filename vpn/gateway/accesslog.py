@@ -1,6 +1,8 @@
 """The gateway's access log: who connected where, when, and how many bytes went each way.
 
 One JSON object a line, in a file of mode 0600 that is rotated by size (``access.log``, ``access.log.1``, …).
+Several processes may write it (a gateway's relay and its data plane): a line is written, and the file rotated, under
+a lock on the file (flock(2)), which the kernel lets go of when its holder dies.
 A thread writes: neither a slow file system nor a full one holds up or ends the gateway. Lines that cannot be
 written, or that come faster than they can be, are counted, and the next line that can be written says how many
 are missing.
@@ -9,9 +11,11 @@ are missing.
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
 import queue
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -97,17 +101,33 @@ class AccessLog:
             self._told += lost
 
     def _write(self, data: bytes) -> None:
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = self._open()
         try:
             size = os.fstat(fd).st_size
             written = os.write(fd, data)
             if written < len(data):  # a disk that fills up: no half line may stay
                 os.ftruncate(fd, size)
                 raise OSError("short write")
+            if size + len(data) > self._limit:
+                self._rotate()
         finally:
             os.close(fd)
-        if size + len(data) > self._limit:
-            self._rotate()
+
+    def _open(self) -> int:
+        """The current file, locked: not one that was rotated while we waited."""
+        while True:
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                with suppress(OSError):  # a file system without locks: lines are still whole, by O_APPEND
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(fd), os.stat(self.path, follow_symlinks=False)):  # noqa: PTH116
+                    return fd
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
 
     def _rotate(self) -> None:
         for number in range(self._keep, 0, -1):

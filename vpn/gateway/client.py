@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from vpn import kernel
 from vpn.config import Credential
 from vpn.errors import GatewayError
 from vpn.gateway import control, state
@@ -119,10 +125,32 @@ def start_gateway(config: GatewayConfig) -> tuple[Record, bool]:
     running = GatewayClient(config.name).record()
     if running is not None:
         return running, False
-    directory = state.make_directory(config.name)
-    line = _start_detached(config, directory)
+    return _start(config, state.make_directory(config.name)), True
+
+
+@contextmanager
+def temporary_gateway(name: str) -> Iterator[GatewayClient]:
+    """A gateway for the length of a block, with nothing left of it afterwards; it also ends with the calling thread.
+
+    No other may have its name: the directory of that name is removed. Raises GatewayError when it cannot be started.
+    """
+    directory = state.make_directory(name)
     try:
-        return msgspec.json.decode(line, type=Record), True
+        _start(GatewayConfig(name), directory, partial(kernel.die_with_parent, signal.SIGTERM))
+        client = GatewayClient(name)
+        try:
+            yield client
+        finally:
+            with suppress(GatewayError):  # it has ended already
+                client.stop()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start(config: GatewayConfig, directory: Path, before_exec: Callable[[], None] | None = None) -> Record:
+    line = _start_detached(config, directory, before_exec)
+    try:
+        return msgspec.json.decode(line, type=Record)
     except msgspec.DecodeError:
         pass
     try:
@@ -132,7 +160,7 @@ def start_gateway(config: GatewayConfig) -> tuple[Record, bool]:
     raise GatewayError(f"the gateway did not start: {reason}")
 
 
-def _start_detached(config: GatewayConfig, directory: Path) -> bytes:
+def _start_detached(config: GatewayConfig, directory: Path, before_exec: Callable[[], None] | None) -> bytes:
     """Start the daemon in a session of its own; the line it announces itself with."""
     log = directory / "log"
     if log.exists():
@@ -151,6 +179,7 @@ def _start_detached(config: GatewayConfig, directory: Path) -> bytes:
                 pass_fds=(writer,),
                 start_new_session=True,
                 cwd="/",
+                preexec_fn=before_exec,  # noqa: PLW1509 - one system call, no allocation that another thread could hold
             )
         finally:
             os.close(writer)

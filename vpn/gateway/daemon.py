@@ -26,6 +26,7 @@ from vpn.config import Credential, Secret
 from vpn.errors import GatewayError, VpnError
 from vpn.gateway import control, ocserv, relay_process, state
 from vpn.gateway.addresses import UPLINK_DNS
+from vpn.gateway.ledger import open_ledger
 from vpn.gateway.plane_messages import Figure
 from vpn.gateway.relay_process import Relay, start_relay
 from vpn.gateway.server import Server
@@ -53,6 +54,9 @@ class Daemon:
         """Bring up, announce, serve; raises GatewayError when a part of the gateway ended by itself."""
         async with AsyncExitStack() as stack:
             stack.callback(state.remove_socket_directory, self.sockets)
+            if self.config.rate:
+                self.server.ledger = open_ledger()
+                stack.callback(os.close, self.server.ledger)
             await self.server.start()
             stack.push_async_callback(self.server.close)
             await self._start_relay(stack)
@@ -97,7 +101,7 @@ class Daemon:
     async def _start_relay(self, stack: AsyncExitStack) -> None:
         config = self.config
         settings = relay_process.Settings(
-            str(self.directory), config.allow, config.dns, config.rate, config.rate_per_pilot
+            str(self.directory), self.server.ledger, config.allow, config.dns, config.rate, config.rate_per_pilot
         )
         where = (config.listen, config.relay_port, config.port or self.server.port)
         self.relay: Relay = await start_relay(stack, settings, where, self._on_session)

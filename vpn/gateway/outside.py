@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vpn.gateway.accesslog import Access, AccessLog, now_text
+from vpn.gateway.ledger import Ledger
 from vpn.gateway.policy import Address, Names, Policy, plain_name
 from vpn.relay.bucket import Budget, TokenBucket
 from vpn.relay.pump import Carried, End, Limits, pump, ready, reset_on_close
@@ -88,22 +89,22 @@ class Open:
 
 
 class Outside:
-    """The way out for every pilot of a gateway. ``log`` may be None; ``names`` are shared with who resolves."""
+    """The way out for every pilot of a gateway. ``ledger``: ``limits.rate`` is also of other processes."""
 
     def __init__(
         self,
         policy: Policy,
         log: AccessLog | None = None,
         limits: OutsideLimits | None = None,
-        names: Names | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.policy = policy
-        self.names = names or Names()
+        self.names = Names()  # shared with who resolves
         self.usage: dict[str, Usage] = {}
         self._log = log
         self._limits = limits or OutsideLimits()
         self._open = 0
-        self._total = (_buckets(self._limits.rate), _buckets(self._limits.rate))
+        self._total = _total(self._limits.rate, ledger)
 
     async def connect(self, client: str, host: str, port: int) -> socket.socket:
         """A connected socket, ready for a pump; raises OutsideError, which is logged."""
@@ -311,6 +312,13 @@ async def _look_up(name: str) -> list[Address]:
     if not addresses:
         raise OutsideError("unresolved", f"{name} has no address")
     return list(dict.fromkeys(addresses))
+
+
+def _total(rate: float, ledger: Ledger | None) -> tuple[list[TokenBucket], list[TokenBucket]]:
+    if rate and ledger is not None:
+        up, down = ledger.buckets(rate)
+        return [up], [down]
+    return _buckets(rate), _buckets(rate)
 
 
 def _buckets(rate: float) -> list[TokenBucket]:

@@ -7,7 +7,12 @@ host's: ``Outside`` decides, connects, counts, limits, logs and moves the bytes 
 
 A connection belongs to the client whose tunnel address it comes from. The daemon says who that is (``Arrived``); a
 connection that is faster than that word waits for it, ``OWNER_DEADLINE`` seconds at most. ``Left`` cuts what a
-client still has open. The process ends when the daemon's end of the control socket does; its connections are then
+client still has open.
+
+The name service is redirected here too (UDP and TCP, port 53 of the servers pilots are told of), and answered by the
+host's name servers (``resolver``): so the rules that name hosts know the addresses that pilots come with.
+
+The process ends when the daemon's end of the control socket does; its connections are then
 reset by the kernel.
 """
 
@@ -27,9 +32,13 @@ from typing import Any
 import msgspec
 
 from vpn.gateway.accesslog import AccessLog
+from vpn.gateway.ledger import PLANE, Ledger
 from vpn.gateway.outside import Outside, OutsideError, OutsideLimits, own_addresses
 from vpn.gateway.plane_messages import (
     CONTROL_FD,
+    DNS_TCP_FD,
+    DNS_UDP_FD,
+    LEDGER_FD,
     LISTENER_FD,
     Arrived,
     Ask,
@@ -42,6 +51,8 @@ from vpn.gateway.plane_messages import (
     encode,
 )
 from vpn.gateway.policy import Policy
+from vpn.gateway.resolver import Resolver
+from vpn.relay.dnsserver import DnsServer
 from vpn.relay.pump import ready, reset_on_close
 from vpn.spawn import leave_terminal_alone, raise_file_limit
 
@@ -91,18 +102,21 @@ class Owners:
 class Plane:
     """Accepts, carries, answers the daemon."""
 
-    def __init__(self, outside: Outside, listener: socket.socket) -> None:
+    def __init__(self, outside: Outside, listener: socket.socket, resolver: Resolver) -> None:
         self.outside = outside
+        self._dns = DnsServer(resolver.ask)
         self.owners = Owners()
         self._listener = listener
         self._names_known = asyncio.Event()
         self._carrying: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, control: socket.socket) -> None:
+    async def run(self, control: socket.socket, dns_udp: socket.socket, dns_tcp: socket.socket) -> None:
         """Until the daemon is gone."""
         reader, writer = await asyncio.open_connection(sock=control)
-        serving = [asyncio.create_task(self._accept()), asyncio.create_task(self._learn_names())]
+        self._dns.serve_udp(dns_udp)
+        always = (self._accept(), self._learn_names(), self._dns.serve_tcp(dns_tcp))
+        serving = [asyncio.create_task(each) for each in always]
         try:
             while line := await reader.readline():
                 self.obey(decode_order(line), writer)
@@ -206,12 +220,15 @@ def main(argv: list[str]) -> None:
     settings = msgspec.json.decode(argv[0].encode(), type=Settings)
     access = AccessLog(Path(settings.log)) if settings.log else None
     limits = OutsideLimits(rate=settings.rate, rate_per_client=settings.rate_per_client)
-    outside = Outside(Policy(settings.rules, own_addresses()), access, limits)
-    listener = socket.socket(fileno=LISTENER_FD)
-    listener.setblocking(False)
-    control = socket.socket(fileno=CONTROL_FD)
-    control.setblocking(False)
+    policy = Policy(settings.rules, own_addresses())
+    ledger = Ledger(LEDGER_FD, PLANE) if settings.rate else None
+    outside = Outside(policy, access, limits, ledger)
+    resolver = Resolver(policy, outside.names, settings.dns)
+    numbers = (LISTENER_FD, CONTROL_FD, DNS_UDP_FD, DNS_TCP_FD)
+    listener, *others = (socket.socket(fileno=number) for number in numbers)
+    for sock in (listener, *others):
+        sock.setblocking(False)
     with suppress(KeyboardInterrupt):
-        asyncio.run(Plane(outside, listener).run(control))
+        asyncio.run(Plane(outside, listener, resolver).run(*others))
     if access is not None:
         access.close()

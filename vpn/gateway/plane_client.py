@@ -1,7 +1,7 @@
 """The daemon's end of the data plane: starts the process, tells it who has which address, asks for figures.
 
 The process can be replaced: a data plane that ended by itself takes its connections with it, but no tunnel. The
-next one gets the same listener, and is told of every client again.
+next one gets the same sockets, and is told of every client again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import msgspec
@@ -19,7 +19,6 @@ import msgspec
 from vpn.errors import VpnError
 from vpn.gateway.plane_messages import (
     CONTROL_FD,
-    LISTENER_FD,
     Arrived,
     Ask,
     Figure,
@@ -46,13 +45,13 @@ class DataPlane:
     def __init__(
         self,
         keeper: Client,
-        listener: int,
+        sockets: Mapping[int, int],
         settings: Settings,
         open_log: Callable[[], int],
         failed: Callable[[str], None],
     ) -> None:
         self._keeper = keeper
-        self._listener = listener
+        self._sockets = dict(sockets)  # where the process finds it → descriptor, ours to close
         self._settings = settings
         self._open_log = open_log
         self._failed = failed
@@ -70,7 +69,7 @@ class DataPlane:
         self._keeping = asyncio.create_task(self._keep(reader))
 
     async def close(self) -> None:
-        """End it, and the listener."""
+        """End it, and its sockets."""
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
@@ -78,7 +77,8 @@ class DataPlane:
             self._writer.close()
         if self._process is not None:
             await self._process.end()
-        os.close(self._listener)
+        for fd in self._sockets.values():
+            os.close(fd)
 
     def arrived(self, address: str, client: str) -> None:
         """This tunnel address is this client's now."""
@@ -120,7 +120,7 @@ class DataPlane:
                 stdin=null,
                 stdout=null,
                 stderr=output,
-                fds={CONTROL_FD: theirs.fileno(), LISTENER_FD: self._listener},
+                fds={CONTROL_FD: theirs.fileno(), **self._sockets},
             )
         except BaseException:
             ours.close()

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import msgspec
 
-CONTROL_FD, LISTENER_FD = 3, 4  # where the data plane finds its two sockets
+CONTROL_FD, LISTENER_FD, DNS_UDP_FD, DNS_TCP_FD = 3, 4, 5, 6  # where the data plane finds its sockets
+LEDGER_FD = 7  # … and, when there is a common limit, the ledger
 
 
 class Settings(msgspec.Struct, frozen=True):
     """How the data plane works, fixed at its start: allow-list, access log ("": none), bytes a second
-    each way (0: no limit)."""
+    each way (0: no limit; ``rate`` together with the relay), name servers (none: the host's)."""
 
     rules: tuple[str, ...] = ()
     log: str = ""
     rate: float = 0.0
     rate_per_client: float = 0.0
+    dns: tuple[str, ...] = ()
 
 
 class Arrived(msgspec.Struct, tag=True, frozen=True):

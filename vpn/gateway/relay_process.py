@@ -26,6 +26,7 @@ from vpn import kernel
 from vpn.errors import GatewayError
 from vpn.gateway.accesslog import AccessLog
 from vpn.gateway.host_sockets import ANY, PORTS, has_ipv6
+from vpn.gateway.ledger import RELAY, Ledger
 from vpn.gateway.outside import Outside, OutsideLimits, own_addresses
 from vpn.gateway.policy import Policy
 from vpn.gateway.resolver import Resolver
@@ -44,9 +45,11 @@ _NEAR = 16  # ports after ocserv's that are tried first, so that one range is en
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the process is to do: rates are bytes a second, each way; 0 is no limit."""
+    """What the process is to do: rates are bytes a second, each way; 0 is no limit. ``ledger`` is a descriptor
+    (-1: none): ``rate`` is then the data plane's as well."""
 
     directory: str
+    ledger: int = -1
     allow: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     rate: float = 0.0
@@ -232,7 +235,7 @@ async def start_relay(
             *python_argv("vpn.gateway.relay_process", str(os.getpid()), *map(str, numbers)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
-            pass_fds=numbers,
+            pass_fds=[*numbers, *([settings.ledger] if settings.ledger >= 0 else [])],
             cwd="/",
         )
     relay = Relay(chosen, ours, on_session)
@@ -302,7 +305,8 @@ class Process:
         policy = Policy(settings.allow, own_addresses())
         self.access = AccessLog(directory / "access.log")
         limits = OutsideLimits(rate=settings.rate, rate_per_client=settings.rate_per_pilot)
-        self.outside = Outside(policy, self.access, limits)
+        ledger = Ledger(settings.ledger, RELAY) if settings.ledger >= 0 else None
+        self.outside = Outside(policy, self.access, limits, ledger)
         context = server_context(directory / "server-cert.pem", directory / "server-key.pem")
         resolver = Resolver(policy, self.outside.names, settings.dns)
         self.service = SocksService(context, self.outside, resolver, self._tell)

@@ -1,35 +1,36 @@
 """The packet filter of the gateway's namespace, as text for nft(8). Pure.
 
-TCP from tunnels goes to the data plane, which decides by the allow-list. What is not TCP goes out through
-slirp4netns (``tap0``) by rules made from the same allow-list: a rule that names hosts says nothing about packets,
-so with such rules only, nothing but TCP and the name service passes.
+TCP from tunnels goes to the data plane, which decides by the allow-list, and what is sent to the name servers pilots
+are told of goes to the resolver there. The rest goes out through slirp4netns (``tap0``) by rules made from the same
+allow-list: a rule that names hosts says nothing about packets, so with such rules only, nothing else passes.
+Without a data plane everything goes out by such rules, the name service first.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from vpn.gateway.addresses import CLIENTS, PLANE, UPLINK
+from vpn.gateway.addresses import CLIENTS, DNS_PORT, PLANE, UPLINK
 from vpn.gateway.policy import Policy, Rule
 
 
 def ruleset(policy: Policy, name_servers: Sequence[str], plane_port: int) -> str:
-    """The whole filter; ``plane_port`` 0: no data plane, everything goes out through slirp4netns."""
-    servers = "".join(f"        ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept\n" for server in
-                      name_servers if ":" not in server)  # fmt: skip
-    others = "".join(f"        {line}\n" for line in _packets(policy, everything=not plane_port))
-    divert = (
-        f'        iifname "vpns*" ip daddr != {{ {CLIENTS}, {UPLINK}{_also(name_servers)} }} '
-        f"meta l4proto tcp dnat to {PLANE}:{plane_port}\n"
-        if plane_port
-        else ""
-    )
+    """The whole filter; ``name_servers`` are IPv4, one at least; ``plane_port`` 0: no data plane."""
+    asking = f"ip daddr {{ {', '.join(name_servers)} }} meta l4proto {{ tcp, udp }} th dport {DNS_PORT}"
+    outward = [f"ip daddr {UPLINK} drop", *_packets(policy, everything=not plane_port)]
+    divert: list[str] = []
+    if plane_port:
+        divert = [
+            f'iifname "vpns*" {asking} dnat to {PLANE}:{DNS_PORT}',
+            f'iifname "vpns*" ip daddr != {{ {CLIENTS}, {UPLINK} }} meta l4proto tcp dnat to {PLANE}:{plane_port}',
+        ]
+    else:
+        outward.insert(0, f"{asking} accept")
     return f"""\
 table ip gateway {{
     chain outward {{
-{servers}        ip daddr {UPLINK} drop
-{others}    }}
+{_lines(outward)}    }}
     chain forward {{
         type filter hook forward priority 0; policy drop;
         iifname "vpns*" oifname "tap0" jump outward
@@ -42,7 +43,7 @@ table ip gateway {{
     }}
     chain divert {{
         type nat hook prerouting priority -100; policy accept;
-{divert}    }}
+{_lines(divert)}    }}
     chain leave {{
         type nat hook postrouting priority 100; policy accept;
         iifname "vpns*" oifname "tap0" masquerade
@@ -51,8 +52,8 @@ table ip gateway {{
 """
 
 
-def _also(name_servers: Iterable[str]) -> str:
-    return "".join(f", {server}" for server in name_servers if ":" not in server)
+def _lines(rules: Sequence[str]) -> str:
+    return "".join(f"        {rule}\n" for rule in rules)
 
 
 def _packets(policy: Policy, *, everything: bool) -> list[str]:

@@ -4,7 +4,7 @@ sequence.
 1. a keeper outside, a namespace whose root is the caller (``vpn.holder``);
 2. slirp4netns gives it ``tap0``; ocserv's port, TCP and UDP, is the host's own (``host_sockets``), or with
    ``uplink=slirp4netns`` forwarded by slirp4netns;
-3. the packet filter (``rules``): TCP of clients to the data plane (``plane``), the rest masqueraded to ``tap0``;
+3. the packet filter (``rules``): clients' TCP and DNS to the data plane (``plane``), the rest masqueraded to ``tap0``;
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
 5. ocserv, with the shims ``preload/one_id.c`` and ``host_sockets.c``; ready when it says so.
 
@@ -29,14 +29,14 @@ from pathlib import Path
 
 from vpn.errors import GatewayError, TunnelError, VpnError
 from vpn.gateway import ocserv, state
-from vpn.gateway.addresses import PLANE, UPLINK_DNS
+from vpn.gateway.addresses import DNS_PORT, PLANE, UPLINK_DNS
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import UNUSED, UNUSED_LIFETIME, Book
 from vpn.gateway.host_sockets import HostSockets, has_ipv6, inherit, open_sockets
 from vpn.gateway.outside import own_addresses
 from vpn.gateway.passwords import file_text
 from vpn.gateway.plane_client import DataPlane
-from vpn.gateway.plane_messages import Figure, Settings
+from vpn.gateway.plane_messages import DNS_TCP_FD, DNS_UDP_FD, LEDGER_FD, LISTENER_FD, Figure, Settings
 from vpn.gateway.policy import Policy
 from vpn.gateway.rules import ruleset
 from vpn.gateway.slirp import PROTOTYPE_MTU, TAP_MTU, start_slirp
@@ -49,6 +49,7 @@ from vpn.programs import environment, find_program, find_shim
 
 log = logging.getLogger("vpn.gateway")
 
+OCSERV_GRACE = 15.0  # seconds to tell every client that it ends: those that are not told dial again and again
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
 _LACKING = {"program", "shim", "user namespaces", "tun"}  # layers without which there is no openconnect
@@ -66,12 +67,13 @@ class Server:
         self.pin = ""
         self.room = ""
         self.refusal = ""
+        self.ledger = -1  # of the bandwidth that the data plane shares with the relay: the daemon's, -1 for none
         self.spent: Callable[[str], None] = lambda _username: None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._host: HostSockets | None = None
         self._plane: DataPlane | None = None
         self._store = Store(directory / "credentials.json", self.book.saved)
-        self._name_servers = list(config.dns) or [UPLINK_DNS]
+        self._name_servers = [server for server in config.dns if ":" not in server] or [UPLINK_DNS]
         self._epoch = time.time() - time.monotonic()
         self._stack = AsyncExitStack()
         self._passwords = asyncio.Lock()
@@ -194,7 +196,7 @@ class Server:
                 self.namespace,
                 self.sockets,
                 output,
-                dns=not self.config.dns,
+                dns=UPLINK_DNS in self._name_servers,
                 forwards=self._host is None,
                 mtu=PROTOTYPE_MTU if self.config.uplink == "prototype" else TAP_MTU,
             )
@@ -207,12 +209,18 @@ class Server:
             self.port = await slirp.forward(self.config.listen or "0.0.0.0", self.config.port, protocols)  # noqa: S104
 
     async def _start_plane(self, keeper: Client) -> int:
-        """The data plane, and the listener inside that TCP is redirected to; its port."""
+        """The data plane, and the sockets inside that TCP and the name service are redirected to; the port of TCP."""
         await self.namespace.configure("lo", f"{PLANE}/32")
         listener, port = await self.namespace.listen(PLANE)
+        sockets = {LISTENER_FD: listener}
+        for number, udp in ((DNS_UDP_FD, True), (DNS_TCP_FD, False)):
+            sockets[number], _ = await self.namespace.listen(PLANE, DNS_PORT, udp=udp)
         config = self.config
-        settings = Settings(config.allow, str(self.directory / "access.log"), config.rate, config.rate_per_pilot)
-        self._plane = DataPlane(keeper, listener, settings, lambda: self._lines("plane"), self._end)
+        if config.rate:
+            sockets[LEDGER_FD] = os.dup(self.ledger)
+        log_file = str(self.directory / "access.log")
+        settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns)
+        self._plane = DataPlane(keeper, sockets, settings, lambda: self._lines("plane"), self._end)
         self._stack.push_async_callback(self._plane.close)
         await self._plane.start()
         return port
@@ -265,7 +273,7 @@ class Server:
                 stderr=output,
                 fds=fds,
             )
-        self._stack.push_async_callback(process.end)
+        self._stack.push_async_callback(process.end, OCSERV_GRACE)
         await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             last = self._last_lines[-1] if self._last_lines else "it said nothing"

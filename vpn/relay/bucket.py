@@ -1,12 +1,12 @@
 """Bandwidth limits as token buckets. Pure: time is an argument, in seconds; rates are in bytes a second.
 
-``TokenBucket`` is one limit; ``Budget`` is several that hold together (a pilot's, and the gateway's). What was
-granted and not used is given back.
+``TokenBucket`` is one limit, ``SharedBucket`` one of several processes; ``Budget`` is several limits that hold
+together (a pilot's, and the gateway's). What was granted and not used is given back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 
 BURST = 0.05  # seconds of the rate that may pass at once
 QUANTUM = 16384  # bytes: less is not granted, unless less is wanted; many small pieces cost more than a short wait
@@ -42,6 +42,42 @@ class TokenBucket:
         """Seconds until a grant of ``wanted`` bytes, or of a quantum, is possible."""
         missing = min(wanted, QUANTUM) - self.available(now)
         return max(0.0, missing / self.rate)
+
+
+class SharedBucket(TokenBucket):
+    """A bucket of several processes: each keeps it by itself, and takes out of it what the others say they spent.
+
+    ``spent`` are bytes of each process, in memory that they share; a process writes its ``own`` place only. Two that
+    ask at the same moment may be granted the same bytes: both pay for them after that, so the rate holds.
+    """
+
+    def __init__(
+        self, rate: float, spent: MutableSequence[float] | memoryview[float], own: int, burst: float = 0.0
+    ) -> None:
+        super().__init__(rate, burst)
+        self._spent = spent
+        self._own = own
+        self._seen = self._others()
+
+    def available(self, now: float) -> float:
+        """Bytes that may pass at ``now``; negative after the others took more than there was."""
+        others = self._others()
+        self.level -= others - self._seen  # before what time adds: that is bounded by the burst
+        self._seen = others
+        return super().available(now)
+
+    def take(self, count: float) -> None:
+        """Spend bytes that were available."""
+        super().take(count)
+        self._spent[self._own] += count
+
+    def give_back(self, count: float) -> None:
+        """Return what was taken and not used."""
+        super().give_back(count)
+        self._spent[self._own] -= count
+
+    def _others(self) -> float:
+        return sum(self._spent) - self._spent[self._own]
 
 
 class Budget:

@@ -30,6 +30,7 @@ from vpn.config import Credential
 from vpn.errors import TunnelError
 from vpn.relay.datagrams import Datagrams, Network, is_within
 from vpn.relay.dnsclient import DnsClient
+from vpn.relay.dnsserver import DnsServer
 from vpn.relay.link import Link
 from vpn.relay.pump import pump, ready, reset_on_close
 from vpn.spawn import raise_file_limit
@@ -103,7 +104,7 @@ class Plane:
             return
         kinds = msgspec.json.decode(data, type=Sockets)
         fds = iter(descriptors)
-        resolver = DnsClient(self.link)
+        resolver = DnsServer(DnsClient(self.link).ask)
         for _ in range(kinds.tcp):
             self._task(self._accept(socket.socket(fileno=next(fds))))
         for _ in range(kinds.dns_udp):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -10,8 +11,25 @@ from running import appears, begun, call, eventually, gone, note_and_wait, ready
 
 import hpcq
 import hpcq.links
+from hpcq.messages import TaskResult
+from hpcq.protocol import frame
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def report_another_task(once):
+    """The first time: say on our runner's stream that a task ended which it does not have, and wait for the end."""
+    if once.exists():
+        return
+    once.touch()
+    for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        try:
+            channel = socket.socket(fileno=os.dup(descriptor))
+        except OSError:  # the directory itself, and what is no socket
+            continue
+        if (channel.family, channel.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
+            channel.sendall(frame(TaskResult(1 << 40, "success")))
+    signal.pause()
 
 
 def test_a_killed_pilots_task_runs_again_elsewhere_once(queue, start_pilot, marks, tmp_path):
@@ -91,6 +109,27 @@ def test_the_walltime_of_a_pilot_ends_it_in_time(queue, start_pilot, marks, tmp_
 
 def test_read_only_directories_of_tasks_are_removed_too(queue, pilot):
     assert run(queue, hpcq.Task("mkdir -p a/b && touch a/b/c && chmod 500 a/b a")).outcome == "success"
+
+
+def test_a_pilot_that_breaks_inside_ends_and_its_tasks_run_elsewhere(queue, start_pilot, marks, tmp_path):
+    first = start_pilot(queue, cores=2)
+    ready(queue, 1)
+    beside = call(note_and_wait, marks, tmp_path / "go")
+    queue.submit(beside)
+    begun(marks)
+    breaking = call(report_another_task, tmp_path / "broken")
+    queue.submit(breaking)
+    assert first.wait() == 1
+    assert "Traceback" in first.said()
+    assert "AssertionError: lane" in first.said()
+    (view,) = queue.pilots()
+    assert (view.state, view.failed_layer) == ("failed", "pilot")
+    assert "broke inside: AssertionError" in view.message
+    (tmp_path / "go").touch()
+    start_pilot(queue)
+    done = {wait(queue), wait(queue)}
+    assert {(task.outcome, task.attempts) for task in done} == {("success", 2)}
+    assert done == {beside, breaking}
 
 
 def test_children_of_a_killed_pilot_die_with_it(queue, start_pilot, tmp_path):

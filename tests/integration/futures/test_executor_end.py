@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -128,6 +130,21 @@ def test_it_is_broken_when_all_its_pilots_have_failed(state: Path) -> None:
             future.result()
         with pytest.raises(hpcq.BrokenExecutorError, match="no pilot of queue"):
             executor.submit(inc, 1)
+
+
+def test_it_is_broken_as_soon_as_its_last_pilot_is_killed(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcq.futures.LOOK_AT_PILOTS", None)  # it is told, or it never knows
+    monkeypatch.setattr("hpcq.batch.tracker.POLL_INTERVAL", 3600.0)
+    with hpcq.Executor(cores=1) as executor:
+        assert executor.submit(inc, 1).result(DEADLINE) == 2
+        (pid,) = executor.queue._manager.call(
+            lambda: [entry.pid for entry in executor.queue._manager._roster.entries.values()]
+        )
+        future = executor.submit(time.sleep, 600)
+        until(future.running, "the task runs")
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(hpcq.BrokenExecutorError, match="all its batch jobs have ended"):
+            future.result(DEADLINE)
 
 
 def test_it_is_broken_when_its_queue_is_closed(state: Path) -> None:

@@ -194,6 +194,18 @@ class Site:
                 return False
         return False
 
+    def start_gateway(self):
+        """Run the default gateway on the login node."""
+        done = self.vpn("login", "gateway", "start", "--json")
+        assert done.returncode == 0, done.stderr
+
+    def credential(self, name):
+        """A credential file that a node can use."""
+        file = str(self.directory / name)
+        done = self.vpn("login", "gateway", "credential", "--label", name, "--output", file)
+        assert done.returncode == 0, done.stderr
+        return file
+
     def extra(self):
         """Processes that were not there when the site was built."""
         return {pid: line for pid, line in self.processes().items() if pid not in self.known}
@@ -280,9 +292,19 @@ def site(prerequisites, tmp_path):
 @pytest.fixture
 def gateway(site):
     """A site whose login node runs the default gateway."""
-    done = site.vpn("login", "gateway", "start", "--json")
-    assert done.returncode == 0, done.stderr
+    site.start_gateway()
     return site
+
+
+@pytest.fixture(scope="module")
+def shared_gateway(prerequisites, tmp_path_factory):
+    """The same, one for all tests of a module: for those that leave it as it was."""
+    site = Site(tmp_path_factory.mktemp("shared"))
+    try:
+        site.start_gateway()
+        yield site
+    finally:
+        site.close()
 
 
 @pytest.fixture
@@ -290,8 +312,6 @@ def credential(gateway):
     """Makes credential files a node can use."""
 
     def make(name="credential.json"):
-        done = gateway.vpn("login", "gateway", "credential", "--label", name, "--output", str(gateway.directory / name))
-        assert done.returncode == 0, done.stderr
-        return str(gateway.directory / name)
+        return gateway.credential(name)
 
     return make

@@ -23,14 +23,13 @@ def access_log(site):
 class Inside:
     """Programs inside a relay's tunnel, each in one of its own."""
 
-    def __init__(self, gateway, credential):
+    def __init__(self, gateway):
         self.gateway = gateway
-        self._credential = credential
         self._made = 0
 
     def run(self, *argv, options=(), file=None):
         self._made += 1
-        file = file or self._credential(f"inside-{self._made}")
+        file = file or self.gateway.credential(f"inside-{self._made}")
         return self.gateway.vpn("node", "run", "--mode", "relay", "--credential", file, *options, "--", *argv)
 
     def __call__(self, *what, **more):
@@ -45,10 +44,10 @@ class Inside:
         return done.stdout + done.stderr
 
 
-@pytest.fixture
-def inside(gateway, credential):
-    with serving(gateway):
-        yield Inside(gateway, credential)
+@pytest.fixture(scope="module")
+def inside(shared_gateway):
+    with serving(shared_gateway):
+        yield Inside(shared_gateway)
 
 
 @pytest.mark.parametrize("size", ["0", "1", "1400", "60000"])
@@ -62,9 +61,9 @@ def test_udp_that_cannot_arrive_is_refused_as_by_the_kernel(inside):
 
 
 @pytest.mark.parametrize(("host", "port"), [(WAN, "7001"), ("192.0.2.1", "22"), ("10.1.2.3", "80")])
-def test_tcp_that_cannot_arrive_is_reset(gateway, inside, host, port):
+def test_tcp_that_cannot_arrive_is_reset(shared_gateway, inside, host, port):
     assert inside("errno", host, port) in ("ECONNRESET", "EPIPE")
-    line = access_log(gateway)[-1]
+    line = access_log(shared_gateway)[-1]
     assert (line["host"], line["port"]) == (host, int(port))
     assert line["outcome"].startswith("refused:" if host == WAN else "denied:")
 
@@ -74,10 +73,10 @@ def test_a_reset_of_the_far_end_is_a_reset(inside):
     assert "ConnectionResetError" in inside.python(script, WAN)
 
 
-def test_the_log_says_who_where_and_how_much(gateway, inside, credential):
-    file = credential("known")
+def test_the_log_says_who_where_and_how_much(shared_gateway, inside):
+    file = shared_gateway.credential("known")
     inside("up", WAN, "1000000", file=file)
-    line = access_log(gateway)[-1]
+    line = access_log(shared_gateway)[-1]
     assert line["client"] == json.loads(Path(file).read_text())["username"]
     assert (line["address"], line["port"], line["outcome"]) == (WAN, 7000, "ok")
     assert line["up"] == 1_000_003
@@ -94,15 +93,15 @@ def test_names_by_tcp(inside):
     assert inside.python(script).split() == [WAN, WAN]
 
 
-def test_networks_reached_directly(gateway, inside):
-    with gateway.start("login", sys.executable, TRAFFIC, "serve", "192.0.2.1", stdout=subprocess.PIPE) as server:
+def test_networks_reached_directly(shared_gateway, inside):
+    with shared_gateway.start("login", sys.executable, TRAFFIC, "serve", "192.0.2.1", stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"ready\n"
         direct = ("--direct", "192.0.2.0/24,2001:db8:9::/64")
         inside("half-close", "192.0.2.1", options=direct)
         inside("udp", "192.0.2.1", "1000", options=direct)
         assert inside("udp-errno", "192.0.2.1", "7001", options=direct) == "ECONNREFUSED"
         inside("half-close", WAN, options=direct)
-        for pid in gateway.find("traffic.py serve 192.0.2.1"):
+        for pid in shared_gateway.find("traffic.py serve 192.0.2.1"):
             os.kill(pid, signal.SIGKILL)
         server.wait(20)
 

@@ -116,6 +116,73 @@ def test_a_rule_may_name_a_host(site):
     assert (line["host"], line["outcome"]) == (WAN, "ok")
 
 
+ASKS = """
+import socket, urllib.request
+question = bytes.fromhex("12340100000100000000000003776562076578616d706c65036f72670000010001")
+server = [line.split()[1] for line in open("/etc/resolv.conf") if line.startswith("nameserver")][0]
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.settimeout(10)
+    sock.sendto(question, (server, 53))
+    answer, where = sock.recvfrom(512)
+    assert where == (server, 53), where
+with socket.create_connection((server, 53), timeout=10) as sock, sock.makefile("rb") as file:
+    sock.sendall(len(question).to_bytes(2, "big") + question)
+    assert file.read(int.from_bytes(file.read(2), "big"))[12:] == answer[12:]
+print(len(urllib.request.urlopen("http://web.example.org/1000", timeout=20).read()))
+try:
+    urllib.request.urlopen("http://web.example.org:8080/", timeout=20)
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--dns", WAN)])
+def test_a_rule_may_name_a_domain_in_both_modes(site, options):
+    """Its names are known once a pilot has asked for them, by UDP or TCP: both modes ask the same resolver."""
+    assert site.vpn("login", "gateway", "start", "--allow", "*.example.org:80", *options).returncode == 0
+    for mode in ("openconnect", "relay"):
+        file = str(site.directory / mode)
+        assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+        done = run(site, file, sys.executable, "-c", ASKS, options=("--mode", mode))
+        assert (done.returncode, done.stdout) == (0, "1000\nConnectionResetError\n"), done.stderr
+        ok, denied = (line for line in accesses(site) if line["client"] == username(file))
+        assert (ok["host"], ok["port"], ok["outcome"]) == (WAN, 80, "ok")
+        assert "8080 is not on the gateway's allow-list" in denied["outcome"]
+
+
+TIMED = f"""
+import time, urllib.request
+print("up", flush=True)
+input()
+began = time.monotonic()
+assert len(urllib.request.urlopen("http://{WAN}/10000000", timeout=60).read()) == 10_000_000
+print(began, time.monotonic())
+"""
+
+
+def test_the_limit_is_of_both_modes_together(site):
+    rate = 10_000_000  # bytes a second
+    assert site.vpn("login", "gateway", "start", "--limit", str(rate * 8 / 1e6)).returncode == 0
+    processes = []
+    for mode in ("openconnect", "relay"):
+        file = str(site.directory / mode)
+        assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
+        command = ["run", "--mode", mode, "--credential", file, "--", sys.executable, "-c", TIMED]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes.append(site.start_vpn("node", *command, **streams))
+        assert processes[-1].stdout.readline() == "up\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    times = []
+    for process in processes:
+        with process:
+            times += map(float, process.stdout.readline().split())
+            assert process.wait(60) == 0
+    burst = 0.05  # seconds of the rate
+    assert max(times) - min(times) > 2 - burst
+
+
 def test_a_killed_data_plane_is_replaced_and_the_tunnel_stays(gateway, credential):
     script = f"""
 import socket, sys, urllib.request

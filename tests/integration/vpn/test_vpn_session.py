@@ -81,7 +81,7 @@ def test_spawn_in_mode_none(site):
 def test_spawn_in_a_tunnel(gateway, credential):
     done = run_script(gateway, SPAWN, credential())
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ["openconnect", "DTLS"]
+    assert json.loads(done.stdout) == ["openconnect", "TLS"]
 
 
 def test_no_descriptor_is_left_open(gateway, credential):

@@ -10,6 +10,7 @@ from hpcq.batch.base import BatchJob, JobState, JobStatus
 from hpcq.batch.tracker import (
     FIRST_LOOK,
     FORGOTTEN_AFTER,
+    LOOKS_AFTER_PILOT,
     MAX_BACKOFF,
     MIN_GAP,
     POLL_INTERVAL,
@@ -68,6 +69,45 @@ def test_first_look_survives_a_poll_that_came_too_early_for_it(tracker):
     tracker.submitted(job("2"), 131.0)
     tracker.polled({}, 132.0)
     assert tracker.next_poll(132.0) == 132.0 + MIN_GAP
+
+
+def test_a_pilot_that_hung_up_is_looked_after_soon_and_a_few_times(tracker):
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.reported("1", 103.0)
+    tracker.pilot_gone("1", 120.0)
+    now, early = tracker.next_poll(120.0), []
+    assert now == 120.0 + FIRST_LOOK
+    while True:
+        tracker.polled(status(JobState.COMPLETING), now)
+        due = tracker.next_poll(now)
+        if due == now + POLL_INTERVAL:
+            break
+        early.append(due - now)
+        now = due
+    assert early == [MIN_GAP] * (LOOKS_AFTER_PILOT - 1)
+
+
+def test_a_pilot_that_comes_again_needs_no_more_looks(tracker):
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.pilot_gone("1", 103.0)
+    tracker.reported("1", 104.0)
+    tracker.polled(status(JobState.RUNNING), 112.0)
+    assert tracker.next_poll(112.0) == 112.0 + POLL_INTERVAL
+
+
+def test_a_batch_system_that_asks_nobody_else_is_asked_at_once():
+    tracker = JobTracker(0.2)
+    tracker.submitted(job(), 100.0)
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.pilot_gone("1", 102.5)
+    assert tracker.next_poll(102.5) == pytest.approx(102.7)
+
+
+def test_the_pilot_of_an_unknown_or_ended_job_changes_nothing(tracker):
+    tracker.polled(status(JobState.DONE), 102.0)
+    tracker.pilot_gone("1", 103.0)
+    tracker.pilot_gone("2", 103.0)
+    assert tracker.next_poll(103.0) is None
 
 
 def test_failures_back_off_and_recover(tracker):
@@ -171,7 +211,7 @@ def test_submitting_twice_and_dropping(tracker):
 
 events = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "report", "poll", "fail", "drop"]),
+        st.sampled_from(["submit", "report", "gone", "poll", "fail", "drop"]),
         st.sampled_from(["1", "2", "3"]),
         st.one_of(st.none(), st.sampled_from(list(JobState))),
         st.floats(min_value=0, max_value=700),
@@ -194,6 +234,8 @@ def test_whatever_happens(history):
             changes = tracker.submitted(job(job_id), now)
         elif kind == "report":
             changes = tracker.reported(job_id, now)
+        elif kind == "gone":
+            tracker.pilot_gone(job_id, now)
         elif kind == "drop":
             tracker.drop([job_id])
             open_jobs.discard(job_id)

@@ -47,6 +47,7 @@ ALLOWED = {
     "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "scheduler", "units"},
     "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"errors", "state_dir", "units"},
+    "doctor": {"batch", "errors", "queue", "state_dir", "task", "units"},
 }  # fmt: skip
 """Module or package of hpcq: what of hpcq it may import besides itself. Others are not limited here."""
 
@@ -69,6 +70,7 @@ PURE = [
     "readiness",
     "task",
     "autoscale",
+    "doctor/report",
 ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 
 from vpn.gateway.accesslog import Access, AccessLog, now_text
 
@@ -60,3 +62,26 @@ def test_what_could_not_be_written_is_counted_and_told(tmp_path):
     assert first["lost_lines"] == 3
     assert second["up"] == 3
     assert log.lost == 0
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from vpn.gateway.accesslog import Access, AccessLog, now_text
+log = AccessLog(Path(sys.argv[1]), limit=2000, keep=1000)
+for number in range(300):
+    log.record(Access(now_text(), sys.argv[2], "web.example.org", 80, "203.0.113.1", "ok", number, 2, 0.5))
+log.close()
+"""
+
+
+def test_two_processes_write_one_log_and_rotate_it(tmp_path):
+    path = tmp_path / "access.log"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in ("relay", "plane")]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    found = sorted((line["client"], line["up"]) for file in tmp_path.iterdir() for line in lines(file))
+    assert found == sorted((name, number) for name in ("relay", "plane") for number in range(300))
+    sizes = [file.stat().st_size for file in tmp_path.iterdir()]
+    assert len(sizes) > 10
+    assert max(sizes) < 2400
+    assert sum(size < 2000 for size in sizes) <= 1  # none was rotated twice
