@@ -457,8 +457,10 @@ class Core:
 
     def excused(self, result: TaskResult) -> TaskResult:
         """What the batch system ended with our job, a command or a fork, is lost, so that it runs again."""
+        if not self.job_ends:  # as for nearly all results: no more is looked at
+            return result
         ended = result.outcome == Outcome.EXIT_CODE.value and result.exit_code in CODES_FROM_OUTSIDE
-        if not self.job_ends or not (ended or result.outcome == Outcome.CRASH.value):
+        if not (ended or result.outcome == Outcome.CRASH.value):
             return result
         return structs.replace(result, outcome=Outcome.LOST.value, message=self.job_ends)
 

@@ -7,7 +7,7 @@ import signal
 ENDED_FROM_OUTSIDE = (-signal.SIGTERM, -signal.SIGKILL)
 """Exit statuses of what a batch system ends with its job: it signals every process of it, tasks among them."""
 
-CODES_FROM_OUTSIDE = (*ENDED_FROM_OUTSIDE, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
+CODES_FROM_OUTSIDE = frozenset({*ENDED_FROM_OUTSIDE, 128 + signal.SIGTERM, 128 + signal.SIGKILL})
 """Those of commands: also what a shell says when its child was ended."""
 
 NEWS_TIMEOUT = 0.3

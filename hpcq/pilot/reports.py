@@ -110,8 +110,10 @@ class Reports:
 
     def _send(self) -> None:
         update, self._update = self._update, m.Update([], [])
-        ended = {result.id for result in update.results}
-        started = [number for number in update.started if number not in ended]
+        started = update.started
+        if started and update.results:
+            ended = {result.id for result in update.results}
+            started = [number for number in started if number not in ended]
         part: list[m.TaskResult] = []
         size = 0
         for result in update.results:

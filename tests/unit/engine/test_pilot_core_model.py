@@ -33,12 +33,13 @@ class Runner:
         self.at_hand = None
         self.stream = deque()
         self.recalls = 0
-        self.killed = False
+        self.killed = False  # by order of the core
+        self.dying = False  # of that, or with its tunnel, which the core need not know yet
         self.ends = 0
 
     @property
     def may_work(self):
-        return self.said_ready and not self.killed and not self.done
+        return self.said_ready and not self.dying and not self.done
 
 
 class CoreModel(RuleBasedStateMachine):
@@ -74,7 +75,7 @@ class CoreModel(RuleBasedStateMachine):
 
     def do_give(self, command):
         runner = self.runners[command.lane]
-        assert not runner.killed
+        assert not runner.dying
         assert not runner.ends, "what is being ended may hit it"
         assert kind_of(command.task) == runner.kind
         assert len(runner.cpus) == 2 * command.task.cores
@@ -92,7 +93,8 @@ class CoreModel(RuleBasedStateMachine):
         assert self.runners[command.lane].recalls == 1, "asked again before it answered"
 
     def do_kill(self, command):
-        self.runners[command.lane].killed = True
+        runner = self.runners[command.lane]
+        runner.killed = runner.dying = True
 
     def do_end(self, command):
         runner = self.runners[command.lane]
@@ -160,7 +162,7 @@ class CoreModel(RuleBasedStateMachine):
         self.perform(self.core.tunnel_down("a test", self.now, inside=inside))
         if not inside:
             for runner in self.runners.values():
-                runner.killed = runner.killed or runner.kind.network != "host"
+                runner.dying = runner.dying or runner.kind.network != "host"
 
     @precondition(lambda self: not self.wan)
     @rule()
@@ -214,10 +216,10 @@ class CoreModel(RuleBasedStateMachine):
         lane, runner = self.choose(data, lambda r: r.at_hand)
         self.perform(self.core.exceeded(lane, runner.at_hand.id, "too much", self.now))
 
-    @precondition(lambda self: self.some(lambda r: r.said_ready and r.at_hand is None and not r.killed))
+    @precondition(lambda self: self.some(lambda r: r.said_ready and r.at_hand is None and not r.dying))
     @rule(data=st.data())
     def runner_leaves_between_tasks(self, data):
-        self.end_runner(*self.choose(data, lambda r: r.said_ready and r.at_hand is None and not r.killed), 0)
+        self.end_runner(*self.choose(data, lambda r: r.said_ready and r.at_hand is None and not r.dying), 0)
 
     @precondition(lambda self: self.some(lambda r: r.stream))
     @rule(data=st.data())
@@ -257,10 +259,10 @@ class CoreModel(RuleBasedStateMachine):
         runner.ends = 0
         self.perform(self.core.children_ended(lane, self.now))
 
-    @precondition(lambda self: self.some(lambda r: r.killed))
+    @precondition(lambda self: self.some(lambda r: r.dying))
     @rule(data=st.data())
     def killed_runner_ends(self, data):
-        self.end_runner(*self.choose(data, lambda r: r.killed), -9)
+        self.end_runner(*self.choose(data, lambda r: r.dying), -9)
 
     @precondition(lambda self: self.runners and not self.broken)
     @rule(data=st.data(), status=st.sampled_from([0, 1, -11]))
@@ -353,8 +355,8 @@ class CoreModel(RuleBasedStateMachine):
                     self.recall(lane, runner)
                 if runner.ends:
                     self.end_children(lane, runner)
-                if runner.killed or runner.done:
-                    self.end_runner(lane, runner, -9 if runner.killed else 0)
+                if runner.dying or runner.done:
+                    self.end_runner(lane, runner, -9 if runner.dying else 0)
                     continue
                 if not runner.said_ready:
                     runner.said_ready = True
