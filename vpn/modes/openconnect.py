@@ -155,6 +155,10 @@ class OpenconnectTunnel:
     async def _configure(self, settings: NetworkSettings) -> None:
         self.up.step = ("tunnel", "configuring the namespace")
         routes = list(settings.routes)
+        with suppress(TunnelError, OSError):  # a kernel without IPv6
+            # Nobody answers what the kernel would say there by IPv6. And a server that ends with packets unread resets
+            # the connection: its last word, that it ended the session, is lost then.
+            await self.namespace.write(f"/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6", "1")
         await self.namespace.configure(DEVICE, settings.address, mtu=settings.mtu, routes=routes)
         dns = self.config.dns or settings.dns
         if dns:

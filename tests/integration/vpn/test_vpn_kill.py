@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,11 @@ def test_killing_a_part_of_a_gateway_leaves_nothing_and_it_starts_again(gateway,
 
 @pytest.mark.parametrize("slirp", ["runs", "stands still"])
 def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
-    """Also with slirp4netns out of action: the last words go from ocserv's sockets, which are the host's."""
+    """Also with slirp4netns out of action: the last words go from ocserv's sockets, which are the host's.
+
+    TCP itself may lose them: a worker that ends with bytes unread resets its connection. Then openconnect dials until
+    its reconnect timeout, 60 s.
+    """
     process = gateway.start_vpn(
         "node",
         "run",
@@ -115,8 +120,8 @@ def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
         if slirp == "stands still":
             os.kill(only(gateway, "slirp4netns --configure"), signal.SIGSTOP)
         assert gateway.vpn("login", "gateway", "stop").returncode == 0
-        assert process.wait(20) == 5
-        assert b"ended the session" in process.stderr.read()
+        assert process.wait(90) == 5
+        assert re.search(rb"ended the session|could not be reached|did not come back", process.stderr.read())
     gateway.wait_empty()
 
 
