@@ -12,7 +12,7 @@ from typing import Any
 
 from simulated_site.client import Site
 
-DEADLINE = 90.0
+DEADLINE = 180.0  # Slurm frees the nodes of the job before in its own time
 LOOK = 0.3
 
 WAIT = """
