@@ -249,8 +249,10 @@ class Pilot:
         contents = Contents(cache, self._name, self._link, lambda digests: self._link.send(m.Holding(digests)))
         stack.push_async_callback(contents.close)
         self._ready.data_addresses, self._ready.data_port = own_addresses(), await contents.serve()
-        spawn = self._tunnel.spawn
-        staging = Staging(self._scratch, contents, spawn, self._run_staged, self._report_staged, pool.sandboxes)
+        tunnel = self._tunnel
+        staging = Staging(
+            self._scratch, contents, tunnel.spawn, tunnel.judge, self._run_staged, self._report_staged, pool.sandboxes
+        )
         stack.push_async_callback(staging.abandon)
         return staging
 
@@ -359,7 +361,11 @@ class Pilot:
     def _on_unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback or task raised, and nobody has caught it. Failures of connections and the like are only noted."""
         error = context.get("exception")
-        if isinstance(error, Exception) and not isinstance(error, OSError | HpcqError) and "transport" not in context:
+        if (
+            isinstance(error, Exception)
+            and not isinstance(error, OSError | HpcqError | TunnelError)
+            and "transport" not in context
+        ):
             self._fault(error)
         else:
             loop.default_exception_handler(context)

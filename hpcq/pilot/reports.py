@@ -12,6 +12,7 @@ May not live here: what a task did (`core`), its files (`staging`) and large res
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from hpcq import messages as m
@@ -20,6 +21,8 @@ from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, NEWS_TIMEOUT
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
 from hpcq.task import Outcome
+
+log = logging.getLogger("hpcq.pilot")
 
 UPDATE_BYTES = 32 * 1024 * 1024
 """Results are sent in messages of about this size at most, so that none blocks the link for long."""
@@ -50,8 +53,9 @@ class Reports:
 
     def _certain(self, results: list[m.TaskResult]) -> list[m.TaskResult]:
         """All but those that wait."""
-        if self._core.suspects:
-            results = self._without_suspects(results)
+        return self._without_doubtful(self._without_suspects(results) if self._core.suspects else results)
+
+    def _without_doubtful(self, results: list[m.TaskResult]) -> list[m.TaskResult]:
         doubtful = [one for one in results if one.exit_code in CODES_FROM_OUTSIDE]
         if not doubtful or self._core.job_ends:
             return results
@@ -78,12 +82,17 @@ class Reports:
 
     async def _judge_suspects(self) -> None:
         while self._suspects:
-            suspects, self._suspects = self._suspects, []
-            why = await self._judge()
+            count = len(self._suspects)
+            try:
+                why = await self._judge()
+            except Exception:
+                log.exception("the tunnel could not be judged")
+                why = ""
+            suspects, self._suspects = self._suspects[:count], self._suspects[count:]
             for one in suspects:
                 if why:
                     one.outcome, one.message = Outcome.NETWORK.value, f"the tunnel was down: {why}"
-            self._update.results.extend(suspects)
+            self._update.results.extend(suspects if why else self._without_doubtful(suspects))
             self._send()
         self._judging = None
 
@@ -96,7 +105,7 @@ class Reports:
         """Tell everything now, as it is: these are our last words."""
         if self._judging is not None:
             self._judging.cancel()
-        self._update.results.extend(self._suspects)
+        self._doubtful += self._suspects
         self._suspects = []
         self._tell_doubtful()
 

@@ -4,22 +4,21 @@
 
     Run --> STAGING (sandbox made, inputs obtained) --> in the core --> COLLECTING (outputs sent or kept) --> result
               | an input cannot be had: files            | not success            | missing, bad, disk full: files
-              | withdrawn: Returned                      +----> result            | cancelled: result
+              | URL, and the tunnel is down: network     +----> result            | cancelled: result
+              | withdrawn: Returned
 
 While it is staged or collected a task holds no core and no runner. Its sandbox is a directory of its own below the
-pilot's scratch directory, removed when the task leaves us. May not live here: how contents travel (`contents`), what an
-output may be (`collect`).
+pilot's scratch directory, removed when the task leaves us. May not live here: what is common to all such errands
+(`errands`), how contents travel (`contents`), what an output may be (`collect`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
-import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ from hpcq.errors import HpcqError, UsageError
 from hpcq.files import cache, digests, names, wire
 from hpcq.pilot import collect, sandbox
 from hpcq.pilot.contents import Contents, LostError
+from hpcq.pilot.errands import Errands, Job, Phase
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.processes import kill_tree
 from hpcq.task import Outcome
-
-log = logging.getLogger("hpcq.pilot")
+from vpn import TunnelError
 
 STAGED_AT_ONCE = 8
 """Inputs obtained at the same time."""
@@ -44,200 +43,112 @@ COLLECTED_AT_ONCE = 4
 
 
 class FilesError(Exception):
-    """Why a task ends as ``files``; names the file. ``lost`` is the digest of an input that nobody has any more."""
+    """Why a task ends as ``files``, or ``network``; names the file. ``lost`` is the digest of an input that nobody has
+    any more.
+    """
 
-    def __init__(self, message: str, lost: bytes = b"") -> None:
+    def __init__(self, message: str, lost: bytes = b"", outcome: Outcome = Outcome.FILES) -> None:
         super().__init__(message)
         self.lost = lost
+        self.outcome = outcome
 
 
-class Phase(enum.Enum):
-    """Where a task with files is."""
-
-    STAGING = enum.auto()
-    CORE = enum.auto()
-    COLLECTING = enum.auto()
-
-
-class Job:
+class Staged(Job):
     """One task with files that is here."""
 
-    __slots__ = ("activity", "files", "phase", "result", "sandbox", "task")
+    __slots__ = ("files", "sandbox", "task")
 
     def __init__(self, task: m.TaskSpec, sandbox: Path) -> None:
+        super().__init__(task.id, Phase.BEFORE)
         assert task.files is not None
         self.task = msgspec.structs.replace(task, files=None)
         self.files = task.files
         self.sandbox = sandbox
-        self.phase = Phase.STAGING
-        self.activity: asyncio.Task[None] | None = None
-        self.result: m.TaskResult | None = None
 
 
-class Staging:
-    """All of them. ``run`` gives staged tasks to the core, ``report`` tells the manager."""
+class Staging(Errands[Staged]):
+    """All of them. ``run`` gives staged tasks to the core, ``report`` tells the manager, ``judge`` says why the tunnel
+    leads nowhere (or nothing if it does) when an URL cannot be had.
+    """
+
+    brings = "its outputs"
 
     def __init__(  # noqa: PLR0917 - what a pilot has
         self,
         scratch: Path,
         contents: Contents,
         spawn: Callable[..., Any],
+        judge: Callable[[], Awaitable[str]],
         run: Callable[[list[m.TaskSpec]], None],
         report: Callable[[Report], None],
         sandboxes: dict[int, str],
     ) -> None:
+        super().__init__(report)
         self._scratch = scratch
         self.contents = contents
         self._spawn = spawn
+        self._judge = judge
         self._run = run
-        self._report = report
         self._sandboxes = sandboxes
-        self._loop = asyncio.get_running_loop()
-        self._jobs: dict[int, Job] = {}
-        self._activities: set[asyncio.Task[None]] = set()
         self._staged = asyncio.Semaphore(STAGED_AT_ONCE)
         self._collected = asyncio.Semaphore(COLLECTED_AT_ONCE)
-        self._draining = False
         self._made = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
 
-    # --- from the manager ---
+    def concerns(self, task: m.TaskSpec) -> bool:
+        """Whether it has files."""
+        return task.files is not None
 
-    def take(self, message: m.Run) -> m.Run:
-        """Begin with the tasks that have files; returns the message with the others."""
-        ours = [task for task in message.tasks if task.files is not None]
-        if not ours:
-            return message
-        if self._draining:
-            self._report(Report([], [], [task.id for task in ours]))
-        else:
-            for task in ours:
-                self._admit(task)
-        return m.Run(message.functions, [task for task in message.tasks if task.files is None], message.forget)
-
-    def _admit(self, task: m.TaskSpec) -> None:
+    def begin(self, task: m.TaskSpec) -> None:
+        """Make its sandbox and obtain its inputs."""
         self._made += 1
-        job = self._jobs[task.id] = Job(task, self._scratch / f"task-{task.id}-{self._made}")
-        self.idle.clear()
-        self._start(job, self._stage(job))
+        job = self.enter(Staged(task, self._scratch / f"task-{task.id}-{self._made}"))
+        self.start(job, self._stage)
 
-    def _start(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
-        job.activity = self._loop.create_task(self._guarded(job, work))
-        self._activities.add(job.activity)
-        job.activity.add_done_callback(self._activities.discard)
-
-    async def _guarded(self, job: Job, work: Coroutine[Any, Any, None]) -> None:
-        """A fault of ours ends the task too: nobody waits for ever."""
-        try:
-            await work
-        except Exception as error:
-            log.exception("files of task %d", job.task.id)
-            self._end(job, Outcome.FILES, f"its files failed on {_host()}: {type(error).__name__}: {error}")
-
-    def withdraw(self, tasks: list[int], cancel: bool = False) -> list[int]:
-        """Give back those being staged, and (``cancel``) end those being collected; returns the others."""
-        back = [number for number in tasks if self._phase(number) is Phase.STAGING]
-        for number in back:
-            self._leave(self._jobs[number])
-        if back:
-            self._report(Report([], [], back))
-        stopped = [number for number in tasks if cancel and self._phase(number) is Phase.COLLECTING]
-        for number in stopped:
-            self._end(self._jobs[number], Outcome.CANCELLED, "cancelled")
-        gone = {*back, *stopped}
-        return [number for number in tasks if number not in gone]
-
-    def _phase(self, number: int) -> Phase | None:
-        job = self._jobs.get(number)
-        return None if job is None else job.phase
-
-    def drain(self) -> None:
-        """Take nothing new, hand back what has not begun."""
-        self._draining = True
-        self.withdraw(list(self._jobs))
-
-    async def abandon(self) -> None:
-        """End everything; what was being collected is lost. Afterwards we can begin anew."""
-        self.withdraw(list(self._jobs))
-        for job in list(self._jobs.values()):
-            if job.phase is Phase.COLLECTING:
-                self._end(job, Outcome.LOST, "its outputs could not be sent before its pilot ended")
-            else:
-                self._leave(job)
-        while self._activities:
-            await asyncio.wait(self._activities)
-        self.contents.hang_up()
-        self._draining = False
-
-    # --- from the core ---
-
-    def ended(self, report: Report) -> Report:
-        """What can be told now; tasks with outputs to collect follow."""
-        if not self._jobs:
-            return report
-        for number in report.returned:
-            if number in self._jobs:
-                self._leave(self._jobs[number])
-        return Report(report.started, [r for r in report.results if not self._holds_back(r)], report.returned)
-
-    def _holds_back(self, result: m.TaskResult) -> bool:
+    def holds_back(self, result: m.TaskResult) -> bool:
+        """Outputs of a task that succeeded are collected first."""
         job = self._jobs.get(result.id)
         if job is None:
             return False
         if result.outcome != Outcome.SUCCESS or not job.files.outputs:
-            self._leave(job)
+            self.leave(result.id)
             return False
-        job.phase, job.result = Phase.COLLECTING, result
-        self._start(job, self._collect(job, result))
+        job.phase, job.result = Phase.AFTER, result
+        self.start(job, self._collect, result)
         return True
 
-    # --- the end of a task here ---
+    def left(self, job: Staged) -> None:
+        """Its sandbox goes."""
+        self._sandboxes.pop(job.number, None)
+        self.keep(self._loop.create_task(self._remove(job)))
 
-    def _leave(self, job: Job) -> None:
-        """It is no longer ours: its sandbox goes."""
-        self._jobs.pop(job.task.id, None)
-        self._sandboxes.pop(job.task.id, None)
-        if job.activity is not None and job.activity is not _current_task():
-            job.activity.cancel()
-        cleaning = self._loop.create_task(self._remove(job))
-        self._activities.add(cleaning)
-        cleaning.add_done_callback(self._activities.discard)
-        if not self._jobs:
-            self.idle.set()
-
-    async def _remove(self, job: Job) -> None:
+    async def _remove(self, job: Staged) -> None:
         if job.activity is not None and not job.activity.done():
             await asyncio.wait({job.activity})
         await asyncio.to_thread(sandbox.remove_tree, job.sandbox)
 
-    def _end(self, job: Job, outcome: Outcome, message: str, lost: bytes = b"") -> None:
-        result = job.result or m.TaskResult(job.task.id, "")
-        result = msgspec.structs.replace(
-            result, outcome=outcome.value, message=message, payload=b"", kept=None, lost_input=lost, parcel=None
-        )
-        self._report(Report([], [result], []))
-        self._leave(job)
+    def hang_up(self) -> None:
+        """Connections for contents are of no more use."""
+        self.contents.hang_up()
 
     # --- inputs ---
 
-    async def _stage(self, job: Job) -> None:
+    async def _stage(self, job: Staged) -> None:
         try:
             await self.contents.thread(job.sandbox.mkdir, 0o700)
             for spec in job.files.inputs:
                 async with self._staged:
                     await self._input(job, spec)
         except FilesError as error:
-            self._end(job, Outcome.FILES, str(error), error.lost)
+            self.end(job.number, error.outcome, str(error), error.lost)
             return
         except OSError as error:
-            self._end(job, Outcome.FILES, f"the sandbox cannot be made on {_host()}: {wire.describe(error)}")
+            self.end(job.number, Outcome.FILES, f"the sandbox cannot be made on {_host()}: {wire.describe(error)}")
             return
         job.phase = Phase.CORE
         self._sandboxes[job.task.id] = str(job.sandbox)
         self._run([job.task])
 
-    async def _input(self, job: Job, spec: m.InputSpec) -> None:
+    async def _input(self, job: Staged, spec: m.InputSpec) -> None:
         what = f"input {spec.name!r} ({spec.origin})"
         try:
             target = job.sandbox / names.checked(spec.name)
@@ -246,11 +157,15 @@ class Staging:
         except LostError as error:
             raise FilesError(f"{what} cannot be had: {error}", error.digest) from error
         except (HpcqError, UsageError) as error:
+            if spec.kind == "url" and (why := await self._judge()):
+                raise FilesError(f"{what}: the tunnel was down: {why}", outcome=Outcome.NETWORK) from error
             raise FilesError(f"{what} cannot be had: {error}") from error
+        except TunnelError as error:
+            raise FilesError(f"{what}: the tunnel was down: {error}", outcome=Outcome.NETWORK) from error
         except OSError as error:
             raise FilesError(f"{what} cannot be written on {_host()}: {wire.describe(error)}") from error
 
-    async def _content(self, job: Job, spec: m.InputSpec, target: Path) -> None:
+    async def _content(self, job: Staged, spec: m.InputSpec, target: Path) -> None:
         contents, mode = self.contents, 0o755 if spec.executable else 0o644
         if not spec.cache and spec.kind == "file":
             descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -272,7 +187,7 @@ class Staging:
         elif not spec.link or not await contents.thread(contents.cache.link, spec.digest, target):
             await contents.thread(cache.copy, descriptor, target, mode)
 
-    async def _url(self, job: Job, spec: m.InputSpec, target: Path) -> None:
+    async def _url(self, job: Staged, spec: m.InputSpec, target: Path) -> None:
         contents = self.contents
         if not spec.cache:
             descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -308,7 +223,7 @@ class Staging:
 
     # --- outputs ---
 
-    async def _collect(self, job: Job, result: m.TaskResult) -> None:
+    async def _collect(self, job: Staged, result: m.TaskResult) -> None:
         kept: list[m.KeptFile] = []
         try:
             async with self._collected:
@@ -320,15 +235,14 @@ class Staging:
                     for output in opened:
                         os.close(output.descriptor)
         except (collect.OutputError, FilesError) as error:
-            self._end(job, Outcome.FILES, str(error))
+            self.end(job.number, Outcome.FILES, str(error))
             return
         except wire.DataError as error:
-            self._end(job, Outcome.LOST, f"its outputs could not be sent: {error}")
+            self.end(job.number, Outcome.LOST, f"its outputs could not be sent: {error}")
             return
-        self._report(Report([], [msgspec.structs.replace(result, kept=kept or None)], []))
-        self._leave(job)
+        self.tell(msgspec.structs.replace(result, kept=kept or None))
 
-    async def _output(self, job: Job, spec: m.OutputSpec, output: collect.Output, kept: list[m.KeptFile]) -> None:
+    async def _output(self, job: Staged, spec: m.OutputSpec, output: collect.Output, kept: list[m.KeptFile]) -> None:
         what = f"output {spec.name!r}"
         contents = self.contents
         try:
@@ -345,7 +259,7 @@ class Staging:
             raise FilesError(f"{what} could not be kept on {_host()}: {wire.describe(error)}") from error
 
 
-def _open_all(job: Job) -> list[collect.Output]:
+def _open_all(job: Staged) -> list[collect.Output]:
     opened: list[collect.Output] = []
     try:
         for spec in job.files.outputs:
@@ -367,13 +281,6 @@ async def _finished(process: Any, timeout: float) -> None:
         if not ended.done():
             kill_tree(process.pid)
             await ended
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
 
 
 def _host() -> str:

@@ -182,6 +182,8 @@ class Tunnel:
         except TunnelError as error:
             generation.lose(error)
             self.notice()
+        except OSError as error:  # ours, such as too many open files: it says nothing of the tunnel
+            log.warning("the targets of --require could not be asked: %s", error)
         finally:
             self._judging = None
 

@@ -81,7 +81,8 @@ def test_without_what_carries_the_tunnel_a_task_that_needs_none_goes_on(
 FAILS = """
 import sys, hpcq
 url, marks = sys.argv[2:]
-read = f"echo $$ >> {marks}/tries; xrdcp -f {url} {marks}/read"
+limits = "XRD_CONNECTIONWINDOW=5 XRD_CONNECTIONRETRY=1 XRD_REQUESTTIMEOUT=20 XRD_STREAMTIMEOUT=10"
+read = f"echo $$ >> {marks}/tries; {limits} xrdcp -f {url} {marks}/read"
 with hpcq.Queue(name=sys.argv[1]) as queue:
     queue.submit(hpcq.Task("false").set(network="wan", retries=0, tag="own"))
     first = queue.wait(80)

@@ -188,5 +188,5 @@ def test_simulated_pilots_all_serve_and_work(place, monkeypatch):
     assert figures["tasks"] == 400
     assert 0 < figures["seconds_until_all_serve"] < 30
     assert 0 <= figures["idle_core_share"] < 1
-    assert figures["memory_before"] < figures["memory_after_tasks"]
+    assert 0 < figures["memory_before"] <= figures["memory_after_tasks"]  # 40 may fit in what it had
     eventually(lambda: not state_dir.known_queues(), "its queue is gone")
