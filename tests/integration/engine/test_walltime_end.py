@@ -10,6 +10,7 @@ import sys
 import time
 
 import cloudpickle
+from running import DEADLINE
 
 import hpcq
 
@@ -61,7 +62,7 @@ def test_ends_of_jobs_lose_no_result_and_double_none(queue, start_pilot, tmp_pat
             rounds += 1
         else:
             while not queue.empty():
-                results.append(queue.wait(30))
+                results.append(queue.wait(DEADLINE))
             break
     assert rounds == ROUNDS, "there was work for every round"
     assert sorted(task.id for task in results) == submitted, "every task has one result"

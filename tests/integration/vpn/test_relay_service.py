@@ -76,7 +76,7 @@ class Gateway:
         self.changed.set()
 
     async def event(self, *wanted):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while wanted not in [event[:2] for event in self.events]:
                 self.changed.clear()
                 await self.changed.wait()
@@ -304,7 +304,7 @@ def test_an_end_without_a_word_is_not_taken_for_an_end(tmp_path):
 def encrypted(gateway):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(socket.create_connection((HOST, gateway.port), timeout=20))
+    return context.wrap_socket(socket.create_connection((HOST, gateway.port), timeout=90))
 
 
 GARBAGE = [
@@ -331,7 +331,7 @@ def test_garbage_is_survived(tmp_path, data, inside_tls, monkeypatch, caplog):
     monkeypatch.setattr(socks, "LOGIN_DEADLINE", 2.0)
 
     def attack(gateway, data):
-        sock = encrypted(gateway) if inside_tls else socket.create_connection((HOST, gateway.port), timeout=20)
+        sock = encrypted(gateway) if inside_tls else socket.create_connection((HOST, gateway.port), timeout=90)
         with sock, contextlib.suppress(OSError):
             sock.sendall(data)
             while sock.recv(4096):

@@ -25,7 +25,7 @@ def microsocks(site, needs):
         yield f"{LOGIN}:1080"
         for pid in site.find("microsocks"):
             os.kill(pid, signal.SIGKILL)
-        process.wait(20)
+        process.wait(90)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def answered(site, server):
     """Wait until it accepts connections: connecting is the only event there is."""
     script = """
 import socket, sys, time
-end = time.monotonic() + 20
+end = time.monotonic() + 90
 while socket.socket().connect_ex((sys.argv[1], int(sys.argv[2]))):
     assert time.monotonic() < end
 """
@@ -342,7 +342,7 @@ def talk(site, text, *answers):
                     teller.stdin.flush()
                 process.stdin.write("done\n")
                 process.stdin.flush()
-            assert process.wait(20) == 0, lines
+            assert process.wait(90) == 0, lines
         assert lines[-1:] == ["ok"]
         for pid in site.find("told_socks"):
             os.kill(pid, signal.SIGKILL)
@@ -481,7 +481,7 @@ def xrootd(site, needs):
         yield data
         for pid in site.find("xrootd -c"):
             os.kill(pid, signal.SIGKILL)
-        server.wait(20)
+        server.wait(90)
 
 
 def test_xrdcp(site, microsocks, xrootd, needs):
@@ -502,11 +502,11 @@ def test_python_clients(site, microsocks, xrootd):
         """
 import asyncio, hashlib, requests, fsspec
 from XRootD import client
-assert requests.get("http://web.example.org/", timeout=20).text == "hello\\n"
+assert requests.get("http://web.example.org/", timeout=90).text == "hello\\n"
 file = client.File()
-status, _ = file.open("root://web.example.org//file", timeout=30)
+status, _ = file.open("root://web.example.org//file", timeout=90)
 assert status.ok, status
-status, data = file.read(timeout=60)
+status, data = file.read(timeout=90)
 assert status.ok and hashlib.sha256(data).hexdigest() == sys.argv[1], status
 file.close()
 with fsspec.open("root://203.0.113.1//file") as f:  # as uproot reads
@@ -527,7 +527,7 @@ os._exit(0)
 
 
 def test_the_environment_is_kept_across_exec(site, microsocks):
-    fetch = f"import urllib.request as u; print(u.urlopen('http://{WAN}/', timeout=20).read().decode().strip())"
+    fetch = f"import urllib.request as u; print(u.urlopen('http://{WAN}/', timeout=90).read().decode().strip())"
     script(
         site,
         microsocks,
@@ -613,7 +613,7 @@ def test_the_forwarder_killed(site, microsocks):
         assert process.stdout.readline() == "up\n"
         (pid,) = [pid for pid in site.find("vpn.shim.forwarder") if "sh -c" not in site.extra()[pid]]
         os.kill(pid, signal.SIGKILL)
-        assert process.wait(20) == 5
+        assert process.wait(90) == 5
         assert "the forwarder of mode socks ended" in process.stderr.read()
 
 

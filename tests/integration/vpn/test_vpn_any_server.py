@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 WAN = "203.0.113.1"
 PORT = 4443
 PASSWORD = "correct horse"
-GET = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1], timeout=20).read()))"
+GET = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1], timeout=90).read()))"
 CONFIGURATION = """\
 auth = "plain[passwd={room}/passwd]"
 enable-auth = "certificate"

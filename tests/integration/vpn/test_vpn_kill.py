@@ -59,7 +59,7 @@ def test_killing_a_part_of_a_session_leaves_nothing(gateway, credential, part):
         victim = SESSION_PARTS[part](gateway)
         os.kill(victim, signal.SIGKILL)
         gateway.wait_gone(mine)
-        status, error = process.wait(20), process.stderr.read().decode()
+        status, error = process.wait(90), process.stderr.read().decode()
         gateway.known = gateway_known
     if part == "vpn run":
         assert status == 128 + signal.SIGKILL or status == -signal.SIGKILL
