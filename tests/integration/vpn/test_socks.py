@@ -101,7 +101,7 @@ def order(text):
 
 
 def test_nothing_is_reached_without_it(site):
-    done = site.run("node", "curl", "-sS", "--max-time", "5", f"http://{WAN}/")
+    done = site.run("node", "curl", "-sS", "--max-time", "60", f"http://{WAN}/")
     assert done.returncode == 7, done.stderr
 
 
@@ -281,7 +281,7 @@ problems = []
 def work(count):
     try:
         for _ in range(count):
-            with socket.create_connection(ECHO, 60) as s:
+            with socket.create_connection(ECHO, 90) as s:
                 assert s.getpeername() == ECHO
                 ask(s)
     except Exception as error:
@@ -299,7 +299,7 @@ for _ in range(4):
 crowd(50, 4)
 assert not problems, problems[:3]
 assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
-socks = [socket.create_connection(ECHO, 60) for _ in range(200)]
+socks = [socket.create_connection(ECHO, 90) for _ in range(200)]
 if os.fork() == 0:
     for s in socks[:20]: ask(s)
     os._exit(0)
@@ -312,7 +312,7 @@ print("ok")
 
 def test_a_large_transfer(site, microsocks, echo):
     script(
-        site, microsocks, "s = socket.create_connection(ECHO, 60); ask(s, os.urandom(200 << 20)); ask(s); print('ok')"
+        site, microsocks, "s = socket.create_connection(ECHO, 90); ask(s, os.urandom(200 << 20)); ask(s); print('ok')"
     )
 
 
@@ -391,7 +391,7 @@ for reply, code in ((2, errno.EACCES), (3, errno.ENETUNREACH), (4, errno.EHOSTUN
             s.setblocking(False)
             assert s.connect_ex(("198.51.100.1", 7)) == errno.EINPROGRESS
             order("seen"); order(f"reply {reply}")
-            assert select.select([], [s], [], 20)[1]
+            assert select.select([], [s], [], 90)[1]
             assert s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == code
 print("ok")
 """,
@@ -416,12 +416,12 @@ order("seen"); s.close(); order("reply 5")
 import ctypes  # Python itself goes on after a signal
 libc = ctypes.CDLL(None, use_errno=True)
 signal.signal(signal.SIGALRM, lambda *_: None); signal.siginterrupt(signal.SIGALRM, True)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
+signal.setitimer(signal.ITIMER_REAL, 2)
 s = socket.socket()
 address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", 7) + socket.inet_aton(FAR[0]) + bytes(8)
 assert libc.connect(s.fileno(), address, 16) == -1 and ctypes.get_errno() == errno.EINTR, ctypes.get_errno()
 order("seen"); order("through")
-assert select.select([], [s], [], 20)[1] and s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+assert select.select([], [s], [], 90)[1] and s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 s.sendall(b"echo"); assert s.recv(9) == b"echo"
 
 # Somebody listens at the port of a program that gave up: he must not get its connection.
@@ -446,12 +446,12 @@ def test_ipv6_destinations_and_names_reach_the_server(site):
 s = socket.socket(socket.AF_INET6); s.setblocking(False)
 assert s.connect_ex(("2001:db8::7", 77)) == errno.EINPROGRESS
 order("seen"); order("through")
-assert select.select([], [s], [], 20)[1]
+assert select.select([], [s], [], 90)[1]
 assert s.getpeername()[:2] == ("2001:db8::7", 77), s.getpeername()
 s = socket.socket(); s.setblocking(False)
 assert s.connect_ex((socket.gethostbyname("Some.Where.example"), 78)) == errno.EINPROGRESS
 order("seen"); order("through")
-assert select.select([], [s], [], 20)[1]
+assert select.select([], [s], [], 90)[1]
 print("ok")
 """,
     )
@@ -620,9 +620,9 @@ def test_the_forwarder_killed(site, microsocks):
 def test_a_session_that_is_gone_lets_nothing_out(site, microsocks):
     library = Path(__file__).resolve().parents[3] / "vpn" / "preload" / "socks.so"
     env = ["env", f"LD_PRELOAD={library}", "VPN_SHIM=vpn-0123456789abcdef"]
-    done = site.run("login", *env, "curl", "-sS", "--max-time", "5", f"http://{WAN}/")
+    done = site.run("login", *env, "curl", "-sS", "--max-time", "60", f"http://{WAN}/")
     assert done.returncode == 7
-    done = site.run("login", *env, "curl", "-sS", "--max-time", "5", "http://web.example.org/")
+    done = site.run("login", *env, "curl", "-sS", "--max-time", "60", "http://web.example.org/")
     assert done.returncode == 6
     assert site.run("login", "curl", "-sS", f"http://{WAN}/").stdout == "hello\n"
 

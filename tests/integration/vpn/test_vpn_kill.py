@@ -120,7 +120,7 @@ def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
         if slirp == "stands still":
             os.kill(only(gateway, "slirp4netns --configure"), signal.SIGSTOP)
         assert gateway.vpn("login", "gateway", "stop").returncode == 0
-        assert process.wait(90) == 5
+        assert process.wait(180) == 5
         assert re.search(rb"ended the session|could not be reached|did not come back", process.stderr.read())
     gateway.wait_empty()
 
