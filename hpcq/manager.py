@@ -339,7 +339,7 @@ class Manager:
         """A pilot's connection has ended."""
         self._dispatch.pilot_gone(entry.name)
         self.depot.pilot_gone(entry.name)
-        for username in entry.credentials:
+        for username in list(entry.credentials):
             self._credentials.revoke(entry, username)
         gone = PilotGone(entry.name, entry.message or reason)
         self.files.pilot_gone(entry.name, partial(self._gone, entry, gone))  # after its last results

@@ -63,7 +63,7 @@ from hpcq.pilot.scratch import scratch_directory
 from hpcq.pilot.staging import Staging
 from hpcq.pilot.tunnel import Tunnel
 from hpcq.versions import versions
-from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, open_session
+from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, gateway_names, open_session
 
 log = logging.getLogger("hpcq.pilot")
 
@@ -93,7 +93,7 @@ class Pilot:
         self._ready: m.Ready | None = None
         self._tunnel = Tunnel(
             options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout,
-            cvmfs=options.cvmfs,
+            cvmfs=options.cvmfs, gateways=len(gateway_names(options.gateway)),
         )  # fmt: skip
         self._staging: Staging | None = None
         self._parcels: Parcels | None = None
