@@ -215,15 +215,15 @@ def sleep_saying(text):
 
 
 def test_a_function_over_its_walltime(queue, pilot):
-    task = run(queue, call(sleep_saying, "begun").set(walltime=0.5))
+    task = run(queue, call(sleep_saying, "begun").set(walltime=2))
     assert (task.outcome, task.std_output) == ("walltime", "begun\n")
-    assert "walltime of 0.5 s" in task.message
-    assert 0.5 <= task.finished_at - task.started_at < 10
+    assert "walltime of 2 s" in task.message
+    assert task.finished_at - task.started_at >= 2
 
 
 def test_a_command_over_its_walltime_ends_with_all_it_started(queue, pilot, tmp_path):
     note = tmp_path / "pid"
-    task = run(queue, hpcq.Task(f"setsid sleep 600 & echo $! > {note}; echo begun; sleep 600", walltime=0.5))
+    task = run(queue, hpcq.Task(f"setsid sleep 600 & echo $! > {note}; echo begun; sleep 600", walltime=2))
     assert (task.outcome, task.std_output) == ("walltime", "begun\n")
     eventually(lambda: gone(int(note.read_text())), "its children are gone")
 
@@ -406,7 +406,7 @@ def test_output_over_the_limit_keeps_both_ends_and_says_so(queue, pilot):
 
 def test_large_arguments_and_results_pass(queue, pilot):
     data = os.urandom(2**20) * 100
-    task = run(queue, call(lambda data: data, data), 60.0)
+    task = run(queue, call(lambda data: data, data))
     assert task.outcome == "success"
     assert task.output == data
 
@@ -422,7 +422,7 @@ def test_many_large_arguments_at_once_pass(open_queue, start_pilot, monkeypatch)
     tasks = [call(len, data) for _ in range(12)]
     for task in tasks:
         queue.submit(task)
-    assert [wait(queue, 60.0).output for _ in tasks] == [len(data)] * 12
+    assert [wait(queue).output for _ in tasks] == [len(data)] * 12
 
 
 def test_an_argument_over_the_limit_is_refused_at_once(queue, monkeypatch):
