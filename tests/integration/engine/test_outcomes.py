@@ -10,11 +10,13 @@ import pytest
 from running import Pilot, Place, appears, call, eventually, gone, ready, run, wait
 
 import hpcq
+import hpcq.dispatch
 import hpcq.manager
+import hpcq.packing
 import hpcq.protocol
 import hpcq.queue
 from hpcq import state_dir
-from hpcq.task import OUTPUT_LIMIT
+from hpcq.outcome import OUTPUT_LIMIT
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -413,7 +415,7 @@ def test_many_large_arguments_at_once_pass(open_queue, start_pilot, monkeypatch)
     """Together they are over the limit of one message."""
     queue = open_queue()
     monkeypatch.setattr(hpcq.protocol, "FRAME_LIMIT", 10 * 2**20)
-    monkeypatch.setattr(hpcq.manager, "RUN_BYTES", 5 * 2**20)
+    monkeypatch.setattr(hpcq.dispatch, "RUN_BYTES", 5 * 2**20)
     data = b"x" * (3 * 2**20)
     start_pilot(queue, cores=12)
     ready(queue, 1)
@@ -424,7 +426,7 @@ def test_many_large_arguments_at_once_pass(open_queue, start_pilot, monkeypatch)
 
 
 def test_an_argument_over_the_limit_is_refused_at_once(queue, monkeypatch):
-    monkeypatch.setattr(hpcq.queue, "PAYLOAD_LIMIT", 1000)
+    monkeypatch.setattr(hpcq.packing, "PAYLOAD_LIMIT", 1000)
     task = run(queue, call(len, b"x" * 1001))
     assert task.outcome == "unserializable"
     assert "1 GiB" in task.message
