@@ -32,7 +32,7 @@ from vpn.surroundings import (
 )
 
 VERSION_DEADLINE = 10.0
-SHIMS = ("tun_from_fd", "socks", "one_id", "host_sockets")
+SHIMS = ("tun_from_fd", "socks", "one_id", "last_words", "host_sockets")
 NEEDS = {
     "mode relay": ("user namespaces", "tun", "nat"),
     "mode openconnect": ("user namespaces", "tun", "openconnect", "tun_from_fd"),
@@ -48,6 +48,7 @@ NEEDS = {
         "slirp4netns",
         "nft",
         "one_id",
+        "last_words",
         "host_sockets",
     ),
 }

@@ -6,7 +6,7 @@ sequence.
    ``uplink=slirp4netns`` forwarded by slirp4netns;
 3. the packet filter (``rules``): clients' TCP and DNS to the data plane (``plane``), the rest masqueraded to ``tap0``;
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
-5. ocserv, with the shims ``preload/one_id.c`` and ``host_sockets.c``; ready when it says so.
+5. ocserv, with the shims ``preload/one_id.c``, ``last_words.c`` and ``host_sockets.c``; ready when it says so.
 
 Where a program, a shim or namespaces are missing, ``refusal`` says so and openconnect is not offered; the relay is.
 Credentials count in one place only: a login at the relay (``relayed``) withdraws the password here, one here is told
@@ -96,7 +96,8 @@ class Server:
 
     async def _start(self) -> None:
         programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "occtl", "nft")}
-        shims = [find_shim("one_id"), *([find_shim("host_sockets")] if self.config.uplink == "sockets" else [])]
+        names = ("one_id", "last_words", *(("host_sockets",) if self.config.uplink == "sockets" else ()))
+        shims = [find_shim(name) for name in names]
         try:
             if self.config.uplink == "sockets":
                 self._host = open_sockets(self.config.listen, self.config.port, state.last_port(self.directory))
