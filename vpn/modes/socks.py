@@ -107,7 +107,9 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> SocksTunnel:
     serving = await Forwarding(up).start(settings)
     seconds = up.keeper.loop.time() - up.started_at
     kind = "SOCKS5" if settings.socks is not None else "TLS" if config.tls else PLAIN
-    info = TunnelInfo("socks", kind=kind, cipher=serving.cipher, bring_up_seconds=seconds, server=serving.server)
+    info = TunnelInfo(
+        "socks", kind=kind, cipher=serving.cipher if config.tls else "", bring_up_seconds=seconds, server=serving.server
+    )
     return SocksTunnel(ShimClient(up.keeper, shim, serving.session), info)
 
 
