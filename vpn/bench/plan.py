@@ -28,7 +28,7 @@ NOT_COPIED = ("prototype", PLAIN)
 """Ways without a copy by xrdcp: it would take most of the time, and no goal asks for it."""
 OPEN_SECONDS = 2.5
 ROUND_TRIP, COPY = "round trip", "xrdcp"
-PINGS = 50
+PINGS, PING_SECONDS, FEWEST_PINGS = 50, 1.0, 10
 
 _LINK = re.compile(r"(?P<rate>\d+(?:\.\d+)?)\s*(?P<unit>[kmg])bit(?:,\s*(?P<ms>\d+(?:\.\d+)?)\s*ms)?", re.IGNORECASE)
 _SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -127,7 +127,7 @@ class Plan:
     """Seconds before what counts; None: by ``round_trip`` and the number of workers."""
     round_trip: float = 0.02
     copies: bool = False
-    copy_seconds: float = 3.0
+    copy_seconds: float = 2.5
 
     def __post_init__(self) -> None:
         labels = [way.label for way in self.ways]
@@ -177,6 +177,10 @@ class Plan:
             return self.warmup
         return 0.5 + 25 * self.round_trip * (1 + math.log2(workers) / 2)
 
+    def pings(self) -> int:
+        """Round trips of one measurement: fewer of long ones."""
+        return round(max(FEWEST_PINGS, min(PINGS, PING_SECONDS / max(self.round_trip, 1e-6))))
+
     def count(self) -> int:
         """Steps there will be."""
         return self.rounds * ((1 + len(self.ways)) * (1 + len(self.works())) + len(self.copied))
@@ -186,7 +190,7 @@ class Plan:
         ways = 1 + len(self.ways)
         one_round = ways * (
             sum(self.warming(work.workers) + self.seconds + STEP_OVERHEAD for work in self.works())
-            + PINGS * self.round_trip
+            + self.pings() * self.round_trip
         )
         one_round += len(self.copied) * self.copy_seconds
         return ways * OPEN_SECONDS + self.rounds * one_round

@@ -29,7 +29,7 @@ from vpn.bench import messages as m
 from vpn.bench.agent import TRAFFIC
 from vpn.bench.figures import common_rates, fairness
 from vpn.bench.goals import judge
-from vpn.bench.plan import COPY, NATIVE, PINGS, PLAIN, Link, Plan, Way, Work
+from vpn.bench.plan import COPY, NATIVE, PLAIN, Link, Plan, Way, Work
 from vpn.bench.report import Report, Row
 from vpn.errors import TunnelError, UsageError
 from vpn.process import python_argv
@@ -209,7 +209,7 @@ class Run:
     async def _ping(self, label: str) -> float:
         host, port = self.server
         answer = await self._agent(label).ask(
-            m.Transfer(label, (host, port), "echo", workers=1, trips=PINGS), m.Transferred
+            m.Transfer(label, (host, port), "echo", workers=1, trips=self.plan.pings()), m.Transferred
         )
         found = answer.workers[0]
         if found.error:

@@ -51,7 +51,7 @@ class Part:
 
 
 PARTS = (
-    Part("1gbit,20ms", ("relay", "openconnect", "socks", "plain", "prototype"), copies=True),
+    Part("1gbit,20ms", ("relay", "openconnect", "socks", "plain", "prototype"), seconds=1.5, copies=True),
     Part("200mbit,20ms", ("relay", "openconnect", "socks"), workers=20, rounds=2),
     Part("100mbit,150ms", ("relay", "openconnect"), rounds=2),
     Part("unshaped", ("relay:tls=no", "relay", "openconnect")),

@@ -134,13 +134,14 @@ def test_the_time_it_takes_is_that_of_its_steps():
     longer = Plan(WAYS, workers=(1,), rounds=3, seconds=1.0, warmup=1.0)
     transfers = 2 * 3 * 2.4
     assert short.duration() > transfers
-    assert math.isclose(longer.duration() - short.duration(), 2 * (transfers + 3 * 50 * short.round_trip))
+    assert math.isclose(longer.duration() - short.duration(), 2 * (transfers + 3 * short.pings() * short.round_trip))
 
 
 def test_more_workers_and_longer_links_warm_up_longer():
     plan = Plan((), round_trip=0.02)
     assert 0.9 < plan.warming(1) < plan.warming(20) < Plan((), round_trip=0.15).warming(20)
     assert Plan((), warmup=0.3).warming(20) == 0.3
+    assert [Plan((), round_trip=trip).pings() for trip in (0.0, 0.02, 0.05, 0.5)] == [50, 50, 20, 10]
 
 
 @pytest.mark.parametrize(
