@@ -151,7 +151,7 @@ class Client:
         return next(self._numbers)
 
     async def spawn(self, argv: Argv, **options: Unpack[KeeperOptions]) -> Process:
-        """Start a program; raises FileNotFoundError, PermissionError… as exec did, TunnelError when the keeper is gone."""
+        """Start a program; raises FileNotFoundError, PermissionError… as exec did, TunnelError without the keeper."""
         env = options.get("env")
         environment = os.environb if env is None else {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
         streams = options.get("stdin"), options.get("stdout"), options.get("stderr")
