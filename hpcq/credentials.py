@@ -1,4 +1,8 @@
-"""The manager's way to a gateway's credentials: issued for one pilot, revoked at its end."""
+"""The manager's way to gateways' credentials: issued for one pilot, revoked at its end.
+
+A pilot asks for one whenever it makes a tunnel. With several gateways (``--gateway A,B``) the next is chosen then
+(`vpn.Choice`): pilots spread over them, and leave one that is gone or of no use.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,21 @@ from typing import Any, Protocol
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.roster import Entry
-from vpn import GatewayClient
+from vpn import Choice, GatewayClient, VpnError, gateway_names
 
 log = logging.getLogger("hpcq.manager")
+
+LAST = 30.0
+"""Seconds a gateway has to give a credential,"""
+QUICK = 3.0
+"""and while there is another to ask."""
 
 
 class Credentials(Protocol):
     """Where one-login credentials of tunnels come from; may block, called in a worker thread."""
 
-    def issue(self, gateway: str, label: str) -> tuple[str, bytes]:
-        """A credential's user name and the bytes for the pilot."""
+    def issue(self, gateway: str, label: str, deadline: float) -> tuple[str, bytes]:
+        """A credential's user name and the bytes for the pilot; ``deadline`` in seconds."""
 
     def revoke(self, gateway: str, username: str) -> None:
         """Withdraw it; unknown names are ignored."""
@@ -28,13 +37,13 @@ class Credentials(Protocol):
 class GatewayCredentials:
     """Asks the gateway of the same user on this host, by name, over its control socket."""
 
-    def issue(self, gateway: str, label: str) -> tuple[str, bytes]:
+    def issue(self, gateway: str, label: str, deadline: float) -> tuple[str, bytes]:
         """A new one-login credential's user name, and the credential as bytes.
 
         Raises:
-            VpnError: no such gateway is running here, or it refused.
+            VpnError: no such gateway is running here, or it refused, or does not answer.
         """
-        credential = GatewayClient(gateway or "default").issue(label)
+        credential = GatewayClient(gateway).issue(label, deadline)
         return credential.username, credential.to_bytes()
 
     def revoke(self, gateway: str, username: str) -> None:
@@ -43,7 +52,7 @@ class GatewayCredentials:
         Raises:
             VpnError: the gateway does not answer.
         """
-        GatewayClient(gateway or "default").revoke(username)
+        GatewayClient(gateway).revoke(username)
 
 
 class CredentialDesk:
@@ -52,12 +61,14 @@ class CredentialDesk:
     def __init__(self, credentials: Credentials, spawn: Callable[..., Any]) -> None:
         self._credentials = credentials
         self._spawn = spawn
+        self._choice = Choice()
         self._refused: dict[str, str] = {}
+        self._revoking: dict[str, asyncio.Lock] = {}
 
     async def issue(self, link: transport.Link, entry: Entry) -> None:
         """Answer a pilot's request; a pilot that has gone meanwhile has its credential revoked."""
         try:
-            username, credential = await asyncio.to_thread(self._credentials.issue, entry.gateway, entry.name)
+            gateway, username, credential = await self._obtain(entry)
         except Exception as error:
             message = str(error) or type(error).__name__
             again = self._refused.get(entry.gateway) == message  # pilots ask again and again: say it once
@@ -66,20 +77,50 @@ class CredentialDesk:
             link.send(m.CredentialReply(b"", message))
             return
         self._refused.pop(entry.gateway, None)
-        entry.credentials = [*entry.credentials, username]
+        entry.credentials = {**entry.credentials, username: gateway}
+        entry.tunnel_gateway = gateway
         if link.is_open:
             link.send(m.CredentialReply(credential))
         else:
             self.revoke(entry, username)
 
+    async def _obtain(self, entry: Entry) -> tuple[str, str, bytes]:
+        """The gateway, a user name there, and the credential; raises what the gateways said, each its own."""
+        order = self._choice.order(gateway_names(entry.gateway), entry.tunnel_gateway, _now())
+        problems: list[str] = []
+        for gateway in order:
+            deadline = LAST if gateway == order[-1] else QUICK
+            self._choice.took(gateway)
+            try:
+                issued = await asyncio.to_thread(self._credentials.issue, gateway, entry.name, deadline)
+            except BaseException as error:
+                self._choice.left(gateway)
+                if not isinstance(error, Exception):
+                    raise
+                self._choice.failed(gateway, _now())
+                problems.append(str(error) or type(error).__name__)
+            else:
+                self._choice.served(gateway)
+                return gateway, *issued
+        raise VpnError("; ".join(problems))
+
     def revoke(self, entry: Entry, username: str) -> None:
         """Have a pilot's credential revoked; one that is not its own is left alone."""
-        if username in entry.credentials:
-            entry.credentials = [name for name in entry.credentials if name != username]
-            self._spawn(self._revoke, entry.gateway, username)
+        gateway = entry.credentials.get(username)
+        if gateway is not None:
+            entry.credentials = {name: at for name, at in entry.credentials.items() if name != username}
+            self._choice.left(gateway)
+            self._spawn(self._revoke, gateway, username)
 
     async def _revoke(self, gateway: str, username: str) -> None:
-        try:
-            await asyncio.to_thread(self._credentials.revoke, gateway, username)
-        except Exception as error:
-            log.warning("credential %s was not revoked: %s", username, error)
+        """One at a time at each gateway: one that hangs holds one thread, not all those that others are asked in."""
+        async with self._revoking.setdefault(gateway, asyncio.Lock()):
+            try:
+                await asyncio.to_thread(self._credentials.revoke, gateway, username)
+            except Exception as error:
+                self._choice.failed(gateway, _now())
+                log.warning("credential %s was not revoked: %s", username, error)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

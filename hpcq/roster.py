@@ -33,7 +33,11 @@ class PilotState(enum.StrEnum):
 
 
 class Entry(msgspec.Struct):
-    """One pilot. Times are wall-clock seconds since the epoch (``ends_at``: of its walltime, or 0), memory in MB."""
+    """One pilot. Times are wall-clock seconds since the epoch (``ends_at``: of its walltime, or 0), memory in MB.
+
+    ``gateway`` is what it was started with, one name or several; ``tunnel_gateway`` the one it was last sent to, and
+    ``credentials`` are the user names it has, each with the gateway that knows it.
+    """
 
     name: str
     batch: str
@@ -57,7 +61,8 @@ class Entry(msgspec.Struct):
     tasks_done: int = 0
     failed_layer: str = ""
     message: str = ""
-    credentials: list[str] = []
+    credentials: dict[str, str] = {}
+    tunnel_gateway: str = ""
 
     @property
     def ended(self) -> bool:
@@ -91,6 +96,7 @@ class PilotView(msgspec.Struct, frozen=True):
     gpus: int = 0
     blocked: str = ""
     ends_at: float = 0.0
+    tunnel_gateway: str = ""
 
     def __getitem__(self, key: str) -> Any:
         if key in self.__struct_fields__:

@@ -9,6 +9,7 @@ from vpn.capabilities import Capabilities, examine
 from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
 from vpn.cvmfs.settings import Cvmfs, make_cvmfs
 from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
+from vpn.gateway.choice import Choice, gateway_names
 from vpn.gateway.client import GatewayClient, temporary_gateway
 from vpn.modes.base import TunnelInfo
 from vpn.probes import ProbeResult
@@ -21,6 +22,7 @@ __all__ = [
     "WITHOUT_CREDENTIAL",
     "Capabilities",
     "Check",
+    "Choice",
     "Credential",
     "Cvmfs",
     "GatewayClient",
@@ -35,6 +37,7 @@ __all__ = [
     "UsageError",
     "VpnError",
     "examine",
+    "gateway_names",
     "make_cvmfs",
     "open_session",
     "temporary_gateway",

@@ -34,7 +34,9 @@ from vpn.config import (
 from vpn.cvmfs.options import cvmfs_options
 from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import GatewayError, UsageError, VpnError
-from vpn.gateway.client import GatewayClient, start_gateway
+from vpn.gateway import control
+from vpn.gateway.choice import gateway_names
+from vpn.gateway.client import GatewayClient, issue_from, known_gateways, start_gateway
 from vpn.gateway.daemon import describe, run_daemon
 from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink
 from vpn.probes import check_target
@@ -78,7 +80,7 @@ def cli() -> None:
     show_default=True,
     help="How the tunnel is made.",
 )
-@click.option("--gateway", metavar="NAME", help="A gateway running on this host [default: default].")
+@click.option("--gateway", metavar="NAME,…", help="A gateway on this host, the first to answer [default: default].")
 @click.option("--credential", type=click.Path(path_type=Path), help="A credential file of `vpn gateway credential`.")
 @click.option("--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin.")
 @click.option("--servercert", metavar="PIN", help="The server's key: pin-sha256:…")
@@ -103,6 +105,7 @@ def cli() -> None:
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
 @click.option("--socks", metavar="HOST:PORT", help="A SOCKS5 server for mode socks, such as that of ssh -D.")
 @click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (modes relay, socks).")
+@click.option("--tls/--no-tls", default=True, help="Encrypt what the command sends to the gateway (relay, socks).")
 @cvmfs_options
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -125,6 +128,7 @@ def run(
     mtu: int,
     socks: str | None,
     direct: tuple[str, ...],
+    tls: bool,
     cvmfs: Cvmfs | None,
     verbose: bool,
     command: tuple[str, ...],
@@ -148,7 +152,7 @@ def run(
             click.echo(f"vpn run: no gateway: {why_none}", err=True)
         proxy = None if socks is None else parse_server(socks, SOCKS_PORT)
         config = TunnelConfig(
-            mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy, cvmfs=cvmfs
+            mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy, tls=tls, cvmfs=cvmfs
         )
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
@@ -185,8 +189,7 @@ def _credential(
         host, port = parse_server(address)
         secret = read_password() if user is not None or login.cookie else ""
         return Credential((host,), port, check_pin(pin), user or "", Secret(secret), login=login)
-    client = GatewayClient(gateway or "default")
-    credential = client.issue(f"vpn run, pid {os.getpid()} on {socket.gethostname()}")
+    client, credential = issue_from(gateway or "", f"vpn run, pid {os.getpid()} on {socket.gethostname()}")
     stack.callback(_revoke, client, credential.username)
     return credential
 
@@ -287,16 +290,33 @@ def start(
 
 
 @gateway_group.command()
-@_name
+@click.option("--name", default="", metavar="NAME,…", help="Which gateways  [default: all that run here, or default].")
 @_json
-def status(*, name: str = "default", as_data: bool = False) -> None:
-    """What the gateway is, and whom it serves."""
-    report = GatewayClient(name).status()
-    if as_data:
-        click.echo(as_json(report))
+def status(*, name: str = "", as_data: bool = False) -> None:
+    """What each gateway is, and whom it serves; with --json a list, when several are named."""
+    names = gateway_names(name) if name else known_gateways() or gateway_names("")
+    if as_data and not name:  # one object, as ever: of the default gateway, unless another is the only one
+        names = names if len(names) == 1 else gateway_names("")
+    if as_data and len(names) == 1:
+        click.echo(as_json(GatewayClient(names[0]).status()))
         return
+    reports, problems = [], []
+    for one in names:
+        try:
+            reports.append(GatewayClient(one).status())
+        except GatewayError as error:
+            problems.append(error)
+    if as_data:
+        click.echo(as_json(reports))
+    for report in [] if as_data else reports:
+        _show(report)
+    if problems:
+        raise GatewayError("; ".join(map(str, problems)))
+
+
+def _show(report: control.Report) -> None:
     click.echo(
-        f"gateway {name!r} on {report.host}, up {report.uptime:.0f} s: {' '.join(report.addresses)} "
+        f"gateway {report.name!r} on {report.host}, up {report.uptime:.0f} s: {' '.join(report.addresses)} "
         f"{f'port {report.port}, ' if report.port else ''}relay port {report.relay_port}"
     )
     if report.refusal:
@@ -310,7 +330,7 @@ def status(*, name: str = "default", as_data: bool = False) -> None:
 @gateway_group.command()
 @_name
 def stop(name: str) -> None:
-    """End the gateway and every tunnel to it."""
+    """End the gateway and every tunnel to it; those of pilots that have another gateway are made anew there."""
     GatewayClient(name).stop()
     click.echo(f"gateway {name!r} stopped")
 

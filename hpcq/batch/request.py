@@ -13,7 +13,7 @@ from hpcq.batch.environment import python_command
 from hpcq.batch.pilot_command import pilot_argv
 from hpcq.errors import UsageError
 from hpcq.units import parse_duration, parse_memory
-from vpn import MODES, make_cvmfs
+from vpn import MODES, gateway_names, make_cvmfs
 from vpn import UsageError as VpnUsageError
 
 _SAME = ("nodes", "partition", "account", "qos", "constraint", "reservation", "exclusive", "mail", "job_name")
@@ -72,7 +72,7 @@ def pilot_request(
         gpus=gpus,
         walltime_s=walltime_s,
         vpn=given.get("vpn"),
-        gateway=given.get("gateway"),
+        gateway=_gateways(given.get("gateway"), shown("gateway")),
         cvmfs=_cvmfs(given, scratch, shown),
         require=_targets(given.get("require", ()), shown("require")),
         scratch=scratch,
@@ -117,6 +117,17 @@ def _strings(value: Any, name: str) -> tuple[str, ...]:
     if isinstance(value, str) or not all(isinstance(item, str) for item in value):
         raise UsageError(f"{name} must be a list of strings, not {value!r}")
     return tuple(value)
+
+
+def _gateways(value: Any, name: str) -> str | None:
+    """One name or several, as a pilot takes them: ``A,B``."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else ",".join(_strings(value, name))
+    try:
+        return ",".join(gateway_names(text))
+    except VpnUsageError as error:
+        raise UsageError(f"{name}: {error}") from None
 
 
 def _cvmfs(given: Mapping[str, Any], scratch: Path | None, shown: Callable[[str], str]) -> str | None:

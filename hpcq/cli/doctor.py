@@ -27,7 +27,7 @@ from hpcq.doctor.report import MODES, TUNNELS, Findings, Report, judge, lines_of
 from hpcq.doctor.trip import Trip
 from hpcq.errors import HpcqError, UsageError
 from hpcq.units import parse_duration
-from vpn import GatewayClient, GatewayError, temporary_gateway
+from vpn import GatewayClient, GatewayError, gateway_names, temporary_gateway
 
 NOTHING_WORKS = 5
 """Exit status when no mode works: that of a tunnel which could not be brought up."""
@@ -112,11 +112,12 @@ def _gateway(stack: contextlib.ExitStack, name: str, modes: Sequence[str]) -> tu
     """The user's own gateway, else one for now, else None and why there is none."""
     if not set(modes) & set(TUNNELS):
         return None, "no mode needs it"
-    own = GatewayClient(name)
-    if own.record() is not None:
-        return own, ""
+    own = [GatewayClient(one) for one in gateway_names(name)]
+    for client in own:
+        if client.record() is not None:
+            return client, ""
     if name != "default":
-        own.status()  # it was asked for by name: say what is wrong with it
+        own[0].status()  # it was asked for by name: say what is wrong with it
     try:
         _say("no gateway runs here: starting one for now")
         return stack.enter_context(temporary_gateway(f"doctor-{os.getpid()}")), ""

@@ -40,6 +40,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     tunnel_mode: str = ""
     tunnel_kind: str = ""
     tunnel_seconds: float | None = None
+    tunnel_gateway: str = ""
     time_left: float | None = None
     tasks_done: int | None = None
     message: str = ""
@@ -125,6 +126,7 @@ def _row(job_id: str, batch: str, report: Mapping[str, Any], now: float) -> Row:
         tunnel_mode=str(report.get("tunnel_mode") or ""),
         tunnel_kind=str(report.get("tunnel_kind") or ""),
         tunnel_seconds=report.get("tunnel_seconds"),
+        tunnel_gateway=str(report.get("tunnel_gateway") or ""),
         tasks_done=report.get("tasks_done"),
         message=str(report.get("message") or ""),
         failed_layer=str(report.get("failed_layer") or ""),

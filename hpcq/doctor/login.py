@@ -13,7 +13,7 @@ import msgspec
 from hpcq import state_dir
 from hpcq.doctor.report import Findings
 from hpcq.errors import HpcqError
-from vpn import Check, GatewayClient, GatewayError, examine
+from vpn import Check, GatewayClient, GatewayError, examine, gateway_names
 
 STATE_WANTED = 100 << 20
 """Bytes free for scripts, keys and the output of jobs, under which it is called little."""
@@ -59,8 +59,13 @@ def check_state() -> Check:
     return Check("state directory", free >= STATE_WANTED, text if free >= STATE_WANTED else f"{text}: little")
 
 
-def check_gateway(name: str) -> Check:
-    """Whether this user's gateway of that name runs here."""
+def check_gateway(names: str) -> Check:
+    """Whether this user's gateways of these names run here."""
+    checks = [_check_gateway(name) for name in gateway_names(names)]
+    return Check("gateway", all(check.ok for check in checks), "; ".join(check.detail for check in checks))
+
+
+def _check_gateway(name: str) -> Check:
     try:
         told = GatewayClient(name).status()
     except GatewayError as error:

@@ -13,9 +13,9 @@ import time
 from typing import Any, NamedTuple
 
 from hpcq import messages as m
+from hpcq.outcome import Outcome
 from hpcq.pilot.guard import end_children
 from hpcq.pilot.runner import Runner, remove
-from hpcq.task import Outcome
 
 
 class End(NamedTuple):

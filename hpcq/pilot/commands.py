@@ -11,8 +11,8 @@ import signal
 from typing import Any
 
 from hpcq import messages as m
+from hpcq.outcome import Outcome
 from hpcq.pilot.children import ChildRunner, End
-from hpcq.task import Outcome
 
 _DEFAULTS = (signal.SIGPIPE, signal.SIGINT, signal.SIGXFSZ)
 """Signals that Python, or we, ignore and a command should not."""

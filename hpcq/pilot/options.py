@@ -16,7 +16,7 @@ from hpcq.connection import ConnectionInfo, from_line
 from hpcq.errors import ConnectionFileError
 from hpcq.pilot.host import free_disk, own_gpus
 from hpcq.pilot.scratch import scratch_base
-from vpn import Cvmfs
+from vpn import Cvmfs, gateway_names
 
 MANAGER_TIMEOUT = 300.0
 """Seconds a pilot goes on looking for a manager that is not there, by default."""
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for tasks (default: those of the job)")
     parser.add_argument("--walltime", type=float, default=0, metavar="S", help="seconds until the job is killed")
     parser.add_argument("--vpn", default="none", metavar="MODE", help="tunnel mode")
-    parser.add_argument("--gateway", default="", metavar="NAME", help="gateway of the user's on the manager's host")
+    parser.add_argument("--gateway", default="", metavar="NAME,…", help="on the manager's host")
     parser.add_argument("--cvmfs", metavar="JSON", help="settings of CVMFS, as `hpcq submit-pilots` writes them")
     parser.add_argument("--require", action="append", default=[], metavar="TARGET", help="must answer first")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="node-local directory (default: $TMPDIR or /tmp)")
@@ -123,6 +123,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     try:
         cvmfs = Cvmfs.from_json(known.cvmfs) if known.cvmfs else None
         gpus = own_gpus(known.gpus, os.environ)
+        gateway_names(known.gateway)
         disk = free_disk(scratch_base(known.scratch)) if known.disk is None else known.disk
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -16,11 +16,11 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from hpcq import messages as m
+from hpcq.outcome import Outcome
 from hpcq.pilot.core import Core
 from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, NEWS_TIMEOUT
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
-from hpcq.task import Outcome
 
 log = logging.getLogger("hpcq.pilot")
 

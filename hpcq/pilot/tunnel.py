@@ -8,7 +8,8 @@
 A *generation* is one session of `vpn` with its credential. A broken tunnel costs only what needs it: the old session's
 namespace lives on without a way out, and with it tasks that are busy computing, until the last of its processes has
 ended; new processes start in the newest. When the namespace itself is gone (its holder was killed), so is all in it.
-Each attempt asks the manager for a credential, so none is made while there is no manager. The targets of ``--require``
+Each attempt asks the manager for a credential, so none is made while there is no manager; with several gateways it is
+one of another gateway. The targets of ``--require``
 must answer in every generation; and they are asked again when a task that needs the tunnel has failed (`judge`), since
 a task notices a way that leads nowhere before the tunnel does.
 """
@@ -33,8 +34,10 @@ REBUILD = 3
 """Of so many attempts, one is with a new tunnel while the old one still says that it is up."""
 
 RECONNECT_TIMEOUT = 10
-"""Seconds a mode may try by itself to mend a broken tunnel: after that a new one is quicker."""
+"""Seconds a mode may try by itself to mend a broken tunnel: after that a new one is quicker,"""
 
+ELSEWHERE = 3
+"""and sooner where there is another gateway."""
 
 PROVE_TIMEOUT = 20.0
 """Seconds each target of ``--require`` has to answer when the tunnel is new."""
@@ -98,7 +101,7 @@ class Tunnel:
     """The way of tasks to the outside. ``credential`` gets one for each attempt (None where the mode needs none), and
     ``given_back`` hears of each whose session is closed. ``on_down(error, inside)`` and ``on_up(session)`` are called
     when it breaks (``inside``: whether processes in it live on, and new ones can start) and when it is back;
-    ``on_given_up(error)`` when it was not back after ``patience`` seconds.
+    ``on_given_up(error)`` when it was not back after ``patience`` seconds. ``gateways``: how many there are.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Tunnel:
         patience: float,
         *,
         cvmfs: Cvmfs | None = None,
+        gateways: int = 1,
     ) -> None:
         self._mode = mode
         self._require = list(require)
@@ -117,6 +121,7 @@ class Tunnel:
         self._given_back = given_back
         self._patience = patience
         self._cvmfs = cvmfs
+        self._gateways = gateways
         self._loop = asyncio.get_running_loop()
         self._now: Generation | None = None
         self._told: Generation | None = None
@@ -135,11 +140,18 @@ class Tunnel:
         return self._now.session
 
     async def open(self) -> None:
-        """Bring it up for the first time.
+        """Bring it up for the first time, at any of the gateways.
 
         Raises:
-            TunnelError: names the layer that failed; nothing is left open.
+            TunnelError: names the layer that failed, at the last of them; nothing is left open.
         """
+        for _ in range(self._gateways - 1):
+            try:
+                self._now = await self._make()
+            except TunnelError as error:
+                log.warning("the tunnel did not come up, trying another gateway: %s", error)
+            else:
+                return
         self._now = await self._make()
 
     def watch(self) -> None:
@@ -207,7 +219,8 @@ class Tunnel:
         async with AsyncExitStack() as stack:
             if credential is not None:
                 stack.callback(self._given_back, credential)
-            config = TunnelConfig(self._mode, credential, reconnect_timeout=RECONNECT_TIMEOUT, cvmfs=self._cvmfs)
+            patience = RECONNECT_TIMEOUT if self._gateways == 1 else ELSEWHERE
+            config = TunnelConfig(self._mode, credential, reconnect_timeout=patience, cvmfs=self._cvmfs)
             session = await stack.enter_async_context(open_session(config))
             await self._prove(session)
             return Generation(session, stack.pop_all())

@@ -12,7 +12,7 @@ The same events give the same commands, so a recorded run replays. One concern t
 - `speculation`: when a task that takes too long gets a copy elsewhere;
 - `hosts`: where nothing is placed any more, since things fail there;
 - `explain`: why a task is where it is, in words;
-- `machine`: the scheduler itself, which applies events to all of them.
+- `machine`: the scheduler itself, which applies events to all of them; `invariants`: what always holds of it.
 
 **A task's states** (`records.TRANSITIONS` is the table the code obeys)::
 

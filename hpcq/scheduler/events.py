@@ -9,7 +9,7 @@ import math
 
 import msgspec
 
-from hpcq.task import Outcome
+from hpcq.outcome import Outcome
 
 NO_FEATURES: frozenset[str] = frozenset()
 

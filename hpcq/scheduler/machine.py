@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+from hpcq.outcome import Outcome
 from hpcq.scheduler.categories import Category
 from hpcq.scheduler.events import (
     Allotment,
@@ -40,7 +41,6 @@ from hpcq.scheduler.placement import Placement
 from hpcq.scheduler.records import IllegalTransitionError, Record, TaskState
 from hpcq.scheduler.relief import Relief
 from hpcq.scheduler.speculation import Speculation, room_for_copy
-from hpcq.task import Outcome
 
 STUCK = 0.1
 """A pilot whose tasks make no progress for so many seconds is asked back what waits there, if others are idle."""
@@ -438,23 +438,3 @@ class Scheduler:
             pilot.take(record, record.claimed, None)
             self.placement.touch(pilot)
             self._send(record, pilot)
-
-    def check(self) -> None:
-        """Every invariant, for tests: sums agree, nothing is promised twice, nothing is lost between sets."""
-        self.placement.check()
-        for pilot in self.pilots.values():
-            claimed = [record.claimed for record in pilot.claimed.values()]
-            assert pilot.free_cores == pilot.cores - sum(needs.cores for needs in claimed) >= 0
-            assert pilot.free_memory == pilot.memory - sum(needs.memory for needs in claimed) >= 0
-            assert pilot.free_disk == pilot.disk - sum(needs.disk for needs in claimed) >= 0
-            assert pilot.free_gpus == pilot.gpus - sum(needs.gpus for needs in claimed) >= 0
-            assert not pilot.claimed.keys() & pilot.backlog.keys()
-            assert (pilot in self.placement.backlogged) == bool(pilot.backlog)
-        for number, record in self.tasks.items():
-            assert record.id == number
-            assert record.state is not TaskState.DONE
-            assert (record.pilot is not None) == (record.state is not TaskState.READY)
-            assert record.pilot is None or record.pilot.find(number) is record
-            assert record.second is None or (record.second is not record.pilot and number in record.second.claimed)
-        ready = [record.id for *_, demand in self.placement.line for record in demand.ready]
-        assert sorted(ready) == sorted(r.id for r in self.tasks.values() if r.state is TaskState.READY)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,12 +50,20 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def at_work(cluster: Cluster, gateway: None, mode: str) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
+def gateways() -> str:
+    """Those that pilots may use."""
+    return "default"
+
+
+@pytest.fixture
+def at_work(
+    cluster: Cluster, gateway: None, mode: str, gateways: str
+) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """A pilot with a task that needs the tunnel and one that does not; the program, the host, the marks."""
     marks = cluster.directory / "marks"
     marks.mkdir(mode=0o777)
     marks.chmod(0o777)
-    cluster.submit("--vpn", mode, "--require", "root://xrootd.wan.test:1094")
+    cluster.submit("--vpn", mode, "--gateway", gateways, "--require", "root://xrootd.wan.test:1094")
     program = cluster.program(PROGRAM, cluster.site.xrootd_url + "uproot-Zmumu.root", str(marks))
     until(lambda: (marks / "wan").exists() and (marks / "any").exists(), "both tasks run")
     (row,) = cluster.pilots()
@@ -123,6 +133,32 @@ def inside(cluster: Cluster, host: str) -> int:
     """A process in the tunnel's namespace of the pilot on ``host``."""
     pilot = cluster.pid_of_pilot(host)
     return next(pid for pid in descendants(pilot) if Path(f"/proc/{pid}/ns/net").readlink() != _net(pilot))
+
+
+@pytest.fixture
+def second_gateway(cluster: Cluster, gateway: None) -> Iterator[None]:
+    cluster.hpcq("vpn", "gateway", "start", "--name", "second")
+    yield
+    cluster.site.run("login", ["hpcq", "vpn", "gateway", "stop", "--name", "second"])
+
+
+@pytest.mark.parametrize("gateways", ["second,default"])
+def test_of_two_gateways_one_is_killed_and_work_goes_on_through_the_other(
+    cluster: Cluster, second_gateway: None, at_work: tuple[subprocess.Popen[str], str, Path]
+) -> None:
+    program, _, marks = at_work
+    assert cluster.pilots()[0]["tunnel_gateway"] == "second"
+    status = json.loads(cluster.hpcq("vpn", "gateway", "status", "--name", "second,default", "--json").stdout)
+    connected = {one["name"]: sum(pilot["state"] == "connected" for pilot in one["pilots"]) for one in status}
+    assert connected == {"second": 1, "default": 0}
+    record = cluster.site.run("login", ["sh", "-c", "cat ~/.local/state/hpcq-gateway/second/gateway.json"], check=True)
+    os.kill(json.loads(record.stdout)["pid"], signal.SIGKILL)
+    killed = time.monotonic()
+    until((marks / "read").exists, "the task that needs the tunnel ran again in a new one")
+    print(f"work went on {time.monotonic() - killed:.1f} s after the gateway was killed")
+    assert cluster.pilots()[0]["tunnel_gateway"] == "default"
+    (marks / "stop").touch()
+    assert ends(program) == {"wan": ["success", "2"], "any": ["success", "1"]}
 
 
 def test_a_gateway_that_is_stopped_and_started_costs_tasks_that_need_it_an_attempt(

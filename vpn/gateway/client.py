@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,11 +19,13 @@ from vpn import kernel
 from vpn.config import Credential
 from vpn.errors import GatewayError
 from vpn.gateway import control, state
+from vpn.gateway.choice import gateway_names
 from vpn.gateway.state import GatewayConfig, Record
 from vpn.process import python_argv
 
 START_DEADLINE = 60.0
 ANSWER_DEADLINE = 30.0
+QUICK_DEADLINE = 3.0  # … while there is another gateway to ask
 STOP_DEADLINE = 30.0
 CONNECT_DEADLINE = 5.0
 
@@ -34,9 +37,9 @@ class GatewayClient:
         self.name = name
         self.directory = state.state_directory(name)
 
-    def issue(self, label: str) -> Credential:
-        """A credential for one pilot, good for one login within an hour."""
-        answer = self._ask(control.Issue(label))
+    def issue(self, label: str, deadline: float = ANSWER_DEADLINE) -> Credential:
+        """A credential for one pilot, good for one login within an hour; ``deadline`` in seconds."""
+        answer = self._ask(control.Issue(label), deadline)
         if not isinstance(answer, control.Issued):
             raise GatewayError(f"gateway {self.name!r} gave an answer that was not asked for")
         return Credential.from_bytes(answer.credential)
@@ -79,15 +82,15 @@ class GatewayClient:
         record = state.read_record(self.directory)
         return record if record is not None and state.is_alive(record) else None
 
-    def _ask(self, request: control.Request) -> control.Answer:
-        with self._connect() as sock:
-            return self._exchange(sock, request, ANSWER_DEADLINE)
+    def _ask(self, request: control.Request, deadline: float = ANSWER_DEADLINE) -> control.Answer:
+        with self._connect(min(deadline, CONNECT_DEADLINE)) as sock:
+            return self._exchange(sock, request, deadline)
 
-    def _connect(self) -> socket.socket:
+    def _connect(self, deadline: float = CONNECT_DEADLINE) -> socket.socket:
         record = state.read_record(self.directory)
         try:
             sockets = Path(record.control).parent if record is not None else self.directory
-            return control.connect(sockets, CONNECT_DEADLINE)
+            return control.connect(sockets, deadline)
         except OSError:
             raise GatewayError(self._why_absent()) from None
 
@@ -116,6 +119,29 @@ class GatewayClient:
         if record is not None and not state.is_alive(record):
             return f"gateway {self.name!r} was killed; start it again with `hpcq vpn gateway start{named}`"
         return f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"
+
+
+def issue_from(names: str, label: str) -> tuple[GatewayClient, Credential]:
+    """A credential of one of several gateways (``A,B``), and that gateway: of those that answer, any.
+
+    Raises:
+        GatewayError: what each of them said.
+    """
+    problems = []
+    order = list(gateway_names(names))
+    random.shuffle(order)
+    for name in order:
+        client = GatewayClient(name)
+        try:
+            return client, client.issue(label, ANSWER_DEADLINE if name == order[-1] else QUICK_DEADLINE)
+        except GatewayError as error:
+            problems.append(str(error))
+    raise GatewayError("; ".join(problems))
+
+
+def known_gateways() -> tuple[str, ...]:
+    """The user's gateways that run on this host."""
+    return tuple(name for name in state.names() if GatewayClient(name).record() is not None)
 
 
 def start_gateway(config: GatewayConfig) -> tuple[Record, bool]:

@@ -96,6 +96,13 @@ def state_directory(name: str) -> Path:
     return Path(base) / "hpcq-gateway" / check_name(name)
 
 
+def names() -> list[str]:
+    """Every gateway of this user that has a directory, by name."""
+    with suppress(OSError):
+        return sorted(each.name for each in state_directory("any").parent.iterdir() if _NAME.fullmatch(each.name))
+    return []
+
+
 def make_directory(name: str) -> Path:
     """The directory, made private."""
     directory = state_directory(name)

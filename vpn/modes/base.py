@@ -16,9 +16,13 @@ import msgspec
 from vpn.errors import Layer, TunnelError
 from vpn.process import Client, Process
 
+PLAIN = "TCP"
+"""A kind: what programs send is not encrypted on its way to the gateway."""
+
 
 class TunnelInfo(msgspec.Struct, frozen=True):
-    """What came up: ``kind`` is DTLS, TLS, SOCKS5, slirp4netns or "" (mode none), ``mtu`` in bytes, times in seconds.
+    """What came up: ``kind`` is DTLS, TLS, TCP, SOCKS5, slirp4netns or "" (mode none), ``mtu`` in bytes, times in
+    seconds.
 
     ``passed_over``: in mode auto, a line for each mode that was not chosen, with the reason.
     """

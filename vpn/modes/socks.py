@@ -26,7 +26,7 @@ import msgspec
 
 from vpn.config import TunnelConfig
 from vpn.errors import LAYERS, Layer, TunnelError
-from vpn.modes.base import BringUp, TunnelInfo
+from vpn.modes.base import PLAIN, BringUp, TunnelInfo
 from vpn.pipes import filled, read_lines
 from vpn.process import Client, Process, python_argv
 from vpn.programs import environment, find_shim
@@ -106,7 +106,7 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> SocksTunnel:
     up.step = ("gateway", "opening a session")
     serving = await Forwarding(up).start(settings)
     seconds = up.keeper.loop.time() - up.started_at
-    kind = "TLS" if settings.socks is None else "SOCKS5"
+    kind = "SOCKS5" if settings.socks is not None else "TLS" if config.tls else PLAIN
     info = TunnelInfo("socks", kind=kind, cipher=serving.cipher, bring_up_seconds=seconds, server=serving.server)
     return SocksTunnel(ShimClient(up.keeper, shim, serving.session), info)
 
@@ -120,7 +120,7 @@ def settings_of(config: TunnelConfig) -> Settings:
         raise TunnelError("gateway", "mode socks needs a gateway's credential, or --socks HOST:PORT")
     if not credential.relay_port:
         raise TunnelError("gateway", "this credential's gateway has no relay: start it again with this version of hpcq")
-    return Settings(None, credential.to_bytes(), config.reconnect_timeout, config.direct)
+    return Settings(None, credential.to_bytes(), config.reconnect_timeout, config.direct, config.tls)
 
 
 class Forwarding:

@@ -19,7 +19,7 @@ from hpcq.batch.base import load_jobs
 from hpcq.cli.main import run
 from hpcq.errors import UsageError
 
-DEADLINE = 60.0
+DEADLINE = 90.0
 
 
 def until(condition, what):

@@ -173,9 +173,9 @@ def test_a_server_that_is_down(fake_pbs):
 
 @pytest.mark.parametrize("command", ["qsub", "qstat", "qdel"])
 def test_a_server_that_hangs(fake_pbs, command):
-    system = PbsBatch(CommandRunner(time_limit=1))
-    jobs = system.submit(request())
+    jobs = pbs().submit(request())
     fake_pbs.set(hang=[command])
+    system = PbsBatch(CommandRunner(time_limit=1))
     with pytest.raises(BatchError, match=rf"^{command} on .* did not answer within 1 s"):
         {"qsub": lambda: system.submit(request()), "qstat": lambda: system.status(jobs)}.get(
             command, lambda: system.cancel(jobs)

@@ -98,7 +98,7 @@ def test_a_second_sigterm_does_not_wait_for_tasks(queue, start_pilot, marks, tmp
 
 
 def test_the_walltime_of_a_pilot_ends_it_in_time(queue, start_pilot, marks, tmp_path):
-    pilot = start_pilot(queue, "--walltime", "17", "--drain-timeout", "1")
+    pilot = start_pilot(queue, "--walltime", "27", "--drain-timeout", "1")  # it leaves itself 15 s of these
     task = call(note_and_wait, marks, tmp_path / "never").set(retries=0)
     queue.submit(task)
     begun(marks)

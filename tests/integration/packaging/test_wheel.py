@@ -13,14 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SOURCES = ("hpcq", "vpn", "batch_templates", "hatch_build.py", "pyproject.toml", "README.md", "LICENSE")
-LIMIT = 100
+LIMIT = 200
 
 PROGRAM = """
 import hpcq, sys
 with hpcq.Queue() as queue:
     queue.submit_pilots(1, batch="local", cores=1)
     queue.submit(hpcq.PythonTask(lambda: hpcq.__file__))
-    print(queue.wait(60).result())
+    print(queue.wait(90).result())
 """
 
 

@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 LOGIN, NODE, WAN = "192.0.2.1", "192.0.2.11", "203.0.113.1"
-DEADLINE = 30.0
+DEADLINE = 90.0
 
 
 def need(condition: bool, what: str) -> None:

@@ -55,7 +55,7 @@ def test_slirp4netns_killed_loses_the_tunnel(open_site):
         assert process.stdout.readline() == "up\n"
         (pid,) = open_site.find("--ready-fd=3")
         os.kill(pid, signal.SIGKILL)
-        assert process.wait(20) == 5
+        assert process.wait(90) == 5
         assert "slirp4netns ended" in process.stderr.read()
     open_site.wait_empty()
 

@@ -117,13 +117,13 @@ def test_ended_pilots_are_bounded_and_living_ones_kept():
 def test_credentials_are_not_shared_between_entries():
     roster = Roster()
     first, second = roster.arrived(hello("a"), 0.0), roster.arrived(hello("b"), 0.0)
-    first.credentials.append("secret")
-    assert second.credentials == []
+    first.credentials["secret"] = "gateway"
+    assert second.credentials == {}
 
 
 def test_a_view_reads_as_a_mapping_and_shows_no_credential():
     entry = Roster().arrived(hello(), 100.0)
-    entry.credentials = ["user-1"]
+    entry.credentials = {"user-1": "default"}
     shown = dict(view(entry, 3))
     assert (shown["name"], shown["state"], shown["cores_busy"]) == ("p", "starting", 3)
     assert "user-1" not in str(shown)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hpcq.outcome import Outcome
 from hpcq.scheduler import (
     TRANSITIONS,
     AskBack,
@@ -24,10 +25,10 @@ from hpcq.scheduler import (
     Tick,
 )
 from hpcq.scheduler.categories import Category
+from hpcq.scheduler.invariants import check
 from hpcq.scheduler.needs import Needs
 from hpcq.scheduler.placement import UNUSED_KEPT
 from hpcq.scheduler.records import Demand, Record
-from hpcq.task import Outcome
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def scheduler():
     """A scheduler whose invariants are checked at the end of the test."""
     scheduler = Scheduler()
     yield scheduler
-    scheduler.check()
+    check(scheduler)
 
 
 def submit(scheduler, *tasks, now=0.0):
@@ -100,7 +101,7 @@ def test_a_task_waits_for_a_pilot_and_goes_to_it(scheduler):
 def test_no_pilot_gets_more_cores_or_memory_claimed_than_it_has(scheduler):
     ready(scheduler, cores=4, memory=100)
     submit(scheduler, NewTask(1, cores=3, memory=10), NewTask(2, cores=3, memory=10), NewTask(3, cores=1, memory=95))
-    scheduler.check()
+    check(scheduler)
     pilot = scheduler.pilots["p"]
     assert (pilot.free_cores, pilot.free_memory) == (1, 90)
 
