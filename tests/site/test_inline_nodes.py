@@ -18,7 +18,12 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
         task = queue.wait(80)
         print(task.outcome, task.hostname, task.output.strip(), flush=True)
 """
-LOOK = "while [ ! -e {mark} ]; do sleep 0.2; done; ls -d {state}; grep -rsl -e 'PRIVATE KEY' -e hpcq-connection-1 /tmp /dev/shm; echo looked"
+LOOK = """
+while [ ! -e {mark} ]; do sleep 0.2; done
+ls -d {state}
+grep -rsl -e 'PRIVATE KEY' -e hpcq-connection-1 /tmp /dev/shm
+echo looked
+"""
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 
 
