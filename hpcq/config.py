@@ -24,7 +24,7 @@ SYSTEM_FILE = Path("/etc/hpcq/config.toml")
 
 _TEXTS = (
     "batch", "partition", "account", "qos", "constraint", "reservation", "mail", "job_name", "vpn", "gateway",
-    "cvmfs", "cvmfs_proxy",
+    "cvmfs", "cvmfs_proxy", "connection",
 )  # fmt: skip
 _SIZES = ("memory", "disk", "cache_size", "walltime", "manager_timeout", "drain_timeout", "cvmfs_quota")
 _PATHS = ("template", "environment", "scratch", "cvmfs_cache")

@@ -315,8 +315,9 @@ class Queue:
         ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway`` (``"a,b"``), ``require``, ``scratch``,
         ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
-        ``cvmfs_cache``, ``cvmfs_quota``, ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name
-        whose settings stand behind what is given here (see ``hpcq config``).
+        ``cvmfs_cache``, ``cvmfs_quota``, ``connection`` (``"inline"``: nodes need not see our files), ``cache_size``,
+        ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is given here (see
+        ``hpcq config``).
 
         Raises:
             UsageError: an unknown or bad option.

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from hpcq.batch.base import BatchJob, JobState, JobStatus
+from hpcq.batch.inline import PLACEHOLDER
 from hpcq.batch.text import printable
 from hpcq.units import format_duration
 
@@ -177,7 +178,9 @@ def story(job: BatchJob, rows: Sequence[Row], script: str, output: Sequence[str]
             lines.append(f"  its pilot could not serve: {row.failed_layer}: {row.message}")
     lines += ["", f"script {job.script}", *(f"  | {line}" for line in script.splitlines())]
     if not output:
-        return [*lines, "", f"it printed nothing {'' if _over(rows) else 'yet '}to {job.output}"]
+        elsewhere = "; if its node does not see that file, look there for hpcq-… in $TMPDIR, else /tmp"
+        hint = elsewhere if PLACEHOLDER in script else ""
+        return [*lines, "", f"it printed nothing {'' if _over(rows) else 'yet '}to {job.output}{hint}"]
     return [*lines, "", f"the end of its output, {job.output}", *(f"  | {line}" for line in output)]
 
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from hpcq.batch import inline
 from hpcq.batch.base import PilotRequest, get_batch_system
 
 HOSTILE = {
@@ -133,3 +134,29 @@ def test_an_output_that_cannot_be_written_is_said_and_left_to_pbs(tmp_path):
     done = bash(path, PBS_JOBID="18.pbs1")
     assert (done.returncode, done.stdout) == (0, "here\n")
     assert "output.txt" in done.stderr
+
+
+@pytest.mark.parametrize("batch", ["slurm", "pbs", "torque", "local"])
+@pytest.mark.parametrize("epilogue", [(), ("cat",)])
+def test_connection_data_reach_the_pilots_standard_input_and_no_output(tmp_path, batch, epilogue):
+    """Also where the user has the shell tell what it does, and where the job's directory is not there."""
+    argv = (sys.executable, "-c", "import sys; sys.exit(sys.stdin.read()[::-1] != '\\nterces:1-noitcennoc-qcph')")
+    path = script(tmp_path, batch, pilot_argv=argv, inline=True, epilogue=epilogue, setup=("set -xv",))
+    text = path.read_text().replace(inline.PLACEHOLDER, "hpcq-connection-1:secret")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "script.sh").write_text(text.replace(str(path.parent), str(tmp_path / "unseen")))
+    for place in (path, elsewhere / "script.sh"):
+        place.write_text(text if place is path else place.read_text())
+        done = bash(place, TMPDIR=str(elsewhere), SLURM_JOB_ID="7", PBS_JOBID="7.pbs1")
+        kept = "".join(file.read_text() for file in place.parent.iterdir() if file.name != "script.sh")
+        assert (done.returncode, "secret" in done.stdout + done.stderr + kept) == (0, False)
+    assert [file.name for file in elsewhere.iterdir()] == ["script.sh"]
+
+
+def test_a_node_that_does_not_see_the_directory_keeps_the_output_of_a_pilot_that_fails(tmp_path):
+    path = script(tmp_path, "slurm", pilot_argv=("sh", "-c", "echo on fire; exit 7"), inline=True)
+    path.write_text(path.read_text().replace(str(path.parent), str(tmp_path / "unseen")))
+    done = bash(path, TMPDIR=str(path.parent), SLURM_JOB_ID="7")
+    [kept] = path.parent.glob("hpcq-7.*")
+    assert (done.returncode, kept.read_text(), kept.stat().st_mode & 0o777) == (7, "on fire\n", 0o600)

@@ -125,7 +125,7 @@ def test_files_that_cannot_be_templates(tmp_path):
 
 def test_a_template_may_extend_the_packaged_one(tmp_path):
     source = '{% extends "hpcq/local.sh.j2" %}\n{% block setup %}\nmodule load gcc\n{% endblock %}\n'
-    script = render(tmp_path, source, modules=(), setup=(), environment={}, epilogue=())
+    script = render(tmp_path, source, modules=(), setup=(), environment={}, epilogue=(), connection=None)
     assert "\nmodule load gcc\n" in script
     assert script.endswith("\nexec true\n")
 
