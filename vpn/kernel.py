@@ -19,6 +19,11 @@ MS_RDONLY, MS_REMOUNT = 1, 32
 MS_BIND, MS_REC, MS_SLAVE = 4096, 16384, 1 << 19
 MNT_DETACH = 2
 
+RESEND = 5
+"""Seconds between two attempts of TCP to send again what pilot or gateway did not acknowledge, at most: after an outage
+work is to go on within that, not within as long as it lasted. Kernels before 6.15 cannot be told.
+"""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import DEADLINE, Cluster, until
+from cluster import Cluster, finished, until
 from simulated_site import plan
 from simulated_site.client import Site
 
@@ -117,8 +117,9 @@ def test_a_node_that_crashes(cluster: Cluster) -> None:
     at_once = ["scontrol", "update", f"JobId={job}", "StartTime=now"]  # else Slurm waits two minutes
     cluster.site.run("login", at_once)
     until(lambda: row_of(cluster, job)["state"] == "ready", "its next pilot serves")
-    output, _ = program.communicate("go on\n", timeout=DEADLINE)
-    results = json.loads(output)
+    program.stdin.write("go on\n")
+    program.stdin.flush()
+    results = json.loads(finished(program))
     assert sorted(line for _, line, _ in results) == sorted(f"{host}.{n}" for host in ("cn1", "cn2") for n in range(4))
     assert {outcome for outcome, _, _ in results} == {"success"}
     assert {pilot for _, line, pilot in results if line.startswith(failed)} == {f"slurm-{job}.1@{failed}"}
