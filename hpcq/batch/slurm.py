@@ -105,7 +105,9 @@ _OVERRULES = {
 ALWAYS_HIDDEN = (
     "SBATCH_ARRAY_INX",
     "SBATCH_ERROR",
-    "HPCQ_JOB_ID",  # of a local pilot that submits: Slurm's pilots would inherit it and take it for theirs
+    "HPCQ_JOB_ID",  # of a pilot that submits: the new pilots would inherit it and take it for theirs
+    "HPCQ_ON_NODE",
+    "HPCQ_STARTS",
     "SBATCH_JOB_NAME",
     "SBATCH_NO_REQUEUE",
     "SBATCH_OPEN_MODE",

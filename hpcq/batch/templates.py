@@ -31,6 +31,8 @@ COMMAND_VARIABLE = "pilot_argv"
 CONNECTION_VARIABLE = "connection"
 """The variable that a template must use when it has a value: without it the pilot would not find its manager."""
 
+_COMMENT_HINT = "; the shell's ${#x} begins one for Jinja: write {% raw %}${#x}{% endraw %}"
+
 
 class _Raw(str):
     """Text that ``raw`` has marked as being shell already."""
@@ -78,7 +80,8 @@ def render_template(name: str, template: Path | None, values: Mapping[str, objec
         script = compiled.render({k: _given(k, v) for k, v in values.items()}).rstrip("\n") + "\n"
     except jinja2.TemplateSyntaxError as error:
         where = error.filename if error.name else path
-        raise TemplateError(f"template {where}, line {error.lineno}: {error.message}") from error
+        hint = _COMMENT_HINT if "${#" in source and "comment" in str(error.message) else ""
+        raise TemplateError(f"template {where}, line {error.lineno}: {error.message}{hint}") from error
     except jinja2.TemplateNotFound as error:
         raise TemplateError(f"template {path}: the template {error.name!r} that it names was not found") from error
     except UsageError as error:

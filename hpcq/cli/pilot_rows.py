@@ -92,6 +92,9 @@ def _job_row(job: BatchJob, status: JobStatus, report: Mapping[str, Any], report
     silent = not report and not reported
     failed_start = silent and status.state.is_final and status.state is not JobState.CANCELLED
     row = _row(job.id, job.batch, report, now)
+    if status.state in (JobState.PENDING, JobState.HELD) and row.state == "gone":
+        word = f"requeued; its pilot on {row.hostname} has ended: {row.message or 'it said nothing'}"
+        row = msgspec.structs.replace(row, message=word)
     return msgspec.structs.replace(
         row,
         state=_state(status, row.state),

@@ -135,13 +135,16 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 
 
 def job(environment: Mapping[str, str]) -> Job:
-    """The batch job named by the environment: Slurm's variables, or those our own templates set."""
+    """The batch job named by the environment: Slurm's variables, or those our own templates set (``HPCQ_STARTS`` counts
+    from 1, where the batch system does not count).
+    """
     own = environment.get("HPCQ_JOB_ID", "")
     identifier = own or environment.get("SLURM_JOB_ID", "")
     array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     if not own and array and index:
         identifier = f"{array}_{index}"
-    return Job(identifier, _number(environment, "SLURM_RESTART_COUNT"), _number(environment, "SLURM_PROCID"))
+    incarnation = _number(environment, "SLURM_RESTART_COUNT") or max(0, _number(environment, "HPCQ_STARTS") - 1)
+    return Job(identifier, incarnation, _number(environment, "SLURM_PROCID"))
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

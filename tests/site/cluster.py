@@ -65,7 +65,7 @@ class Cluster:
         file.write_text(text)
         file.chmod(0o644)
         command = [self.site.description["python"], str(file), self.queue, *arguments]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         RUNNING.append(self.site.popen("login", command, env=self.environment, text=True, **pipes))
         return RUNNING[-1]
 

@@ -104,6 +104,17 @@ def test_slurms_qsub_gives_the_id_in_its_own_variable(tmp_path):
     assert path.with_name("output_77.txt").read_text() == "77\n77\n"
 
 
+@pytest.mark.parametrize("batch", ["pbs", "torque"])
+def test_each_start_of_a_job_under_its_id_is_another_incarnation(tmp_path, batch):
+    path = script(tmp_path, batch, pilot_argv=("printenv", "HPCQ_STARTS"))
+    for job_id in ("18.pbs1", "18.pbs1", "19.pbs1", "18.pbs1"):
+        assert bash(path, PBS_JOBID=job_id, HPCQ_STARTS="7").returncode == 0
+    assert path.with_name("output.txt").read_text().split() == ["1", "2", "1", "3"]
+    path.with_name("starts-20.pbs1").mkdir()
+    bash(path, PBS_JOBID="20.pbs1")  # where no mark can be left, the time will do
+    assert int(path.with_name("output.txt").read_text().split()[-1]) > 1_700_000_000
+
+
 LAUNCHERS = {
     "pbsdsh": 'shift $(test "$1" = -- && echo 1 || echo 0); test "$1" = -u && shift',
     "mpiexec": 'test "$1 $2" = "-n 2" || exit 9; shift 2',
@@ -121,11 +132,11 @@ def test_one_pilot_on_each_node(tmp_path, batch, launcher):
     (tools / launcher).chmod(0o755)
     for name in ("env", "bash", "sh"):
         (tools / name).symlink_to(f"/usr/bin/{name}")
-    pilot = ("/bin/sh", "-c", 'echo "$NODE $HPCQ_JOB_ID $A $B"')
+    pilot = ("/bin/sh", "-c", 'echo "$NODE $HPCQ_JOB_ID $HPCQ_STARTS $A $B"')
     path = script(tmp_path, batch, nodes=2, pilot_argv=pilot, environment={"A": "a"}, setup=("export B=b",))
     done = bash(path, PBS_JOBID="18.pbs1", PATH=str(tools))
     assert (done.returncode, done.stderr) == (0, "")
-    assert path.with_name("output.txt").read_text() == "n1 18.pbs1 a b\nn2 18.pbs1 a b\n"
+    assert path.with_name("output.txt").read_text() == "n1 18.pbs1 1 a b\nn2 18.pbs1 1 a b\n"
 
 
 def test_an_output_that_cannot_be_written_is_said_and_left_to_pbs(tmp_path):

@@ -103,6 +103,7 @@ def test_an_option_that_was_not_given(tmp_path):
     [
         ("a\n{% if %}", "line 2"),
         ("{{ pilot_argv", "line 1"),
+        ("echo ${#x}", "begins one for Jinja: write {% raw %}${#x}{% endraw %}"),
         ("{% extends 'nowhere.j2' %}{{ pilot_argv }}", "'nowhere.j2' that it names was not found"),
         ("\n{{ 1 / 0 }}{{ pilot_argv }}", "line 2: ZeroDivisionError"),
         ("{{ {'a': 1} }}{{ pilot_argv }}", "line 1: a value of type dict"),
