@@ -49,9 +49,10 @@ class Cluster:
         self.site = site
         self.directory = directory
         self.queue = f"q{uuid.uuid4().hex[:8]}"
+        self.environment: dict[str, str] = {}
 
     def hpcq(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        answer = self.site.run("login", ["hpcq", *arguments], timeout=DEADLINE)
+        answer = self.site.run("login", ["hpcq", *arguments], env=self.environment, timeout=DEADLINE)
         assert answer.returncode == status, f"{answer.returncode}: {answer.stdout}{answer.stderr}"
         return answer
 
@@ -64,7 +65,8 @@ class Cluster:
         file.write_text(text)
         file.chmod(0o644)
         command = [self.site.description["python"], str(file), self.queue, *arguments]
-        RUNNING.append(self.site.popen("login", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        RUNNING.append(self.site.popen("login", command, env=self.environment, text=True, **pipes))
         return RUNNING[-1]
 
     def pilots(self) -> list[dict[str, Any]]:

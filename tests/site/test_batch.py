@@ -121,29 +121,6 @@ def test_a_requeued_job_is_another_incarnation(cluster: Cluster) -> None:
     assert len(marks.read_text().splitlines()) == 2
 
 
-def test_a_node_that_fails(cluster: Cluster) -> None:
-    marks = cluster.directory / "marks"
-    program = cluster.program(WAIT, f"echo $$ >> {marks}; test $(wc -l < {marks}) -ge 2 || sleep 600")
-    cluster.submit("-n", "2", "--cores", "4", "--vpn", "none")
-    ready(cluster, 2)
-    row = busy(cluster)
-    until(marks.exists, "the task runs")
-    node = f"NodeName={row['hostname']}"
-    cluster.site.run("login", ["scontrol", "update", node, "State=DOWN", "Reason=test"], user=False, check=True)
-    try:
-        output = finished(program)
-        assert output.startswith("done success 2 "), output
-        assert output.split()[3] != row["hostname"]
-    finally:
-        until(lambda: resumed(cluster, node), "the node is back")
-
-
-def resumed(cluster: Cluster, node: str) -> bool:
-    cluster.site.run("login", ["scontrol", "update", node, "State=RESUME"], user=False)
-    state = cluster.site.run("login", ["scontrol", "show", "node", node.partition("=")[2]], check=True).stdout
-    return not any(word in state for word in ("State=DOWN", "DRAIN", "NOT_RESPONDING"))
-
-
 def test_several_nodes_are_one_job_with_a_pilot_on_each(cluster: Cluster) -> None:
     program = cluster.program(MANY, "sleep 2; hostname", "8")
     cluster.submit("--nodes", "2", "--vpn", "none", "--epilogue", "echo over on $(hostname)")

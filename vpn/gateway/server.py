@@ -49,6 +49,7 @@ from vpn.programs import environment, find_program, find_shim
 
 log = logging.getLogger("vpn.gateway")
 
+DISMISSAL = 5.0  # seconds for ocserv's workers to tell their clients that the gateway ends
 OCSERV_GRACE = 15.0  # seconds to tell every client that it ends: those that are not told dial again and again
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
@@ -78,6 +79,7 @@ class Server:
         self._stack = AsyncExitStack()
         self._passwords = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._dismissed: asyncio.Future[None] | None = None
         self._last_lines: list[str] = []
 
     async def start(self) -> None:
@@ -228,6 +230,7 @@ class Server:
 
     async def _filter(self, nft: str, plane_port: int) -> None:
         await self.namespace.write("/proc/sys/net/ipv4/ip_forward", "1")
+        await self.namespace.resume_soon()
         text = ruleset(Policy(self.config.allow, own_addresses()), self._name_servers, plane_port)
         status, text = await self._run([nft, "-f", "-"], text.encode())
         if status != 0:
@@ -275,11 +278,29 @@ class Server:
                 fds=fds,
             )
         self._stack.push_async_callback(process.end, OCSERV_GRACE)
+        self._stack.push_async_callback(self._dismiss)
         await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             last = self._last_lines[-1] if self._last_lines else "it said nothing"
             raise GatewayError(f"ocserv did not start: {last}")
         self._watch_process(process)
+
+    async def _dismiss(self) -> None:
+        """Tell ocserv's workers to end, and wait until they have.
+
+        ocserv does so too, but closes their pipes at once: a worker that sees that before its signal ends without a word
+        to its client, which then dials until its reconnect timeout.
+        """
+        workers = self.book.workers()
+        if not workers or self.namespace.client.lost.done():
+            return
+        self._dismissed = asyncio.get_running_loop().create_future()
+        try:
+            await self._run(["sh", "-c", 'kill -TERM "$@"', "sh", *workers])
+        except VpnError as error:
+            log.error("%s", error)
+        else:
+            await asyncio.wait([self._dismissed], timeout=DISMISSAL)
 
     async def _run(self, argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
         try:
@@ -302,6 +323,8 @@ class Server:
             if self.book.on_event(event):
                 self.spent(event.username)
                 await self._quietly(self._publish())
+            if self._dismissed is not None and not self._dismissed.done() and not self.book.workers():
+                self._dismissed.set_result(None)
 
     async def _quietly(self, action: Awaitable[None]) -> None:
         """What nobody waits for must not end the reading of events."""
