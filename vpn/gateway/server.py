@@ -288,8 +288,8 @@ class Server:
     async def _dismiss(self) -> None:
         """Tell ocserv's workers to end, and wait until they have.
 
-        ocserv does so too, but closes their pipes at once: a worker that sees that before its signal ends without a word
-        to its client, which then dials until its reconnect timeout.
+        ocserv does so too, but closes their pipes at once: a worker that sees that before its signal ends without a
+        word to its client, which then dials until its reconnect timeout.
         """
         workers = self.book.workers()
         if not workers or self.namespace.client.lost.done():
