@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from hpcq import addresses, flow, lock, state_dir
+from hpcq import addresses, config, flow, lock, state_dir
 from hpcq.credentials import GatewayCredentials
 from hpcq.dispatch import Finished
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
@@ -50,6 +50,7 @@ class Queue:
     Args:
         name: how ``hpcq submit-pilots --name`` calls it: letters, digits and ``._-``; made up when not given.
         address: the address or name to listen on; all of this host's when not given, and pilots try them in turn.
+            This, ``interface`` and ``port`` can also be set in a ``config.toml`` or by ``HPCQ_ADDRESS`` and its like.
         interface: the network interface (``"ib0"``) whose address to listen on, instead.
         port: the port, or a range (``"20000-20100"``) of which the first free one is taken; any free one when 0.
         keep_pilots: leave batch jobs alone at the end; their pilots wait for a program with the same queue name.
@@ -67,12 +68,14 @@ class Queue:
         *,
         address: str | None = None,
         interface: str | None = None,
-        port: int | str | Sequence[int] = 0,
+        port: int | str | Sequence[int] | None = None,
         keep_pilots: bool = False,
         speculate: float | None = None,
     ) -> None:
         _check_speculate(speculate)
-        where, candidates = addresses.place(address, interface), addresses.ports(port)
+        listen = config.resolve_queue({"address": address, "interface": interface, "port": port}).values
+        where = addresses.place(listen.get("address"), listen.get("interface"))
+        candidates = addresses.ports(listen["port"])
         self._temporary = name is None
         self.name = name or f"queue-{os.getpid()}-{secrets.token_hex(3)}"
         self.keep_pilots = keep_pilots
@@ -315,8 +318,9 @@ class Queue:
         ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway`` (``"a,b"``), ``require``, ``scratch``,
         ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
-        ``cvmfs_cache``, ``cvmfs_quota``, ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name
-        whose settings stand behind what is given here (see ``hpcq config``).
+        ``cvmfs_cache``, ``cvmfs_quota``, ``connection`` (``"inline"``: nodes need not see our files), ``cache_size``,
+        ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is given here (see
+        ``hpcq config``).
 
         Raises:
             UsageError: an unknown or bad option.

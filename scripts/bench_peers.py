@@ -41,9 +41,8 @@ NEEDS = {
 SYSTEM_MODULES = {"taskvine": ("ndcctools.taskvine",), "work_queue": ("ndcctools.work_queue", "work_queue")}
 """Modules of the system's own Python that do as well: cctools are in Debian and conda-forge."""
 
-HINTS = {
-    "work_queue": "; Debian has it: apt-get install coop-computing-tools python3-workqueue python3-cloudpickle python3-dill"
-}
+DEBIAN = "coop-computing-tools python3-workqueue python3-cloudpickle python3-dill"
+HINTS = {"work_queue": f"; Debian has it: apt-get install {DEBIAN}"}
 
 COLUMNS = (
     ("python", "Python tasks/s", ",.0f"),

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, descendants, finished, until
+from cluster import Cluster, descendants, ended, finished, until
+from simulated_site import plan
 from simulated_site.client import Site
 
 CARRIERS = {"openconnect": b"--protocol=anyconnect", "relay": b"vpn.relay.plane"}
@@ -26,9 +27,7 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
     needs = queue.submit(hpcq.Task(again).set(network="wan", retries=0, tag="wan"))
     queue.submit(hpcq.Task(busy).set(retries=0, tag="any"))
     while not queue.empty():
-        task = queue.wait(80)
-        if task is None:
-            sys.exit("nothing ends")
+        task = queue.wait()
         print(task.tag, task.outcome, task.attempts, task.message, flush=True)
 """
 
@@ -68,9 +67,7 @@ def at_work(
     until(lambda: (marks / "wan").exists() and (marks / "any").exists(), "both tasks run")
     (row,) = cluster.pilots()
     yield program, row["hostname"], marks
-    if program.poll() is None:
-        program.send_signal(signal.SIGINT)
-        program.communicate(timeout=60)
+    ended(program, signal.SIGINT)
 
 
 def runs(marks: Path, name: str) -> int:
@@ -95,9 +92,9 @@ limits = "XRD_CONNECTIONWINDOW=5 XRD_CONNECTIONRETRY=1 XRD_REQUESTTIMEOUT=20 XRD
 read = f"echo $$ >> {marks}/tries; {limits} xrdcp -f {url} {marks}/read"
 with hpcq.Queue(name=sys.argv[1]) as queue:
     queue.submit(hpcq.Task("false").set(network="wan", retries=0, tag="own"))
-    first = queue.wait(80)
+    first = queue.wait()
     queue.submit(hpcq.Task(f"until test -e {marks}/go; do sleep 0.1; done; {read}").set(network="wan", tag="wan"))
-    for task in (first, queue.wait(80)):
+    for task in (first, queue.wait()):
         print(task.tag, task.outcome, task.attempts, task.message, flush=True)
 """
 
@@ -172,6 +169,56 @@ def test_a_gateway_that_is_stopped_and_started_costs_tasks_that_need_it_an_attem
     until((marks / "read").exists, "the task that needs the tunnel ran again in a new one")
     (marks / "stop").touch()
     assert ends(program) == {"wan": ["success", "2"], "any": ["success", "1"]}
+
+
+CUT = """
+table inet cut {{
+    chain out {{ type filter hook output priority 0; tcp dport {{ {ports} }} drop; udp dport {{ {ports} }} drop; }}
+    chain in {{ type filter hook input priority 0; tcp sport {{ {ports} }} drop; udp sport {{ {ports} }} drop; }}
+}}
+"""
+READS = """
+import sys, hpcq
+url, marks = sys.argv[2:]
+read = f"curl -sf --max-time 4 -o /dev/null {url} && echo yes >> {marks}/reads || echo no >> {marks}/reads"
+with hpcq.Queue(name=sys.argv[1]) as queue:
+    queue.submit(hpcq.Task(f"until test -e {marks}/stop; do {read}; sleep 0.2; done").set(network="wan", retries=0))
+    while not queue.empty():
+        task = queue.wait(80)
+        if task is not None:
+            print("wan", task.outcome, task.attempts, task.message, flush=True)
+"""
+DOWN = float(os.environ.get("HPCQ_LINK_DOWN", "0"))
+"""Seconds the link is down: longer than until a read fails only to measure what that costs."""
+
+
+def test_when_the_link_to_the_gateway_is_cut_work_goes_on_after_it(
+    cluster: Cluster, gateway: None, mode: str, site: Site
+) -> None:
+    reads = cluster.directory / "reads"
+    cluster.directory.chmod(0o777)
+    cluster.submit("--vpn", mode)
+    program = cluster.program(READS, plan.HTTP_URL + plan.ROOT_FILES[0], str(cluster.directory))
+
+    def count(word: str) -> int:
+        return reads.read_text().split().count(word) if reads.exists() else 0
+
+    until(lambda: count("yes"), "a read succeeds")
+    (row,) = cluster.pilots()
+    told = json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)
+    rules = CUT.format(ports=f"{told['port']}, {told['relay_port']}")
+    began = time.monotonic()
+    site.run(row["hostname"], ["nft", "-f", "-"], user=False, check=True, stdin=rules)
+    until(lambda: count("no"), "a read fails")
+    time.sleep(max(0.0, DOWN - (time.monotonic() - began)))
+    before = count("yes")
+    site.run(row["hostname"], ["nft", "delete", "table", "inet", "cut"], user=False, check=True)
+    ended = time.monotonic()
+    until(lambda: count("yes") > before, "a read succeeds again")
+    print(f"{mode}: down for {ended - began:.1f} s, work went on {time.monotonic() - ended:.1f} s later")
+    (cluster.directory / "stop").touch()
+    outcome = finished(program).split()
+    assert outcome[:2] == ["wan", "success"]
 
 
 @pytest.mark.parametrize("mode", ["relay"], indirect=True)

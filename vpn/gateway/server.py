@@ -227,6 +227,7 @@ class Server:
 
     async def _filter(self, nft: str, plane_port: int) -> None:
         await self.namespace.write("/proc/sys/net/ipv4/ip_forward", "1")
+        await self.namespace.resume_soon()
         text = ruleset(Policy(self.config.allow, own_addresses()), self._name_servers, plane_port)
         status, text = await self._run([nft, "-f", "-"], text.encode())
         if status != 0:

@@ -26,7 +26,7 @@ from vpn.gateway.outside import Outside, OutsideError
 from vpn.gateway.resolver import Resolver
 from vpn.gateway.tickets import AWAY_LIFETIME, Tickets
 from vpn.relay import socks5
-from vpn.relay.pump import end_on_close, ready, reset_on_close
+from vpn.relay.pump import end_on_close, ready, reset_on_close, resume_soon
 from vpn.relay.socks5 import Answer, Command, Target
 from vpn.relay.tls import TlsStream
 
@@ -100,7 +100,7 @@ class SocksService:
             log.error("relay: an error of our own", exc_info=task.exception())
 
     async def _serve(self, connection: socket.socket, address: str) -> None:
-        ready(connection)
+        resume_soon(ready(connection))
         stream, username = TlsStream(connection, self._context, server_side=True), ""
         try:
             async with asyncio.timeout(LOGIN_DEADLINE):

@@ -159,6 +159,7 @@ class OpenconnectTunnel:
             # Nobody answers what the kernel would say there by IPv6. And a server that ends with packets unread resets
             # the connection: its last word, that it ended the session, is lost then.
             await self.namespace.write(f"/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6", "1")
+        await self.namespace.resume_soon()
         await self.namespace.configure(DEVICE, settings.address, mtu=settings.mtu, routes=routes)
         dns = self.config.dns or settings.dns
         if dns:

@@ -61,7 +61,7 @@ class RelayTunnel:
         return TunnelInfo(
             mode="relay",
             kind="TLS" if self.config.tls else PLAIN,
-            cipher=self.report.cipher,
+            cipher=self.report.cipher if self.config.tls else "",
             bring_up_seconds=self.seconds,
             address=ADDRESS,
             mtu=MTU,

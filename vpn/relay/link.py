@@ -16,11 +16,13 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from vpn.config import Credential
 from vpn.errors import TunnelError
 from vpn.relay import socks5
-from vpn.relay.pump import End, ready, reset_on_close
+from vpn.relay.pump import End, ready, reset_on_close, resume_soon
 from vpn.relay.socks5 import Answer, Command, Reply, Target
 from vpn.relay.tls import TlsStream, check_key, client_context
 
@@ -28,6 +30,7 @@ CONNECT_DEADLINE = 30.0  # seconds for the gateway to accept a connection and pr
 ANSWER_DEADLINE = 60.0  # seconds for the gateway to reach a destination; its own deadline is shorter
 BEAT = 15.0  # seconds between two signs of life
 BEAT_DEADLINE = 15.0
+REDIAL = 4.0  # seconds after which an address that does not answer is dialled again: the kernel has asked three times
 RETRY = (0.0, 0.5, 1.0, 2.0, 4.0)  # seconds before each attempt to come back; the last again and again
 
 ERRNOS: dict[int, int] = {
@@ -158,7 +161,7 @@ class Link:
     async def _encrypted(self) -> TlsStream:
         addresses = [self.server] if self.server else list(self.credential.addresses)
         sock, self.server = await first_connected(addresses, self.credential.relay_port)
-        stream = TlsStream(ready(sock), client_context(), server_side=False)
+        stream = TlsStream(resume_soon(ready(sock)), client_context(), server_side=False)
         try:
             await stream.handshake()
             check_key(stream, self.credential.pin)
@@ -262,8 +265,17 @@ async def first_connected(addresses: Sequence[str], port: int) -> tuple[socket.s
 
 
 async def _connected(address: str, port: int) -> socket.socket:
+    """Dial until the address answers: the kernel would wait twice as long before each attempt as before the last."""
     loop = asyncio.get_running_loop()
     (family, kind, protocol, _, where), *_ = await loop.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REDIAL):
+                return await _dialled(family, kind, protocol, where)
+
+
+async def _dialled(family: int, kind: int, protocol: int, where: Any) -> socket.socket:
+    loop = asyncio.get_running_loop()
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     try:
         await loop.sock_connect(sock, where)

@@ -14,12 +14,14 @@ import struct
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
+from vpn.kernel import RESEND
 from vpn.relay.bucket import Budget
 from vpn.relay.direction import Direction
 from vpn.relay.sealed import Seal, Unseal
 from vpn.relay.splice import Splice
 from vpn.relay.tls import TlsStream
 
+_TCP_RTO_MAX_MS = 44  # linux/tcp.h
 _UNLIMITED = Budget()
 End = socket.socket | TlsStream
 
@@ -124,6 +126,13 @@ def _set_linger(end: End, value: bytes) -> None:
     sock = end.sock if isinstance(end, TlsStream) else end
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
+
+
+def resume_soon(sock: socket.socket) -> socket.socket:
+    """Between pilot and gateway: after an outage this connection goes on within `RESEND` seconds, where it can."""
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RESEND * 1000)
+    return sock
 
 
 def ready(sock: socket.socket) -> socket.socket:

@@ -244,3 +244,14 @@ def test_of_a_range_of_ports_the_first_free_one_is_taken(place):
             assert port < queue.connection.port <= port + 20
         with pytest.raises(hpcq.HpcqError, match=rf"cannot listen on 127.0.0.1 port {port} of"):
             hpcq.Queue(address="127.0.0.1", port=port)
+
+
+@pytest.mark.usefixtures("place")
+def test_where_it_listens_can_be_set_outside_the_program(monkeypatch):
+    monkeypatch.setenv("HPCQ_ADDRESS", "127.0.0.1")
+    monkeypatch.setenv("HPCQ_PORT", "20000-60000")
+    with hpcq.Queue("q") as queue:
+        assert queue.connection.addresses == ["127.0.0.1"]
+        assert 20000 <= queue.connection.port <= 60000
+    with hpcq.Queue("q", address="127.0.0.2", port=0) as queue:
+        assert queue.connection.addresses == ["127.0.0.2"]

@@ -103,6 +103,7 @@ def test_an_option_that_was_not_given(tmp_path):
     [
         ("a\n{% if %}", "line 2"),
         ("{{ pilot_argv", "line 1"),
+        ("echo ${#x}", "begins one for Jinja: write {% raw %}${#x}{% endraw %}"),
         ("{% extends 'nowhere.j2' %}{{ pilot_argv }}", "'nowhere.j2' that it names was not found"),
         ("\n{{ 1 / 0 }}{{ pilot_argv }}", "line 2: ZeroDivisionError"),
         ("{{ {'a': 1} }}{{ pilot_argv }}", "line 1: a value of type dict"),
@@ -125,7 +126,7 @@ def test_files_that_cannot_be_templates(tmp_path):
 
 def test_a_template_may_extend_the_packaged_one(tmp_path):
     source = '{% extends "hpcq/local.sh.j2" %}\n{% block setup %}\nmodule load gcc\n{% endblock %}\n'
-    script = render(tmp_path, source, modules=(), setup=(), environment={}, epilogue=())
+    script = render(tmp_path, source, modules=(), setup=(), environment={}, epilogue=(), connection=None)
     assert "\nmodule load gcc\n" in script
     assert script.endswith("\nexec true\n")
 

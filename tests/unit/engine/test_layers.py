@@ -65,7 +65,7 @@ ALLOWED = {
     "config": {"errors"},
     "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "scheduler", "units"},
     "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
-    "batch": {"errors", "state_dir", "units"},
+    "batch": {"connection", "errors", "state_dir", "units"},
     "doctor": {"batch", "errors", "queue", "state_dir", "task", "units"},
 }  # fmt: skip
 """Module or package of hpcq: what of hpcq it may import besides itself. Others are not limited here."""
