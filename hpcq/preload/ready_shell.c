@@ -10,13 +10,14 @@
  *
  * HPCQ_READY_SHELL is the descriptor of a SOCK_SEQPACKET socket. We say 0 when we are ready. A request is the working
  * directory, the command and NAME=VALUE for each change of the environment, each with its NUL; the answer is an int32: the
- * child's number, or an errno (negative). The first word of LD_PRELOAD is this library; it and the variable are gone
- * before the first child, which therefore has the environment of our parent. The end of the socket is ours.
+ * child's number, or an errno (negative). This library's place in LD_PRELOAD and the variable are gone before
+ * the first child, which therefore has the environment of our parent. The end of the socket is ours.
  *
  * Where the C library or the kernel is not as needed we say nothing, and the shell does what it was started for: the
  * starter has it do nothing.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <gnu/libc-version.h>
 #include <sched.h>
@@ -60,18 +61,34 @@ static int is_suitable(void)
 	return major > 2 || (major == 2 && minor >= 25);
 }
 
-static void leave_preload(void)
+/* Take this library's path out of LD_PRELOAD, wherever others have put theirs. */
+static int leave_preload(void)
 {
 	char *list = getenv("LD_PRELOAD");
-	char *rest = list == NULL ? NULL : strpbrk(list, ": ");
-	char *kept = rest == NULL ? NULL : strdup(rest + 1);
+	size_t length;
+	char *found;
+	Dl_info us;
 
-	if (kept == NULL || *kept == '\0') {
-		unsetenv("LD_PRELOAD");
-	} else {
-		setenv("LD_PRELOAD", kept, 1);
+	if (list == NULL || dladdr((void *)&leave_preload, &us) == 0) {
+		return 0;
 	}
-	free(kept);
+	found = strstr(list, us.dli_fname);
+	if (found == NULL) {
+		return 0;
+	}
+	length = strlen(us.dli_fname);
+	if (found[length] != '\0') {
+		length++; /* the separator */
+	}
+	memmove(found, found + length, strlen(found + length) + 1);
+	length = strlen(list);
+	if (length > 0 && (list[length - 1] == ':' || list[length - 1] == ' ')) {
+		list[length - 1] = '\0';
+	}
+	if (list[0] == '\0') {
+		unsetenv("LD_PRELOAD");
+	}
+	return 1;
 }
 
 /* In the child: what listings of processes show is in the place of the old command; the rest of it are blanks. */
@@ -118,8 +135,10 @@ __attribute__((constructor)) static void serve(int argc, char **argv)
 		return;
 	}
 	channel = atoi(setting);
+	if (!leave_preload()) {
+		return;
+	}
 	unsetenv("HPCQ_READY_SHELL");
-	leave_preload();
 	answer(channel, 0);
 	for (;;) {
 		ssize_t size = recv(channel, request, REQUEST_LIMIT, 0);
