@@ -49,7 +49,7 @@ def told(program: str, **variables: str) -> list[str]:
     "command",
     [
         "env | sort", "echo $0 $# $- $PPID; pwd; echo $PWD $OLDPWD", "echo $(ls /proc/self/fd)", "umask; ulimit -a",
-        "grep -E 'Sig[BIC]|Shd' /proc/$$/status", "readlink /proc/$$/exe; [ $$ = $(sh -c 'echo $PPID') ] && echo own",
+        "grep -E 'Sig[BIC]|Shd' /proc/self/status", "readlink /proc/$$/exe; [ $$ = $(sh -c 'echo $PPID') ] && echo own",
         "echo two words; echo 'a\nb'; (exit 3)", "[ -t 0 ] || cat; echo $NEW$HOME",
     ],
 )  # fmt: skip
