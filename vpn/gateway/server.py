@@ -28,7 +28,7 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from vpn.errors import GatewayError, TunnelError, VpnError
-from vpn.gateway import ocserv, state
+from vpn.gateway import ocserv, state, strangers
 from vpn.gateway.addresses import DNS_PORT, PLANE, UPLINK_DNS
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import UNUSED, UNUSED_LIFETIME, Book
@@ -361,7 +361,7 @@ class Server:
 
     async def _log_lines(self, name: str, fd: int, ready: asyncio.Future[None] | None) -> None:
         async for line in read_lines(fd):
-            log.info("%s: %s", name, line)
+            strangers.log.info("%s: %s", name, line)
             self._last_lines = [*self._last_lines[-9:], line] if line.strip() else self._last_lines
             if ready is not None and not ready.done() and ocserv.READY in line:
                 ready.set_result(None)
