@@ -4,9 +4,9 @@ Last wins: the defaults; ``/etc/hpcq/config.toml``; ``~/.config/hpcq/config.toml
 tables ``[site.NAME]`` of both, in that order; variables ``HPCQ_BATCH``, ``HPCQ_CORES``, …; what the caller gives (the
 flags). The site is the one the caller names, else ``HPCQ_SITE``, else ``default_site = "NAME"`` in a file.
 
-Names are those of the flags of ``hpcq submit-pilots``, with ``_`` or ``-``; and ``address``, ``interface`` and ``port``,
-which say where a queue's program listens and may also be in a table ``[queue]``. Relative paths in a file are taken
-from its directory. May not live here: what a value means to a batch system (see `hpcq.batch.request`).
+Names are those of the flags of ``hpcq submit-pilots``, with ``_`` or ``-``; and ``address``, ``interface`` and
+``port``, which say where a queue's program listens and may also be in a table ``[queue]``. Relative paths in a file are
+taken from its directory. May not live here: what a value means to a batch system (see `hpcq.batch.request`).
 """
 
 from __future__ import annotations
