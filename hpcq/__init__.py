@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from hpcq.files.sources import URL, Buffer, File, Temp
     from hpcq.futures import BrokenExecutorError, Executor
     from hpcq.inside import recycle
+    from hpcq.outcome import Outcome
     from hpcq.queue import Queue
     from hpcq.roster import PilotView
-    from hpcq.task import Outcome, PythonTask, Task
+    from hpcq.task import PythonTask, Task
 
 _HOMES = {
     "BrokenExecutorError": "hpcq.futures",
@@ -41,7 +42,7 @@ _HOMES = {
     "File": "hpcq.files.sources",
     "Temp": "hpcq.files.sources",
     "URL": "hpcq.files.sources",
-    "Outcome": "hpcq.task",
+    "Outcome": "hpcq.outcome",
     "PythonTask": "hpcq.task",
     "Task": "hpcq.task",
     "AuthenticationError": "hpcq.errors",

@@ -16,8 +16,8 @@ from typing import Any
 
 from hpcq import messages as m
 from hpcq import serialize
+from hpcq.outcome import Outcome
 from hpcq.pilot.link import ManagerLink
-from hpcq.task import Outcome
 from hpcq.versions import versions
 
 CONNECT_TIMEOUT = 120.0

@@ -1,16 +1,18 @@
-"""The settings of pilots from files and variables, and where each came from.
+"""The settings of pilots and queues from files and variables, and where each came from.
 
 Last wins: the defaults; ``/etc/hpcq/config.toml``; ``~/.config/hpcq/config.toml`` (or below ``$XDG_CONFIG_HOME``); the
 tables ``[site.NAME]`` of both, in that order; variables ``HPCQ_BATCH``, ``HPCQ_CORES``, …; what the caller gives (the
 flags). The site is the one the caller names, else ``HPCQ_SITE``, else ``default_site = "NAME"`` in a file.
 
-Names are those of the flags of ``hpcq submit-pilots``, with ``_`` or ``-``. Relative paths in a file are taken from its
-directory. May not live here: what a value means to a batch system (see `hpcq.batch.request`).
+Names are those of the flags of ``hpcq submit-pilots``, with ``_`` or ``-``; and ``address``, ``interface`` and
+``port``, which say where a queue's program listens and may also be in a table ``[queue]``. Relative paths in a file are
+taken from its directory. May not live here: what a value means to a batch system (see `hpcq.batch.request`).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import tomllib
 from collections.abc import Mapping
@@ -24,7 +26,7 @@ SYSTEM_FILE = Path("/etc/hpcq/config.toml")
 
 _TEXTS = (
     "batch", "partition", "account", "qos", "constraint", "reservation", "mail", "job_name", "vpn", "gateway",
-    "cvmfs", "cvmfs_proxy",
+    "cvmfs", "cvmfs_proxy", "connection",
 )  # fmt: skip
 _SIZES = ("memory", "disk", "cache_size", "walltime", "manager_timeout", "drain_timeout", "cvmfs_quota")
 _PATHS = ("template", "environment", "scratch", "cvmfs_cache")
@@ -40,14 +42,21 @@ KINDS: dict[str, str] = {
 }
 """Every setting and what it is: text, number, size (text or number), path, list of texts, flag, table of texts."""
 
+QUEUE_KINDS = {"address": "text", "interface": "text", "port": "port"}
+"""The same for queues: what `Queue` takes by these names. Of address and interface the last that is given counts."""
+
 DEFAULTS: dict[str, Any] = {"batch": "local", "count": 1, "nodes": 1, "cores": 1}
+
+_ALL_KINDS = KINDS | QUEUE_KINDS
 
 _WANTED = {
     "list": "a list of texts",
     "table": "a table of texts",
     "size": "a text or a number",
     "flag": "true or false",
+    "port": 'a number or a range such as "20000-20100"',
 }
+_PORT = re.compile(r"\s*\d{1,5}\s*(?:[-:]\s*\d{1,5}\s*)?", re.ASCII)
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -71,21 +80,39 @@ def user_file() -> Path:
 def resolve(
     given: Mapping[str, Any] | None = None, *, site: str | None = None, origin: str = "command line"
 ) -> Settings:
-    """Return the settings that count; those ``given`` that are None or empty lists count as not given.
+    """Return the settings of pilots that count; those ``given`` that are None or empty lists count as not given.
 
     Raises:
         UsageError: a file that cannot be read; an unknown setting, a value of the wrong kind, an unknown site: by name,
             with the file or variable it is in.
     """
+    return _settle(KINDS, DEFAULTS, given, site, origin)
+
+
+def resolve_queue(
+    given: Mapping[str, Any] | None = None, *, site: str | None = None, origin: str = "program"
+) -> Settings:
+    """As `resolve`, for where a queue's program listens."""
+    return _settle(QUEUE_KINDS, {"port": 0}, given, site, origin)
+
+
+def _settle(
+    kinds: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    given: Mapping[str, Any] | None,
+    site: str | None,
+    origin: str,
+) -> Settings:
     files = [(path, _read(path)) for path in (SYSTEM_FILE, user_file())]
     chosen = site or os.environ.get("HPCQ_SITE") or _site_of(files)
     known = sorted({name for path, content in files for name in _sites(path, content)})
     if chosen is not None and chosen not in known:
         names = f"known are {', '.join(known)}" if known else "there is none"
         raise UsageError(f"unknown site {chosen!r} ({names}); write a table [site.{chosen}] in {user_file()}")
-    layers = [("default", DEFAULTS)]
+    layers = [("default", defaults)]
     for path, content in files:
         layers.append((str(path), _table(content, str(path), path.parent, top=True)))
+        layers.append((f"{path} [queue]", _queue_table(content, path)))
     for path, content in files:
         sites = _sites(path, content)
         if chosen in sites:
@@ -96,9 +123,12 @@ def resolve(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for where, layer in layers:
+        if "address" in layer or "interface" in layer:
+            values = {name: value for name, value in values.items() if name not in ("address", "interface")}
         for name, value in layer.items():
-            values[name], origins[name] = value, where
-    return Settings(values, origins, chosen, known)
+            if name in kinds:
+                values[name], origins[name] = value, where
+    return Settings(values, {name: origins[name] for name in values}, chosen, known)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -131,20 +161,30 @@ def _sites(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     return sites
 
 
+def _queue_table(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    table, where = content.get("queue", {}), f"{path} [queue]"
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: queue must be a table, as under a line [queue]")
+    unknown = [name for name in table if name not in QUEUE_KINDS]
+    if unknown:
+        raise UsageError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(QUEUE_KINDS)}")
+    return _table(table, where, path.parent)
+
+
 def _table(content: Mapping[str, Any], where: str, directory: Path, *, top: bool = False) -> dict[str, Any]:
     own = {}
     for written, value in content.items():
-        if top and written in ("site", "default_site"):
+        if top and written in ("site", "default_site", "queue"):
             continue
         name = written.replace("-", "_")
-        if name not in KINDS:
-            raise UsageError(f"{where}: unknown setting {written!r}; known are {', '.join(sorted(KINDS))}")
+        if name not in _ALL_KINDS:
+            raise UsageError(f"{where}: unknown setting {written!r}; known are {', '.join(sorted(_ALL_KINDS))}")
         own[name] = _checked(name, value, where, directory)
     return own
 
 
 def _checked(name: str, value: Any, where: str, directory: Path) -> Any:
-    kind = KINDS[name]
+    kind = _ALL_KINDS[name]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         "text": isinstance(value, str),
@@ -152,6 +192,7 @@ def _checked(name: str, value: Any, where: str, directory: Path) -> Any:
         "size": isinstance(value, str) or number,
         "number": isinstance(value, int) and not isinstance(value, bool),
         "flag": isinstance(value, bool),
+        "port": isinstance(value, int | str) and _PORT.fullmatch(str(value)) is not None,
         "list": isinstance(value, list) and all(isinstance(item, str) for item in value),
         "table": isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
     }[kind]
@@ -162,7 +203,7 @@ def _checked(name: str, value: Any, where: str, directory: Path) -> Any:
 
 def _variables() -> list[tuple[str, str, Any]]:
     found = []
-    for name, kind in KINDS.items():
+    for name, kind in _ALL_KINDS.items():
         variable = f"HPCQ_{name.upper()}"
         text = os.environ.get(variable, "")
         if text and kind != "table":
@@ -179,7 +220,9 @@ def _from_text(variable: str, kind: str, text: str) -> Any:
             return _FLAGS[text.lower()]
         if kind == "list":
             return shlex.split(text)
+        if kind == "port" and _PORT.fullmatch(text) is None:
+            raise ValueError(text)
     except (ValueError, KeyError) as error:
-        wanted = {"number": "a number", "flag": "true or false", "list": "words, quoted as for a shell"}[kind]
+        wanted = (_WANTED | {"number": "a number", "list": "words, quoted as for a shell"})[kind]
         raise UsageError(f"the variable {variable} must be {wanted}, not {text!r}") from error
     return Path(text).expanduser() if kind == "path" else text

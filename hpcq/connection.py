@@ -8,6 +8,7 @@ verify. Two files, both mode 0600, in the queue's state directory:
 - ``identity.json``: everything, the manager's key included. Read by the manager only.
 - ``connection.json``: addresses, port, and what a pilot needs. Written when the manager listens, removed when it ends
   in good order. Pilots read it again whenever they have lost their manager, so a program started anew is found.
+  Pilots that cannot see it get its content on their standard input (see `hpcq.batch.inline`).
 
 The identity outlives the program, so that ``submit-pilots --create`` can send pilots ahead of it; it is renewed when
 less than `RENEW_BEFORE` of its life is left. Times are set a day back: clocks of login and compute nodes differ.
@@ -16,6 +17,7 @@ May not live here: sockets.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import datetime
 import os
@@ -40,6 +42,8 @@ LIFETIME = datetime.timedelta(days=365)
 RENEW_BEFORE = datetime.timedelta(days=60)
 SKEW = datetime.timedelta(days=1)
 T = TypeVar("T")
+LINE = "hpcq-connection-1:"
+"""How connection data begin where they travel as one line of text, without a file."""
 
 
 class KeyPair(msgspec.Struct, frozen=True):
@@ -194,6 +198,36 @@ def _read(path: Path, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as error:
         raise ConnectionFileError(f"{path} is damaged ({error}); start the queue's program again") from error
+
+
+def to_line(info: ConnectionInfo) -> str:
+    """``info`` as one line of plain characters. It holds the pilots' key: only for where none but the owner can read.
+
+    Raises:
+        QueueNotFoundError: no program serves the queue yet, so there is no address to tell.
+    """
+    if not info.port:
+        raise QueueNotFoundError(
+            f"no program has been started for queue {info.queue!r} yet: --connection inline tells pilots where it "
+            "listens, so start it first (pilots that are to go ahead of it need the connection file)"
+        )
+    return LINE + base64.urlsafe_b64encode(msgspec.json.encode(info)).decode()
+
+
+def from_line(text: str) -> ConnectionInfo:
+    """Connection data from `to_line`; white space round it does not matter.
+
+    Raises:
+        ConnectionFileError: it is something else, or not whole.
+    """
+    kind, _, body = text.strip().partition(":")
+    if f"{kind}:" != LINE:
+        what = "something else" if text.strip() else "nothing"
+        raise ConnectionFileError(f"there should be connection data ({LINE}…), but there is {what}")
+    try:
+        return msgspec.json.decode(base64.urlsafe_b64decode(body), type=ConnectionInfo)
+    except (ValueError, msgspec.MsgspecError):
+        raise ConnectionFileError("the connection data are damaged: they were cut or changed on their way") from None
 
 
 def find(queue: str) -> ConnectionInfo:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from hpcq.errors import UsageError
 from hpcq.mailbox import Mailbox
-from hpcq.task import DEFAULTS, PythonTask, changed
+from hpcq.options import DEFAULTS, changed
+from hpcq.task import PythonTask
 
 if TYPE_CHECKING:
     from hpcq.queue import Queue

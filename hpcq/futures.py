@@ -33,10 +33,12 @@ from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar
 
 from hpcq import flow
+from hpcq.dispatch import Finished
 from hpcq.errors import HpcqError, QueueClosedError, SerializationError, TaskFailedError, UsageError
-from hpcq.manager import Finished
+from hpcq.options import DEFAULTS, Options, changed
+from hpcq.outcome import Outcome
 from hpcq.queue import Queue
-from hpcq.task import DEFAULTS, Options, Outcome, PythonTask, Task, changed
+from hpcq.task import PythonTask, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")

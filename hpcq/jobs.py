@@ -19,7 +19,7 @@ from hpcq.batch import records
 from hpcq.batch.base import BatchJob, BatchSystem, JobState, PartlySubmittedError, get_batch_system
 from hpcq.batch.request import pilot_request
 from hpcq.batch.states import record_end, recorded_end
-from hpcq.batch.tracker import Change, Ended, FailedStart, Forgotten, JobTracker, PollFailed, StateChanged
+from hpcq.batch.tracker import Change, Ended, FailedStart, Forgotten, JobTracker, PollFailed, Requeued, StateChanged
 from hpcq.errors import BatchError, HpcqError, UsageError
 from hpcq.manager import Manager
 
@@ -163,6 +163,8 @@ class JobWatch:
                 self._last_failure = failed_start(change)
                 log.warning("%s", self._last_failure)
                 self.on_failed_start(self._last_failure)
+            elif isinstance(change, Requeued):
+                log.info("job %s was requeued: its pilot is gone, another one will come", change.job.id)
             elif isinstance(change, PollFailed):
                 log.warning("the batch system does not answer (%d times running): %s", change.failures, change.error)
             elif isinstance(change, StateChanged):

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from hpcq.dispatch import Finished
 from hpcq.errors import QueueClosedError
-from hpcq.manager import Finished
 from hpcq.task import Task
 
 

@@ -9,8 +9,8 @@
     Queue.wait  <--deliver---------------- Finish <-------------------+
 
 Everything that happened since the last turn of the loop (submits, results of all pilots) is handled in one step, so
-under load each message carries many tasks. The manager keeps what the scheduler does not want to know: the specs to be
-sent and the last report of each task. It decides nothing about placement.
+under load each message carries many tasks. What the scheduler does not want to know, the specs to be sent and the last
+report of each task, is in `dispatch`. The manager decides nothing about placement.
 
 Failure cases: a stranger or a broken pilot costs its own link only; a pilot that is dropped has its tasks go elsewhere;
 a bug in a step is logged, ends the queue and wakes every waiter with the error.
@@ -28,23 +28,23 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import msgspec
 import psutil
 
 from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.credentials import CredentialDesk, Credentials
+from hpcq.dispatch import Dispatch, Finished, Submission
 from hpcq.errors import HpcqError, QueueClosedError
 from hpcq.files.depot import Depot
 from hpcq.files.service import FileService
-from hpcq.functions import Functions
 from hpcq.links import Links
-from hpcq.parcels import Load, Parcel, Shelf
+from hpcq.outcome import Attempt, Outcome
+from hpcq.parcels import Shelf
 from hpcq.questions import Questions, status, views
 from hpcq.readiness import Readiness, ready_event, tunnel_event
 from hpcq.roster import Entry, PilotState, PilotView, Roster
@@ -57,7 +57,6 @@ from hpcq.scheduler import (
     EndedTask,
     Event,
     Finish,
-    NewTask,
     PilotDraining,
     PilotGone,
     Returned,
@@ -67,11 +66,11 @@ from hpcq.scheduler import (
     Stop,
     Submitted,
     TaskRow,
+    TaskState,
     Tick,
     explain,
     rows,
 )
-from hpcq.task import Attempt, Outcome
 
 log = logging.getLogger("hpcq.manager")
 T = TypeVar("T")
@@ -84,31 +83,11 @@ HOUSEKEEPING = 0.1
 NO_HURRY = 0.01
 """Seconds until it is seen that tasks have begun: the result of a short one is mostly there before."""
 
-RUN_BYTES = 32 * 1024 * 1024
-"""Tasks are sent in messages of about this size at most: none blocks the link for long, or is over the frame limit."""
-
 MEMORY_SHARE = 8
 """Large arguments and results may take this part of the machine's memory; more goes to disk, where temporaries are."""
 
 LEAVE_TIMEOUT = 10.0
 """Seconds pilots have to hang up once they were told to leave."""
-
-
-class Submission(NamedTuple):
-    """One submitted task as it travels from the user's thread: needs, spec, a function's body, large arguments."""
-
-    needs: NewTask
-    spec: m.TaskSpec
-    body: bytes
-    files: Any = None
-    parcel: Parcel | None = None
-
-
-class Finished(NamedTuple):
-    """One task that is done."""
-
-    id: int
-    attempt: Attempt
 
 
 class Manager:
@@ -129,10 +108,7 @@ class Manager:
         self._identity = conn.own_identity(name)
         self._scheduler = Scheduler(speculate)
         self._roster = Roster()
-        self._functions = Functions()
         self._readiness = Readiness(self._roster)
-        self._specs: dict[int, m.TaskSpec] = {}
-        self._reports: dict[tuple[int, str], tuple[m.TaskResult, Entry]] = {}  # a task may have a copy elsewhere
         self._events: list[Event] = []
         self._inbox: deque[Submission] = deque()
         self._awake = False
@@ -146,6 +122,7 @@ class Manager:
         self.files = FileService(self._files_ready, self._ended_without_pilot, self.spawn, self._ended)
         self.depot = Depot(conn.manager_tls(self._identity), Shelf(psutil.virtual_memory().total // MEMORY_SHARE))
         self._links = Links(name, self, self._roster, self._questions, self.files, self.depot)
+        self._dispatch = Dispatch(self._links, self.files, self.depot)
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self.on_pilot_gone: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
@@ -315,13 +292,7 @@ class Manager:
             if submission.files is not None:
                 self.files.admit(submission)
                 continue
-            task, spec, body, _, parcel = submission
-            needs.append(task)
-            self._specs[spec.id] = spec
-            if parcel is not None:
-                self.depot.give_out(spec.id, parcel)
-            if spec.function:
-                self._functions.acquire(spec.function, body)
+            needs.append(self._dispatch.take(submission))
         self._events.insert(0, Submitted(needs))  # before a cancel of the same tasks
 
     def _files_ready(self, submission: Submission) -> None:
@@ -339,76 +310,18 @@ class Manager:
         for command in commands:
             kind = type(command)
             if kind is Finish:
-                done = self._finished(command)  # type: ignore[arg-type]
+                done = self._dispatch.finished(command)  # type: ignore[arg-type]
                 if done is not None:
                     finished.append(done)
+                else:
+                    self._scheduler.finished[command.outcome.value] -= 1  # type: ignore[union-attr]
             elif kind is Assign:
-                self._send_tasks(command)  # type: ignore[arg-type]
+                self._dispatch.send(command)  # type: ignore[arg-type]
             else:
                 self._relay(command)
-        self.depot.forget(self._reports)
-        self._reports.clear()
+        self._dispatch.forget()
         if finished:
             self._deliver(finished)
-
-    def _finished(self, command: Finish) -> Finished | None:
-        number = command.task
-        spec = self._specs.pop(number)
-        self.depot.done(number)
-        if spec.function:
-            self._functions.release(spec.function)
-        report, entry = self._reports[number, command.pilot] if command.reported else (None, None)
-        if spec.files is not None and self.files.absorbs(number, command.outcome, report):
-            self._scheduler.finished[command.outcome.value] -= 1
-            return None
-        if report is None or entry is None:
-            return Finished(number, Attempt(command.outcome, command.message, attempts=command.attempts))
-        load = None if report.parcel is None else Load(self.depot.claim(number, entry.name), report.parcel)
-        return Finished(
-            number,
-            Attempt(
-                command.outcome,
-                command.message or report.message,
-                report.payload,
-                report.exit_code,
-                report.std_output,
-                report.std_error,
-                report.left_out,
-                entry.name,
-                entry.hostname,
-                command.attempts,
-                report.started_at,
-                report.started_at + report.seconds,
-                report.memory,
-                report.disk,
-                report.cpu,
-                load,
-            ),
-        )
-
-    def _send_tasks(self, command: Assign) -> None:
-        part: list[m.TaskSpec] = []
-        size = 0
-        for number in command.tasks:
-            spec = self._specs[number]
-            if number in command.allotted:
-                given = command.allotted[number]
-                spec = msgspec.structs.replace(spec, memory=given.memory, disk=given.disk)
-            weight = len(spec.payload) + self._functions.size(spec.function)
-            if size + weight > RUN_BYTES and part:
-                self._send_part(command.pilot, part)
-                part, size = [], 0
-            part.append(spec)
-            size += weight
-        self._send_part(command.pilot, part)
-
-    def _send_part(self, pilot: str, specs: list[m.TaskSpec]) -> None:
-        keys = {spec.function for spec in specs}
-        keys.discard(b"")
-        bodies = self._functions.missing(pilot, keys)
-        link = self._links.get(pilot)
-        assert link is not None, f"the scheduler gave tasks to {pilot}, which has gone"
-        link.send(m.Run(bodies, specs, self._functions.to_forget(pilot)), now=True)
 
     def _relay(self, command: Command) -> None:
         assert isinstance(command, AskBack | Stop)
@@ -424,7 +337,7 @@ class Manager:
 
     def gone(self, entry: Entry, reason: str) -> None:
         """A pilot's connection has ended."""
-        self._functions.pilot_gone(entry.name)
+        self._dispatch.pilot_gone(entry.name)
         self.depot.pilot_gone(entry.name)
         for username in list(entry.credentials):
             self._credentials.revoke(entry, username)
@@ -488,7 +401,7 @@ class Manager:
     def _ended(self, entry: Entry, results: list[m.TaskResult]) -> None:
         ended = []
         for result in results:
-            self._reports[result.id, entry.name] = result, entry
+            self._dispatch.reported(entry, result)
             ended.append(EndedTask(result.id, result.outcome, result.seconds, result.memory, result.disk))
         if ended:
             self._take(Ended(entry.name, ended))
@@ -521,6 +434,16 @@ class Manager:
         text = explain(self._scheduler, number, time.monotonic())
         starting = sum(entry.state is PilotState.STARTING for entry in self._roster.entries.values())
         return f"{text} ({starting} starting)" if starting and not self._scheduler.pilots else text
+
+    def running(self, ids: Iterable[int]) -> set[int]:
+        """Those of these tasks that have begun, as far as their pilots have told. In the manager's thread only."""
+        records = self._scheduler.tasks
+        return {number for number in ids if number in records and records[number].state is TaskState.RUNNING}
+
+    @property
+    def cores(self) -> int:
+        """Cores of the pilots that are connected and ready. In the manager's thread only."""
+        return sum(pilot.cores for pilot in self._scheduler.pilots.values())
 
     @property
     def free_places(self) -> int:

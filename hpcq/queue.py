@@ -20,25 +20,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import msgspec
-
-from hpcq import addresses, flow, lock, serialize, state_dir
+from hpcq import addresses, config, flow, lock, state_dir
 from hpcq.credentials import GatewayCredentials
+from hpcq.dispatch import Finished
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
+from hpcq.inquiry import Inquiry
 from hpcq.jobs import JobWatch
 from hpcq.mailbox import Mailbox, Receiver
-from hpcq.manager import Finished, Manager, Submission
-from hpcq.messages import TaskSpec
-from hpcq.parcels import Load, Pieces
-from hpcq.protocol import FRAME_LIMIT
+from hpcq.manager import Manager
+from hpcq.options import whole_number
+from hpcq.outcome import Attempt, Outcome
+from hpcq.packing import Packer
 from hpcq.roster import PilotView
 from hpcq.scaling import Scaling
-from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, NewTask, SpeculationSet, TaskRow, TaskState
-from hpcq.task import Attempt, Options, Outcome, PythonTask, Task, whole_number
-
-PAYLOAD_LIMIT = FRAME_LIMIT - (64 << 20)
-"""Bytes of a function and its arguments together: what certainly fits into one message."""
-
+from hpcq.scheduler import MODES, CategorySet, HostBlocked, HostUnblocked, SpeculationSet
+from hpcq.task import Task
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,6 +50,7 @@ class Queue:
     Args:
         name: how ``hpcq submit-pilots --name`` calls it: letters, digits and ``._-``; made up when not given.
         address: the address or name to listen on; all of this host's when not given, and pilots try them in turn.
+            This, ``interface`` and ``port`` can also be set in a ``config.toml`` or by ``HPCQ_ADDRESS`` and its like.
         interface: the network interface (``"ib0"``) whose address to listen on, instead.
         port: the port, or a range (``"20000-20100"``) of which the first free one is taken; any free one when 0.
         keep_pilots: leave batch jobs alone at the end; their pilots wait for a program with the same queue name.
@@ -71,17 +68,18 @@ class Queue:
         *,
         address: str | None = None,
         interface: str | None = None,
-        port: int | str | Sequence[int] = 0,
+        port: int | str | Sequence[int] | None = None,
         keep_pilots: bool = False,
         speculate: float | None = None,
     ) -> None:
         _check_speculate(speculate)
-        where, candidates = addresses.place(address, interface), addresses.ports(port)
+        listen = config.resolve_queue({"address": address, "interface": interface, "port": port}).values
+        where = addresses.place(listen.get("address"), listen.get("interface"))
+        candidates = addresses.ports(listen["port"])
         self._temporary = name is None
         self.name = name or f"queue-{os.getpid()}-{secrets.token_hex(3)}"
         self.keep_pilots = keep_pilots
         self._mailbox = Mailbox()
-        self._functions = serialize.FunctionCache()
         self._numbering = threading.Lock()
         self._next_id = 1
         self._elsewhere: dict[int, Receiver] = {}  # for the tasks that do not go to the mailbox
@@ -92,12 +90,14 @@ class Queue:
         self._lock.take(self.name)
         try:
             self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(), speculate)
-            self._manager.answer_to("tasks", self._answer_tasks)
-            self._manager.answer_to("explain", self._answer_explain)
+            self._packer = Packer(self._manager.depot.shelf)
             self.connection = self._manager.start(*where, candidates)
             try:
                 self._jobs = JobWatch(self.name, self._manager)
                 self._scaling = Scaling(self.name, self._manager, self._jobs)
+                self._inquiry = Inquiry(
+                    self.name, self._manager, self._scaling, self._jobs, self._unfinished, lambda: self._next_id - 1
+                )
             except BaseException:
                 self._manager.stop(0)
                 raise
@@ -143,7 +143,7 @@ class Queue:
             self._next_id += 1
         task.submitted_at = time.time()
         try:
-            submission = self._submission(task, number)
+            submission = self._packer.pack(task, number)
         except SerializationError as error:
             self._expect(number, task, receiver)
             self._deliver([Finished(number, Attempt(Outcome.UNSERIALIZABLE, str(error)))])
@@ -163,45 +163,6 @@ class Queue:
         self._elsewhere[number] = receiver
         if self._failure is not None:  # it came between: the receiver was not told
             receiver.fail(self._failure)
-
-    def _submission(self, task: Task, number: int) -> Submission:
-        options = task.options
-        if isinstance(task, PythonTask):
-            key, body = self._functions.body(task.function)
-            arguments = serialize.dump_arguments(task.args, task.kwargs)
-            payload, parcel = (arguments, None) if isinstance(arguments, bytes) else (b"", self._stored(arguments))
-            kind = options.category or key.hex()
-        else:
-            key, body, parcel = b"", b"", None
-            payload, kind = task.command.encode(errors="surrogateescape"), options.category or ""
-        if len(body) + len(payload) > PAYLOAD_LIMIT:
-            raise SerializationError(
-                f"the function is {len(body)} bytes pickled, over the limit of 1 GiB; pass large data as arguments"
-            )
-        spec = TaskSpec(
-            number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
-            dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
-            None, None if parcel is None else parcel.sizes,
-        )  # fmt: skip
-        needs = NewTask(
-            number, options.cores, options.memory, options.network, options.priority, options.retries, kind,
-            options.disk, options.gpus, options.features, options.walltime or 0.0,
-        )  # fmt: skip
-        files = self._files(task, options) if options.inputs or options.outputs else None
-        return Submission(needs, spec, body, files, None if parcel is None else parcel.parcel)
-
-    def _stored(self, arguments: Pieces) -> Load:
-        """A copy of large arguments, as they are now."""
-        try:
-            return Load(self._manager.depot.shelf.store(arguments), arguments.sizes)
-        except OSError as error:
-            size = sum(arguments.sizes)
-            raise SerializationError(f"the arguments, {size} bytes pickled, cannot be kept: {error}") from error
-
-    def _files(self, task: Task, options: Options) -> Any:
-        from hpcq.files.plan import make_plan  # noqa: PLC0415 - only tasks with files need it
-
-        return make_plan(task, options)
 
     def category(
         self, name: str, mode: str = "fixed", *, memory: int = 0, disk: int = 0, max_memory: int = 0, max_disk: int = 0
@@ -337,33 +298,15 @@ class Queue:
 
     def explain(self, id: int) -> str:
         """Why a task is not running: what no pilot meets, how many wait before it; or where it runs and since when."""
-        return self._manager.call(lambda: self._answer_explain(id))
-
-    def _answer_explain(self, number: Any) -> str:
-        if not isinstance(number, int) or not 0 < number < self._next_id:
-            raise UsageError(f"no task {number!r} was submitted to queue {self.name!r}")
-        if self._unfinished(number) is None:
-            return f"task {number} has ended"
-        why = self._scaling.why_none()
-        return f"{self._manager.explain(number)}; {why}" if why else self._manager.explain(number)
+        return self._inquiry.explain(id)
 
     def _unfinished(self, number: int) -> Task | None:
         receiver = self._elsewhere.get(number)
         return self._mailbox.expected_task(number) if receiver is None else receiver.expected().get(number)
 
-    def _answer_tasks(self, limit: Any) -> dict[str, Any]:
-        listed, total = self._manager.tasks(max(0, int(limit)))
-        found = [(row, self._unfinished(row.id)) for row in listed]
-        return {"tasks": [_told(row, task) for row, task in found if task is not None], "total": total}
-
     def running(self, ids: Collection[int]) -> set[int]:
         """Those of these tasks that have begun, as far as their pilots have told."""
-
-        def look() -> set[int]:
-            records = self._manager._scheduler.tasks
-            return {n for n in ids if n in records and records[n].state is TaskState.RUNNING}
-
-        return set() if self._closed else self._manager.call(look)
+        return set() if self._closed else self._inquiry.running(ids)
 
     # --- pilots ---
 
@@ -375,8 +318,9 @@ class Queue:
         ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway`` (``"a,b"``), ``require``, ``scratch``,
         ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
-        ``cvmfs_cache``, ``cvmfs_quota``, ``cache_size``, ``manager_timeout``, ``drain_timeout``; and ``site``, a name
-        whose settings stand behind what is given here (see ``hpcq config``).
+        ``cvmfs_cache``, ``cvmfs_quota``, ``connection`` (``"inline"``: nodes need not see our files), ``cache_size``,
+        ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is given here (see
+        ``hpcq config``).
 
         Raises:
             UsageError: an unknown or bad option.
@@ -471,7 +415,7 @@ class Queue:
     @property
     def cores(self) -> int:
         """Cores of the pilots that are connected and ready."""
-        return self._manager.call(lambda: sum(pilot.cores for pilot in self._manager._scheduler.pilots.values()))
+        return self._manager.call(lambda: self._manager.cores)
 
     def on_pilot_end(self, told: Callable[[], None]) -> None:
         """Have ``told`` called, in the manager's thread, when a pilot hung up or a batch job has ended."""
@@ -482,14 +426,7 @@ class Queue:
 
         Pilots that are submitted elsewhere only count once they, or ``hpcq submit-pilots``, have reported.
         """
-
-        def look() -> str:
-            if self._manager._scheduler.pilots:
-                return ""
-            why = self._scaling.why_none()
-            return self._jobs.why_none_left() if why is None else why
-
-        return self._manager.call(look)
+        return self._inquiry.why_deserted()
 
     @property
     def stats(self) -> dict[str, Any]:
@@ -535,10 +472,3 @@ def _check_speculate(times: object) -> None:
 def _check_host(host: object) -> None:
     if not isinstance(host, str) or not host:
         raise UsageError(f"a host's name must be a string, not {host!r}")
-
-
-def _told(row: TaskRow, task: Task) -> dict[str, Any]:
-    """One unfinished task as ``hpcq tasks`` gets it."""
-    options = task.options
-    own = {"tag": options.tag, "category": options.category, "summary": task.summary}
-    return {**msgspec.structs.asdict(row), **own}

@@ -41,6 +41,9 @@ NEEDS = {
 SYSTEM_MODULES = {"taskvine": ("ndcctools.taskvine",), "work_queue": ("ndcctools.work_queue", "work_queue")}
 """Modules of the system's own Python that do as well: cctools are in Debian and conda-forge."""
 
+DEBIAN = "coop-computing-tools python3-workqueue python3-cloudpickle python3-dill"
+HINTS = {"work_queue": f"; Debian has it: apt-get install {DEBIAN}"}
+
 COLUMNS = (
     ("python", "Python tasks/s", ",.0f"),
     ("executor", "as executor/s", ",.0f"),
@@ -73,7 +76,10 @@ def python_for(peer: str) -> str:
             return "/usr/bin/python3"
     venv = environments() / NEEDS[peer]
     if not (venv / "complete").exists():
-        install(NEEDS[peer], venv)
+        try:
+            install(NEEDS[peer], venv)
+        except PeerError as error:
+            raise PeerError(f"{error}{HINTS.get(peer, '')}") from None
     return str(venv / "bin" / "python")
 
 
@@ -102,7 +108,11 @@ def last_line(text: str) -> str:
 def run(argv: list[str], timeout: float) -> dict[str, Any]:
     """The figures that a program prints last; everything it started is ended with it."""
     directory = tempfile.mkdtemp(prefix="hpcq-peers-")
-    environment = {**os.environ, "PATH": f"{Path(argv[0]).parent}:{os.environ['PATH']}", "XDG_STATE_HOME": directory}
+    path = f"{Path(argv[0]).parent}:{os.environ['PATH']}"
+    if not Path(argv[0]).with_name("python").exists():  # Debian's own has no such name, which Work Queue calls
+        Path(directory, "python").symlink_to(argv[0])
+        path = f"{directory}:{path}"
+    environment = {**os.environ, "PATH": path, "XDG_STATE_HOME": directory}
     process = subprocess.Popen(
         argv, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,

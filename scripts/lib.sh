@@ -10,10 +10,12 @@ HPCQ_CLONE="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 HPCQ_SERIES="$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo 3.11)"
 HPCQ_PACKAGES=(
     slirp4netns openconnect ocserv xrootd-server xrootd-client slurm-wlm slurm-wlm-torque munge iproute2 nftables
-    iputils-ping squashfuse squashfs-tools microsocks busybox-static curl
+    iputils-ping squashfuse squashfs-tools microsocks openssh-server openssh-client ocproxy passt busybox-static curl
     python3-venv gcc libc6-dev libpython$HPCQ_SERIES-testsuite
 )
-HPCQ_SERVICES=(munge.service slurmctld.service slurmd.service ocserv.service ocserv.socket)
+HPCQ_SERVICES=(
+    munge.service slurmctld.service slurmd.service ocserv.service ocserv.socket ssh.service ssh.socket
+)
 HPCQ_SOURCES=(hpcq vpn batch_templates hatch_build.py pyproject.toml README.md LICENSE)
 HPCQ_POLICY=/usr/sbin/policy-rc.d
 HPCQ_POLICY_MARK="# by hpcq: no service starts while scripts/lib.sh installs packages"

@@ -105,6 +105,7 @@ def cli() -> None:
 @click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
 @click.option("--socks", metavar="HOST:PORT", help="A SOCKS5 server for mode socks, such as that of ssh -D.")
 @click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (modes relay, socks).")
+@click.option("--tls/--no-tls", default=True, help="Encrypt what the command sends to the gateway (relay, socks).")
 @cvmfs_options
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -127,6 +128,7 @@ def run(
     mtu: int,
     socks: str | None,
     direct: tuple[str, ...],
+    tls: bool,
     cvmfs: Cvmfs | None,
     verbose: bool,
     command: tuple[str, ...],
@@ -150,7 +152,7 @@ def run(
             click.echo(f"vpn run: no gateway: {why_none}", err=True)
         proxy = None if socks is None else parse_server(socks, SOCKS_PORT)
         config = TunnelConfig(
-            mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy, cvmfs=cvmfs
+            mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy, tls=tls, cvmfs=cvmfs
         )
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())

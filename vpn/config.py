@@ -147,6 +147,7 @@ class TunnelConfig:
     before the tunnel counts as lost; ``probe_interval`` is how often a quiet one is asked for a sign of life. ``dtls``
     and ``mtu`` are asked of the server (None, 0: what its credential says).
     ``direct`` are networks reached from the node itself. ``socks`` is a SOCKS5 server to use instead of a gateway's.
+    Without ``tls``, modes relay and socks leave what programs send as it is; who they are is encrypted all the same.
     """
 
     mode: Mode
@@ -160,6 +161,7 @@ class TunnelConfig:
     dns: tuple[str, ...] = ()
     socks: tuple[str, int] | None = None
     direct: tuple[str, ...] = ()
+    tls: bool = True
     cvmfs: Cvmfs | None = None
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from vpn.channel import Packet, client_channel, pair
 from vpn.errors import TunnelError
@@ -41,6 +41,32 @@ _ROOT = str(Path(__file__).resolve().parent.parent)
 def python_argv(module: str, *arguments: str) -> list[str]:
     """An argv that runs ``module.main(arguments)`` in a fresh Python that finds this very package."""
     return [sys.executable, "-P", "-c", _BOOTSTRAP.format(module=module), _ROOT, *arguments]
+
+
+Argv = Sequence[str | bytes | os.PathLike[str]]
+
+
+class SpawnOptions(TypedDict, total=False):
+    """How a program is started. ``env`` and ``cwd`` left out or None, and a stream likewise, mean the caller's own;
+    ``pass_fds`` keep their numbers; ``new_session`` (True): it leads a session and a group of its own.
+    """
+
+    env: Mapping[str, str] | None
+    cwd: str | os.PathLike[str] | None
+    stdin: int | None
+    stdout: int | None
+    stderr: int | None
+    pass_fds: Sequence[int]
+    new_session: bool
+
+
+class KeeperOptions(SpawnOptions, total=False):
+    """What a keeper can do beside: ``fds`` maps numbers in the program to descriptors here; ``may_mount``: it keeps the
+    right to mount in its namespace.
+    """
+
+    fds: Mapping[int, int]
+    may_mount: bool
 
 
 class Process:
@@ -124,35 +150,20 @@ class Client:
         """A fresh request id."""
         return next(self._numbers)
 
-    async def spawn(
-        self,
-        argv: Sequence[str | bytes | os.PathLike[str]],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        stdin: int | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        pass_fds: Sequence[int] = (),
-        fds: Mapping[int, int] | None = None,
-        new_session: bool = True,
-        may_mount: bool = False,
-    ) -> Process:
-        """Start a program; None for a stream, ``env`` or ``cwd`` means the caller's own.
-
-        ``pass_fds`` keep their numbers; ``fds`` maps numbers in the program to descriptors here. Raises
-        FileNotFoundError, PermissionError… as exec did, and TunnelError when the keeper is gone.
-        """
+    async def spawn(self, argv: Argv, **options: Unpack[KeeperOptions]) -> Process:
+        """Start a program; raises FileNotFoundError, PermissionError… as exec did, TunnelError without the keeper."""
+        env = options.get("env")
         environment = os.environb if env is None else {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
-        with _descriptors((stdin, stdout, stderr), pass_fds, fds or {}) as mapping:
+        streams = options.get("stdin"), options.get("stdout"), options.get("stderr")
+        with _descriptors(streams, options.get("pass_fds", ()), options.get("fds", {})) as mapping:
             request = Spawn(
                 self.number(),
                 [os.fsencode(part) for part in argv],
                 dict(environment),
-                os.fsencode(cwd or Path.cwd()),
+                os.fsencode(options.get("cwd") or Path.cwd()),
                 list(mapping),
-                new_session,
-                may_mount,
+                options.get("new_session", True),
+                options.get("may_mount", False),
             )
             process = Process(self, request.id, str(argv[0]))
             self._processes[request.id] = process

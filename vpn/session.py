@@ -21,9 +21,9 @@ nothing outlives any one of them.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Unpack
 
 from vpn.config import TunnelConfig
 from vpn.cvmfs import mount as cvmfs
@@ -33,7 +33,7 @@ from vpn.modes.base import BringUp, Tunnel, TunnelInfo
 from vpn.namespace import open_namespace
 from vpn.probes import ProbeResult
 from vpn.probing import ask
-from vpn.process import Client, Process, start_keeper
+from vpn.process import Argv, Client, Process, SpawnOptions, start_keeper
 
 BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
     "openconnect": openconnect.bring_up,
@@ -65,33 +65,12 @@ class Session:
         """Mode, kind, address, MTU… as they are now."""
         return self._tunnel.info()
 
-    async def spawn(
-        self,
-        argv: Sequence[str | bytes | os.PathLike[str]],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        stdin: int | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        pass_fds: Sequence[int] = (),
-        new_session: bool = True,
-    ) -> Process:
+    async def spawn(self, argv: Argv, **options: Unpack[SpawnOptions]) -> Process:
         """Start a program inside the tunnel; it ends with the session, at the latest.
 
-        None for a stream, ``env`` or ``cwd`` means the caller's own; ``pass_fds`` keep their numbers. Raises
-        FileNotFoundError or PermissionError as exec does, TunnelError when the tunnel is gone.
+        Raises FileNotFoundError or PermissionError as exec does, TunnelError when the tunnel is gone.
         """
-        return await self._tunnel.client.spawn(
-            argv,
-            env=env,
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=pass_fds,
-            new_session=new_session,
-        )
+        return await self._tunnel.client.spawn(argv, **options)
 
     async def probe(self, targets: Sequence[str], timeout: float = 20.0) -> list[ProbeResult]:
         """Ask each target (``root://…``, ``http(s)://…``, ``cvmfs:REPO``, ``dns:NAME``) from inside; in their

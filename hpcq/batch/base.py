@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from hpcq.batch import records
+from hpcq.batch import inline, records
 from hpcq.batch.command import CommandResult, CommandRunner
 from hpcq.batch.records import BatchJob, load_jobs, output_tail
 from hpcq.batch.text import refuse_unprintable
@@ -120,7 +120,7 @@ class PilotRequest:
     to the batch system as they are, one directive each ("--constraint=knl"). ``modules`` are loaded, ``setup`` are
     lines of shell to run before the pilot, ``epilogue`` lines to run after it. ``pilot_argv`` is the command
     that the script becomes (see ``pilot_command``). ``environment`` is set in the script, which is no place
-    for secrets.
+    for secrets. With ``inline`` the script carries the connection data (see ``hpcq.batch.inline``).
 
     Raises:
         UsageError: a value that no batch system could use, by name.
@@ -148,6 +148,7 @@ class PilotRequest:
     template: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     job_name: str = ""
+    inline: bool = False
 
     def __post_init__(self) -> None:
         check_queue_name(self.queue)
@@ -203,7 +204,7 @@ class PartlySubmittedError(BatchError):
 
 @dataclass(frozen=True)
 class RenderedJob:
-    """The exact script, and the exact command that submits it."""
+    """The exact script, but for connection data that it is to carry, and the exact command that submits it."""
 
     script: str
     command: tuple[str, ...]
@@ -241,7 +242,8 @@ class BatchSystem(abc.ABC):
         directory = records.new_directory(request.queue)
         rendered = self.render(request, directory)
         ensure_jobs_dir(request.queue)
-        records.write_script(directory, rendered.script)
+        script = inline.fill_in(rendered.script, request.queue) if request.inline else rendered.script
+        records.write_script(directory, script)
         try:
             jobs = self._launch(request, rendered, directory)
         except PartlySubmittedError as error:
@@ -306,6 +308,7 @@ def shared_values(request: PilotRequest) -> dict[str, object]:
         "environment": dict(request.environment),
         "epilogue": request.epilogue,
         "pilot_argv": request.pilot_argv,
+        "connection": inline.PLACEHOLDER if request.inline else None,
     }
 
 

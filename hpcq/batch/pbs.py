@@ -88,6 +88,8 @@ class PbsBatch(BatchSystem):
             raise UsageError("qos means nothing to PBS; where the scheduler is Moab, use --option='-l qos=NAME'")
         if request.reservation is not None and request.partition is not None:
             raise UsageError("a reservation of PBS is a queue of its own: leave partition out")
+        if request.inline and request.nodes > 1:
+            raise UsageError("connection inline reaches the first node of a PBS job only: use jobs of one node")
 
     def _submit_argv(self, count: int, directory: Path) -> tuple[str, ...]:
         array = () if count == 1 else ("-J", f"0-{count - 1}")
@@ -252,6 +254,7 @@ def template_values(request: PilotRequest, directory: Path, dialect: str, name_l
         "options": [split_option(option) for option in request.options],
         "script": str(records.script_path(directory)),
         "output": str(directory / "output"),
+        "directory": str(directory),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def pilot_argv(
-    connection: Path,
+    connection: Path | None,
     *,
     batch: str,
     cores: int | None = None,
@@ -31,7 +31,8 @@ def pilot_argv(
     drain_timeout_s: float | None = None,
     python: Sequence[str] = (sys.executable,),
 ) -> tuple[str, ...]:
-    """Return the command that starts a pilot of the queue whose connection file is ``connection``.
+    """Return the command that starts a pilot of the queue whose connection file is ``connection``; None: what would be
+    in it comes on standard input.
 
     ``-P`` keeps the directory it starts in off its module path: a random.py there must not become ours.
 
@@ -39,7 +40,8 @@ def pilot_argv(
     seconds. What is None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job
     starts somewhere else.
     """
-    argv = [*python, "-P", "-m", "hpcq.pilot", "--connection", str(connection.absolute())]
+    source = "-" if connection is None else str(connection.absolute())
+    argv = [*python, "-P", "-m", "hpcq.pilot", "--connection", source]
     for option, value in (
         ("--cores", cores),
         ("--memory", memory_mb),

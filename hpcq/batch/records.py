@@ -8,6 +8,7 @@ output.
 | ``output.txt``, ``output_3.txt`` | the output of the job, or of the third of several |
 | ``<id>.OU``, ``messages_3.txt`` | what PBS itself had to say of a job, once it is over |
 | ``ended-<id>.json`` | the job's last state, once somebody saw it end |
+| ``starts-<id>`` | a line for each time PBS started the job |
 | ``reported-<id>`` | there once the job's pilot has reported to a program of the queue |
 
 The directory's name is ours, because a job may start, and need the directory for its output, before the batch

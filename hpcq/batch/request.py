@@ -20,7 +20,10 @@ _SAME = ("nodes", "partition", "account", "qos", "constraint", "reservation", "e
 _LISTS = ("options", "modules", "setup", "epilogue")
 _PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout", "drain_timeout")
 _CVMFS = ("cvmfs", "cvmfs_image", "cvmfs_proxy", "cvmfs_server", "cvmfs_key", "cvmfs_cache", "cvmfs_quota")
-KNOWN = ("cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", *_PILOT, *_CVMFS)
+KNOWN = (
+    "cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", "connection",
+    *_PILOT, *_CVMFS,
+)  # fmt: skip
 """The options of pilots, by name."""
 _DRAIN_TIMEOUT = {"pbs": 7.0}
 """Seconds a pilot gives its running tasks after SIGTERM, where the batch system leaves it less time than it would
@@ -59,8 +62,9 @@ def pilot_request(
     drain_timeout = seconds("drain_timeout")
     scratch = Path(given["scratch"]) if "scratch" in given else None
     environment = Path(given["environment"]) if "environment" in given else None
+    inline = _inline(given, shown("connection"))
     argv = pilot_argv(
-        state_dir.connection_file(queue),
+        None if inline else state_dir.connection_file(queue),
         batch=batch,
         cores=cores,
         memory_mb=memory_mb,
@@ -91,8 +95,16 @@ def pilot_request(
         walltime_s=walltime_s,
         template=Path(given["template"]) if "template" in given else None,
         environment=given.get("variables", {}),
+        inline=inline,
         **texts,
     )
+
+
+def _inline(given: Mapping[str, Any], name: str) -> bool:
+    how = given.get("connection", "file")
+    if how not in ("file", "inline"):
+        raise UsageError(f"{name} must be file or inline, not {how!r}")
+    return bool(how == "inline")
 
 
 def _count(value: Any, name: str) -> int:

@@ -105,7 +105,9 @@ _OVERRULES = {
 ALWAYS_HIDDEN = (
     "SBATCH_ARRAY_INX",
     "SBATCH_ERROR",
-    "HPCQ_JOB_ID",  # of a local pilot that submits: Slurm's pilots would inherit it and take it for theirs
+    "HPCQ_JOB_ID",  # of a pilot that submits: the new pilots would inherit it and take it for theirs
+    "HPCQ_ON_NODE",
+    "HPCQ_STARTS",
     "SBATCH_JOB_NAME",
     "SBATCH_NO_REQUEUE",
     "SBATCH_OPEN_MODE",
@@ -126,11 +128,11 @@ class SlurmBatch(BatchSystem):
         directory = directory or records.new_directory(request.queue)
         for option in request.options:
             check_option(option)
-        script = render_template("slurm.sh.j2", request.template, template_values(request))
+        script = render_template("slurm.sh.j2", request.template, template_values(request, directory))
         origin = f"template {request.template or 'slurm.sh.j2'}"
         check_directives(script, "#SBATCH", origin)
         check_shell_syntax(script, origin, self.runner)
-        return RenderedJob(script, submit_argv(request.count, directory))
+        return RenderedJob(script, submit_argv(request.count, directory, inline=request.inline))
 
     def _launch(self, request: PilotRequest, rendered: RenderedJob, directory: Path) -> list[BatchJob]:
         hidden = hidden_variables(request)
@@ -191,7 +193,7 @@ class SlurmBatch(BatchSystem):
                 raise refusal(result)
 
 
-def template_values(request: PilotRequest) -> dict[str, object]:
+def template_values(request: PilotRequest, directory: Path) -> dict[str, object]:
     """Return the variables of ``slurm.sh.j2``; None where an option was not given."""
     walltime = request.walltime_s
     return {
@@ -199,11 +201,13 @@ def template_values(request: PilotRequest) -> dict[str, object]:
         "walltime": None if walltime is None else format_slurm_time(walltime),
         "warning_s": WARNING_S if walltime is None else min(WARNING_S, walltime // 4),
         "options": request.options,
+        "directory": str(directory) if request.inline else None,
     }
 
 
-def submit_argv(count: int, directory: Path) -> tuple[str, ...]:
-    """Return the sbatch command for ``count`` jobs whose files are in ``directory``.
+def submit_argv(count: int, directory: Path, *, inline: bool = False) -> tuple[str, ...]:
+    """Return the sbatch command for ``count`` jobs whose files are in ``directory``, which with ``inline`` the nodes
+    need not see: Slurm would not start a job whose output it cannot open there, so the script sees to that.
 
     Raises:
         UsageError: the directory has a backslash, which turns off Slurm's file name patterns.
@@ -212,7 +216,7 @@ def submit_argv(count: int, directory: Path) -> tuple[str, ...]:
         raise UsageError(f"the state directory {directory} has a backslash in it, which Slurm cannot write to")
     folder = str(directory).replace("%", "%%")
     array = () if count == 1 else (f"--array=0-{count - 1}",)
-    output = f"{folder}/output.txt" if count == 1 else f"{folder}/output_%a.txt"
+    output = "/dev/null" if inline else f"{folder}/output.txt" if count == 1 else f"{folder}/output_%a.txt"
     return ("sbatch", "--parsable", *array, f"--output={output}", str(records.script_path(directory)))
 
 

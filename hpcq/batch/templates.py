@@ -28,6 +28,11 @@ from hpcq.errors import TemplateError, UsageError
 COMMAND_VARIABLE = "pilot_argv"
 """The variable a template must use: without it the job would run no pilot."""
 
+CONNECTION_VARIABLE = "connection"
+"""The variable that a template must use when it has a value: without it the pilot would not find its manager."""
+
+_COMMENT_HINT = "; the shell's ${#x} begins one for Jinja: write {% raw %}${#x}{% endraw %}"
+
 
 class _Raw(str):
     """Text that ``raw`` has marked as being shell already."""
@@ -72,16 +77,19 @@ def render_template(name: str, template: Path | None, values: Mapping[str, objec
             refuse_unprintable(key, value)
         compiled = environment.from_string(source)
         _require_command(environment, source, path)
-        return compiled.render({k: _given(k, v) for k, v in values.items()}).rstrip("\n") + "\n"
+        script = compiled.render({k: _given(k, v) for k, v in values.items()}).rstrip("\n") + "\n"
     except jinja2.TemplateSyntaxError as error:
         where = error.filename if error.name else path
-        raise TemplateError(f"template {where}, line {error.lineno}: {error.message}") from error
+        hint = _COMMENT_HINT if "${#" in source and "comment" in str(error.message) else ""
+        raise TemplateError(f"template {where}, line {error.lineno}: {error.message}{hint}") from error
     except jinja2.TemplateNotFound as error:
         raise TemplateError(f"template {path}: the template {error.name!r} that it names was not found") from error
     except UsageError as error:
         raise TemplateError(f"template {path}: {error}") from error
     except Exception as error:  # a template is a program: what it calls may raise anything
         raise TemplateError(f"template {_line_of(error, path)}: {_message(error)}") from error
+    _require_connection(script, values.get(CONNECTION_VARIABLE), path)
+    return script
 
 
 def _read(path: Path) -> str:
@@ -146,6 +154,14 @@ def _require_command(environment: jinja2.Environment, source: str, path: Path) -
         raise TemplateError(
             f"template {path} never uses {COMMAND_VARIABLE}, so no pilot would start; "
             f"end it with: exec {{{{ {COMMAND_VARIABLE} }}}}"
+        )
+
+
+def _require_connection(script: str, connection: object, path: Path) -> None:
+    if isinstance(connection, str) and connection not in script:
+        raise TemplateError(
+            f"template {path} never uses {CONNECTION_VARIABLE}, which --connection inline needs; "
+            'put {% include "hpcq/connection.sh.j2" %} before the line that starts the pilot'
         )
 
 

@@ -1,4 +1,4 @@
-"""``hpcq config``: the settings of pilots, and where each came from."""
+"""``hpcq config``: the settings of pilots and queues, and where each came from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLE = "config.example.toml"
 @json_option
 @verbose_option
 def show_config(site: str | None, example: bool, as_json: bool) -> None:
-    """Show the settings that `hpcq submit-pilots` would use, and where each comes from.
+    """Show the settings that `hpcq submit-pilots` and `hpcq.Queue` would use, and where each comes from.
 
     The last of these wins: defaults, /etc/hpcq/config.toml, ~/.config/hpcq/config.toml, [site.NAME] in them, HPCQ_*
     variables, flags.
@@ -27,17 +27,17 @@ def show_config(site: str | None, example: bool, as_json: bool) -> None:
     if example:
         click.echo((packaged_directory() / EXAMPLE).read_text(encoding="utf-8"), nl=False)
         return
-    settings = config.resolve(site=site)
-    names = sorted(settings.values)
+    settings, queue = config.resolve(site=site), config.resolve_queue(site=site)
+    values, origins = settings.values | queue.values, settings.origins | queue.origins
     if as_json:
-        told = {name: {"value": _plain(settings.values[name]), "origin": settings.origins[name]} for name in names}
+        told = {name: {"value": _plain(values[name]), "origin": origins[name]} for name in sorted(values)}
         print_json({"site": settings.site, "sites": settings.sites, "settings": told})
         return
     chosen = f"site {settings.site}" if settings.site else "no site"
     click.echo(
         f"{chosen}; sites in {config.SYSTEM_FILE} and {config.user_file()}: {', '.join(settings.sites) or 'none'}"
     )
-    print_table(("SETTING", "VALUE", "FROM"), ((n, _shown(settings.values[n]), settings.origins[n]) for n in names))
+    print_table(("SETTING", "VALUE", "FROM"), ((n, _shown(values[n]), origins[n]) for n in sorted(values)))
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from hpcq.batch.base import BatchJob, JobState, JobStatus
+from hpcq.batch.inline import PLACEHOLDER
 from hpcq.batch.text import printable
 from hpcq.units import format_duration
 
@@ -91,6 +92,9 @@ def _job_row(job: BatchJob, status: JobStatus, report: Mapping[str, Any], report
     silent = not report and not reported
     failed_start = silent and status.state.is_final and status.state is not JobState.CANCELLED
     row = _row(job.id, job.batch, report, now)
+    if status.state in (JobState.PENDING, JobState.HELD) and row.state == "gone":
+        word = f"requeued; its pilot on {row.hostname} has ended: {row.message or 'it said nothing'}"
+        row = msgspec.structs.replace(row, message=word)
     return msgspec.structs.replace(
         row,
         state=_state(status, row.state),
@@ -177,7 +181,9 @@ def story(job: BatchJob, rows: Sequence[Row], script: str, output: Sequence[str]
             lines.append(f"  its pilot could not serve: {row.failed_layer}: {row.message}")
     lines += ["", f"script {job.script}", *(f"  | {line}" for line in script.splitlines())]
     if not output:
-        return [*lines, "", f"it printed nothing {'' if _over(rows) else 'yet '}to {job.output}"]
+        elsewhere = "; if its node does not see that file, look there for hpcq-… in $TMPDIR, else /tmp"
+        hint = elsewhere if PLACEHOLDER in script else ""
+        return [*lines, "", f"it printed nothing {'' if _over(rows) else 'yet '}to {job.output}{hint}"]
     return [*lines, "", f"the end of its output, {job.output}", *(f"  | {line}" for line in output)]
 
 

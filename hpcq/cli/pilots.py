@@ -11,6 +11,7 @@ import msgspec
 
 from hpcq.batch import records
 from hpcq.batch.base import BatchJob, load_jobs, output_tail
+from hpcq.batch.inline import conceal
 from hpcq.batch.states import job_states
 from hpcq.cli.cancel import choose_named
 from hpcq.cli.common import (
@@ -94,7 +95,7 @@ def _rows(queue: str, jobs: Sequence[BatchJob], *, strangers: bool) -> tuple[lis
 
 def _script(job: BatchJob) -> str:
     try:
-        return job.script.read_text(encoding="utf-8")
+        return conceal(job.script.read_text(encoding="utf-8"))
     except OSError as error:
         return f"({job.script} cannot be read: {error.strerror})"
 

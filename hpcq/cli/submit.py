@@ -61,6 +61,12 @@ _PILOT_FLAGS = [
         metavar="DIR|TARBALL",
         help="The pilots' Python environment: a directory they see, or an archive of `hpcq pack-environment`.",
     ),
+    click.option(
+        "--connection",
+        type=click.Choice(["file", "inline"]),
+        help="How pilots find the queue: by its file on a shared file system, or inline, by what the batch script "
+        "carries, which then is a secret.  [default: file]",
+    ),
     click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]"),
     click.option("--gateway", metavar="NAME,…", help="The gateway that tunnels end at; of several, pilots take any."),
     click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task."),

@@ -149,6 +149,8 @@ class Depot:
                 log.debug("a connection of pilot %s for parcels ends: %s", guest.pilot, error)
             except (HpcqError, OSError) as error:
                 log.warning("a connection of pilot %s for parcels ends: %s", guest.pilot, error)
+            except Exception:  # a fault of ours costs this connection, not one of the threads for all that follow
+                log.exception("a connection of pilot %s for parcels", guest.pilot)
 
     def _serve(self, guest: _Guest) -> None:
         served = haul.answer(guest.sock, self._tls, guest.where)

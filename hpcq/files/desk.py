@@ -30,7 +30,8 @@ from hpcq.files.holders import Holders
 from hpcq.files.landing import Landing
 from hpcq.files.names import shown
 from hpcq.files.wire import describe
-from hpcq.task import Outcome, Task
+from hpcq.outcome import Outcome
+from hpcq.task import Task
 
 log = logging.getLogger("hpcq.files")
 

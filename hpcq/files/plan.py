@@ -5,7 +5,8 @@ from __future__ import annotations
 from hpcq.errors import UsageError
 from hpcq.files import sources
 from hpcq.files.desk import Plan
-from hpcq.task import Options, Task
+from hpcq.options import Options
+from hpcq.task import Task
 
 
 def make_plan(task: Task, options: Options) -> Plan:

@@ -14,7 +14,7 @@ from hpcq.files import wire
 from hpcq.files.counter import Counter
 from hpcq.files.desk import Desk
 from hpcq.files.pack import CHUNK
-from hpcq.task import Outcome
+from hpcq.outcome import Outcome
 
 if TYPE_CHECKING:
     from hpcq.roster import Entry

@@ -29,45 +29,25 @@ from collections.abc import Iterable, Sequence, Set
 from msgspec import structs
 
 from hpcq.messages import TaskResult, TaskSpec
+from hpcq.outcome import Outcome
+from hpcq.pilot.choice import STUCK, Choice
 from hpcq.pilot.deaths import CODES_FROM_OUTSIDE, ENDED_FROM_OUTSIDE, START_FAILURES, how_it_died, start_failure
 from hpcq.pilot.doom import STRIKE_AGAIN, Doom
-from hpcq.pilot.durations import Durations
 from hpcq.pilot.lanes import (
     Broken,
     Command,
-    Free,
     Give,
     Kill,
-    Kind,
     Lane,
     LaneState,
     Pin,
     Recall,
     Report,
-    Start,
-    kind_of,
-    same_claim,
 )
 from hpcq.pilot.usage import NOTHING_USED, Used
-from hpcq.task import Outcome
-
-AHEAD = 0.015
-"""Seconds of expected work given to a lane in advance."""
-
-AHEAD_LIMIT = 64
-"""Tasks given in advance at most: what certainly fits into a socket's buffer."""
-
-STUCK = 0.04
-"""Seconds a task may keep those given behind it waiting before they are recalled."""
-
-IDLE_LANES = 2
-"""Lanes beyond the number of cores that may be idle before a new one ends another: their interpreters take memory."""
 
 FAILED = frozenset({Outcome.EXCEPTION, Outcome.EXIT_CODE, Outcome.CRASH})
 """Ends that a task without the network it needs may come to by itself."""
-
-START_TIMEOUT = 120.0
-"""Seconds a runner has to get ready; a cold Python on a shared file system is slow, one that hangs is ended."""
 
 
 class Core:
@@ -82,8 +62,9 @@ class Core:
         self.cores = cores
         self.memory = memory
         self.has_gpus = bool(gpus)
-        self.free = Free(cores, memory, disk, cpus, gpus)
-        self.lanes: dict[int, Lane] = {}
+        self._choice = Choice(cores, memory, disk, cpus, gpus)
+        self.free, self.lanes = self._choice.free, self._choice.lanes
+        self._durations, self._orders = self._choice.durations, self._choice.orders
         self.waiting: dict[int, TaskSpec] = {}
         self.draining = False
         self.job_ends = ""
@@ -92,15 +73,12 @@ class Core:
         self.suspects: set[int] = set()
         """Tasks that needed the tunnel and failed by themselves: who reports them asks whether it leads anywhere."""
         self.inside = True
-        self._next_lane = 1
         self._failures = 0
-        self._durations = Durations(AHEAD)
         self._where: dict[int, Lane] = {}
         self._to_cancel: set[int] = set()
         self._started: list[int] = []
         self._results: list[TaskResult] = []
         self._returned: list[int] = []
-        self._orders: list[Command] = []
 
     # --- events ---
 
@@ -327,20 +305,23 @@ class Core:
     def _commands(self, now: float, dispatch: bool = True) -> list[Command]:
         if dispatch:
             self._dispatch(now)
+        announce = False
         for lane in self.lanes.values():
             if lane.tasks and lane.announced != lane.tasks[0].id:
                 lane.announced = lane.tasks[0].id
+                announce = announce or lane.tasks[0].announce
                 self._started.append(lane.announced)
-        orders, self._orders = self._orders, []
+        orders = self._orders.copy()
+        self._orders.clear()
         if self._started or self._results or self._returned:
-            orders.insert(0, Report(self._started, self._results, self._returned))
+            orders.insert(0, Report(self._started, self._results, self._returned, announce=announce))
             self._started, self._results, self._returned = [], [], []
         return orders
 
     def _dispatch(self, now: float) -> None:
         while self.waiting:
             task = next(iter(self.waiting.values()))
-            lane = self._lane_for(task, now)
+            lane = self._choice.lane_for(task, now)
             if lane is None:
                 return
             del self.waiting[task.id]
@@ -354,55 +335,7 @@ class Core:
             self._where[task.id] = lane
             self._orders.append(Give(lane.number, task))
             if lane.kind.isolation == "fresh":
-                self._start_ahead(lane.kind, now)
-
-    def _lane_for(self, task: TaskSpec, now: float) -> Lane | None:
-        kind = kind_of(task)
-        fits = self.free.fits(task)
-        ahead: Lane | None = None
-        soon = False
-        for lane in self.lanes.values():
-            soon = soon or (lane.kind == kind and lane.recovering)
-            if lane.kind != kind or lane.doom is not None or lane.recalling or lane.spent or lane.late:
-                continue
-            if not lane.tasks:
-                if fits and self.free.gpus.issuperset(lane.gpus):
-                    return lane
-            elif self._takes_ahead(lane, task, now) and (ahead is None or lane.expected < ahead.expected):
-                ahead = lane
-        return self._new_lane(kind, now) if fits and not soon else ahead
-
-    def _takes_ahead(self, lane: Lane, task: TaskSpec, now: float) -> bool:
-        expected = self._durations.known(task)
-        if expected is None or len(lane.tasks) >= AHEAD_LIMIT or lane.state is LaneState.STARTING:
-            return False
-        if lane.kind.isolation == "fresh":
-            return False
-        if now >= lane.head_since + STUCK:  # it would be recalled at once
-            return False
-        return same_claim(lane.tasks[0], task) and lane.expected + expected <= AHEAD
-
-    def _start_ahead(self, kind: Kind, now: float) -> None:
-        if not kind.gpus and not any(lane.idle and lane.kind == kind for lane in self.lanes.values()):
-            self._new_lane(kind, now)
-
-    def _new_lane(self, kind: Kind, now: float) -> Lane:
-        idle = [lane for lane in self.lanes.values() if lane.idle]
-        gpus = self.free.devices(kind.gpus, {gpu for lane in idle for gpu in lane.gpus}) if kind.gpus else ()
-        self._end_idle(idle, set(gpus))
-        lane = Lane(self._next_lane, kind, gpus, now, now + START_TIMEOUT)
-        self._next_lane += 1
-        self.lanes[lane.number] = lane
-        self._orders.append(Start(lane.number, kind, gpus))
-        return lane
-
-    def _end_idle(self, idle: list[Lane], gpus: Set[str]) -> None:
-        """Make room for one more lane: the longest idle goes first, and whoever may hold memory of these GPUs."""
-        surplus = len(idle) - self.cores - IDLE_LANES
-        for index, lane in enumerate(sorted(idle, key=lambda lane: lane.head_since)):
-            if index <= surplus or not gpus.isdisjoint(lane.gpus):
-                lane.spent = True
-                self._orders.append(Kill(lane.number))
+                self._choice.start_ahead(lane.kind, now)
 
     def _leave(self, task: TaskSpec) -> None:
         """A task is no longer in its lane; the lane's claim goes when it was the last."""

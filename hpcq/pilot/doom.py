@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hpcq.messages import TaskResult
-from hpcq.task import Outcome
+from hpcq.outcome import Outcome
 
 STRIKE_AGAIN = 0.1
 """Seconds after which a task that was to be ended without its runner, and is still there, is struck again: its process

@@ -22,8 +22,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from hpcq import messages as m
+from hpcq.outcome import Outcome
 from hpcq.pilot.lanes import Report
-from hpcq.task import Outcome
 
 log = logging.getLogger("hpcq.pilot")
 

@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 import msgspec
 
 from hpcq import messages as m
+from hpcq.outcome import Outcome
 from hpcq.pilot.children import ChildRunner, End
 from hpcq.pilot.guard import die_with
 from hpcq.pilot.runner import flush_c_streams
-from hpcq.task import Outcome
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, bytes, str, list[int] | None]).decode

@@ -1,8 +1,8 @@
 """Finding and keeping the manager.
 
-The connection file is read anew at each attempt, so a program started later, or again, is found. There is no event for
-"a file on a shared file system has changed" or "a port now listens": attempts are made every `RETRY` seconds until the
-pilot's manager timeout is over.
+The connection file is read anew at each attempt, so a program started later, or again, is found; where its content came
+with the job instead, a program that listens at the same place. There is no event for "a file on a shared file system
+has changed" or "a port now listens": attempts are made every `RETRY` seconds until the pilot's manager timeout is over.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ RETRY = 2.0
 
 
 class ManagerLink:
-    """The way to the manager. ``on_message`` gets what it says after the welcome; `lost` is set while there is none."""
+    """The way to the manager, by a connection file or what was in one. ``on_message`` gets what it says after the
+    welcome; `lost` is set while there is none.
+    """
 
-    def __init__(self, file: Path, hello: Callable[[], m.PilotHello], on_message: Callable[[Any], None]) -> None:
-        self._file = file
+    def __init__(
+        self, source: Path | conn.ConnectionInfo, hello: Callable[[], m.PilotHello], on_message: Callable[[Any], None]
+    ) -> None:
+        self._source = source
         self._hello = hello
         self._on_message = on_message
         self._link: transport.Link | None = None
@@ -57,12 +61,17 @@ class ManagerLink:
                 raise
             except HpcqError as error:
                 if isinstance(error, RefusedError) or loop.time() + RETRY > deadline:
-                    raise QueueNotFoundError(f"{error} (tried for {timeout:.0f} s)") from error
+                    raise QueueNotFoundError(f"{error} (tried for {timeout:.0f} s{self._hint()})") from error
                 log.info("%s; trying again", error)
             await asyncio.sleep(RETRY)
 
+    def _hint(self) -> str:
+        if isinstance(self._source, Path):
+            return ""
+        return "; the connection data came with the job: a program started since then listens elsewhere"
+
     async def _attempt(self) -> m.Welcome:
-        info = conn.read(self._file)
+        info = conn.read(self._source) if isinstance(self._source, Path) else self._source
         if not info.port:
             raise QueueNotFoundError(f"no program has been started for queue {info.queue!r} yet")
         first: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -29,6 +29,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -38,7 +39,7 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -50,6 +51,7 @@ from hpcq.parcels import Shelf
 from hpcq.pilot import options as opts
 from hpcq.pilot.contents import Contents
 from hpcq.pilot.core import Core
+from hpcq.pilot.ending import End, Ending
 from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import own_cpus
 from hpcq.pilot.lanes import Report
@@ -71,22 +73,6 @@ MEMORY_SHARE = 8
 CREDENTIAL_TIMEOUT = 60.0
 """Seconds the manager has to get a credential from its gateway."""
 
-WALLTIME_MARGIN = 15.0
-"""Seconds before the end of the walltime by which everything must be over."""
-
-
-SAME_SIGNAL = 1.0
-"""Seconds within which two signals are one: a batch system signals the job's script, which passes it on, and us."""
-
-
-class End(NamedTuple):
-    """Why a pilot ends: what to tell, with which status, how long running tasks may go on."""
-
-    reason: str
-    status: int = 0
-    drain: float = 0.0
-    layer: str = ""
-
 
 class Pilot:
     """One pilot."""
@@ -97,10 +83,8 @@ class Pilot:
         self._loop = asyncio.get_running_loop()
         self._job = opts.job(os.environ)
         self._name = opts.pilot_name(options.batch, self._job)
-        self._ends_at = self._loop.time() + options.walltime if options.walltime else float("inf")
-        self._end: asyncio.Future[End] = self._loop.create_future()
-        self._hurry = asyncio.Event()
-        self._signalled_at = -SAME_SIGNAL
+        ends_at = self._loop.time() + options.walltime if options.walltime else math.inf
+        self._ending = Ending(ends_at, options.drain_timeout)
         self._credential: asyncio.Future[m.CredentialReply] = self._loop.create_future()
         self._link = ManagerLink(options.connection, self._hello, self._on_message)
         cpus = own_cpus(options.cores, options.batch)
@@ -129,14 +113,14 @@ class Pilot:
     async def _work(self, stack: AsyncExitStack) -> End:
         work = self._loop.create_task(self._serve(stack))
         try:
-            await asyncio.wait({work, self._end}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, self._ending.decided}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                return self._end.result()
+                return self._ending.decided.result()
             error = work.exception()
             if error is None or isinstance(error, OSError):
                 return work.result()
             self._fault(error)
-            return self._end.result()
+            return self._ending.decided.result()
         finally:
             work.cancel()
             await asyncio.wait({work})
@@ -150,7 +134,7 @@ class Pilot:
             return End(str(error), status=5, layer=error.layer)
         except HpcqError as error:
             return End(str(error), status=error.exit_status)
-        self._watch()
+        self._ending.watch_walltime()
         hold = Hold(Shelf((self._options.memory << 20) // MEMORY_SHARE, self._scratch, described=True))
         spawners = await self._spawners(stack)
         self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, self._fault, hold)
@@ -201,11 +185,11 @@ class Pilot:
     # --- start ---
 
     def _hello(self) -> m.PilotHello:
-        left = self._ends_at - self._loop.time()
+        left = self._ending.ends_at - self._loop.time()
         return m.PilotHello(
             m.PROTOCOL_VERSION, self._name, self._options.batch, self._job.id, self._job.incarnation,
             socket.gethostname(), os.getpid(), self._options.cores, self._options.memory,
-            left if left != float("inf") else 0.0, self._options.vpn, self._options.gateway, versions(),
+            left if left < math.inf else 0.0, self._options.vpn, self._options.gateway, versions(),
             self._options.disk, len(self._options.gpus),
         )  # fmt: skip
 
@@ -286,19 +270,13 @@ class Pilot:
         assert self._ready is not None
         if not self._options.walltime:
             return self._ready
-        left = self._ends_at - self._options.drain_timeout - WALLTIME_MARGIN - self._loop.time()
-        return msgspec.structs.replace(self._ready, time_left=max(left, 1e-3))
+        return msgspec.structs.replace(self._ready, time_left=self._ending.time_left())
 
     # --- what may end us ---
 
-    def _watch(self) -> None:
-        if self._options.walltime:
-            begin = self._ends_at - self._options.drain_timeout - WALLTIME_MARGIN
-            self._loop.call_at(begin, self._finish, End("its walltime ends", drain=self._options.drain_timeout))
-
     def _watch_tunnel(self) -> None:
         def given_up(error: TunnelError) -> None:
-            self._finish(End(str(error), status=5, layer=error.layer))
+            self._ending.finish(End(str(error), status=5, layer=error.layer))
 
         assert self._pool is not None
         self._pool.on_death = self._tunnel.notice
@@ -325,38 +303,25 @@ class Pilot:
         self._link.send(m.TunnelUp(info.mode, info.kind, info.bring_up_seconds, info.address, self._ready.features))
         self._pool.tell(self._core.tunnel_up)
 
-    def _finish(self, end: End) -> None:
-        if not self._end.done():
-            self._end.set_result(end)
-
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
-        now = self._loop.time()
-        if self._end.done() and now - self._signalled_at > SAME_SIGNAL:
-            self._hurry.set()
-        self._signalled_at = now
         self._core.job_ends = f"its job was ended: the pilot got {name}"
         if self._pool is not None:
             self._pool.job_ends.set()
-        self._finish(End(f"it got {name}", drain=self._time_to_drain()))
-
-    def _time_to_drain(self) -> float:
-        """Before the walltime's end, the time to it; at any other SIGTERM we do not know how much there is."""
-        left = self._ends_at - self._loop.time() - WALLTIME_MARGIN
-        return left if 0 < left < 10 * self._options.drain_timeout else self._options.drain_timeout
+        self._ending.signalled(name)
 
     def _broken(self, message: str) -> None:
-        self._finish(End(message, status=1, layer="runner"))
+        self._ending.finish(End(message, status=1, layer="runner"))
 
     def _fault(self, error: BaseException) -> None:
         """We broke inside and can be trusted with tasks no more: the manager runs them elsewhere."""
         where = "".join(traceback.format_exception(error))
         log.critical("this pilot ends, it broke inside; this is a fault of hpcq, please report it\n%s", where)
         end = End(f"the pilot broke inside: {type(error).__name__}: {error}; its log has more", 1, layer="pilot")
-        if self._end.done():
+        if self._ending.decided.done():
             self._link.send(m.StartFailed(end.layer, end.reason))
-        self._finish(end)
-        self._hurry.set()
+        self._ending.finish(end)
+        self._ending.hurry.set()
 
     def _on_unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A callback or task raised, and nobody has caught it. Failures of connections and the like are only noted."""
@@ -386,7 +351,7 @@ class Pilot:
                 self._credential.set_result(message)
         elif kind is m.Leave:
             drain = self._options.drain_timeout if message.drain else 0.0
-            self._finish(End(message.reason, drain=drain))
+            self._ending.finish(End(message.reason, drain=drain))
         elif pool is None:
             log.warning("%s came before we were ready", kind.__name__)
         elif kind is m.Run:
@@ -432,7 +397,7 @@ class Pilot:
             if apart:
                 apart.drain()
         pool.tell(self._core.drain)
-        hurried = self._loop.create_task(self._hurry.wait())
+        hurried = self._loop.create_task(self._ending.hurry.wait())
         idle = self._loop.create_task(self._all_done(pool))
         gone = self._loop.create_task(self._link.lost.wait())
         if end.drain > 0:

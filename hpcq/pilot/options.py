@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from hpcq.connection import ConnectionInfo, from_line
+from hpcq.errors import ConnectionFileError
 from hpcq.pilot.host import free_disk, own_gpus
 from hpcq.pilot.scratch import scratch_base
 from vpn import Cvmfs, gateway_names
@@ -24,11 +27,14 @@ TUNNEL_TIMEOUT = 1800.0
 DRAIN_TIMEOUT = 20.0
 """Seconds running tasks have to finish after SIGTERM, by default: less than Slurm's KillWait of 30."""
 
+LINE_LIMIT = 1 << 20
+"""Characters of connection data on standard input."""
+
 
 class Options(NamedTuple):
     """Sizes in MB, times in seconds; ``walltime`` is 0 when the job has no limit."""
 
-    connection: Path
+    connection: Path | ConnectionInfo
     cores: int
     memory: int
     walltime: float
@@ -56,7 +62,13 @@ class Job(NamedTuple):
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("hpcq.pilot", description="Started by a batch script of `hpcq submit-pilots`.")
-    parser.add_argument("--connection", type=Path, required=True, metavar="FILE", help="the queue's connection file")
+    parser.add_argument(
+        "--connection",
+        type=_connection,
+        required=True,
+        metavar="FILE",
+        help="the queue's connection file; -: what would be in it comes on standard input",
+    )
     parser.add_argument("--cores", type=int, default=0, help="cores for tasks (default: those we may run on)")
     parser.add_argument("--memory", type=int, default=0, metavar="MB", help="memory for tasks (default: the node's)")
     parser.add_argument("--disk", type=int, metavar="MB", help="disk for tasks (default: what is free for scratch)")
@@ -78,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drain-timeout", type=float, default=DRAIN_TIMEOUT, metavar="S")
     parser.add_argument("--batch", default="", metavar="NAME", help="the batch system that started us")
     return parser
+
+
+def _connection(text: str) -> Path | ConnectionInfo:
+    if text != "-":
+        return Path(text)
+    line = sys.stdin.readline(LINE_LIMIT)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # tasks have no use for the rest of it
+    os.close(nothing)
+    try:
+        return from_line(line)
+    except ConnectionFileError as error:
+        raise argparse.ArgumentTypeError(f"standard input: {error}") from None
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
@@ -110,13 +135,16 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 
 
 def job(environment: Mapping[str, str]) -> Job:
-    """The batch job named by the environment: Slurm's variables, or those our own templates set."""
+    """The batch job named by the environment: Slurm's variables, or those our own templates set (``HPCQ_STARTS`` counts
+    from 1, where the batch system does not count).
+    """
     own = environment.get("HPCQ_JOB_ID", "")
     identifier = own or environment.get("SLURM_JOB_ID", "")
     array, index = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     if not own and array and index:
         identifier = f"{array}_{index}"
-    return Job(identifier, _number(environment, "SLURM_RESTART_COUNT"), _number(environment, "SLURM_PROCID"))
+    incarnation = _number(environment, "SLURM_RESTART_COUNT") or max(0, _number(environment, "HPCQ_STARTS") - 1)
+    return Job(identifier, incarnation, _number(environment, "SLURM_PROCID"))
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -29,12 +29,12 @@ from hpcq.errors import HpcqError
 from hpcq.files import haul
 from hpcq.files.haul import Haul
 from hpcq.files.wire import DataError, SourceError, describe
+from hpcq.outcome import Outcome
 from hpcq.parcels import Load, Parcel
 from hpcq.pilot.errands import Errands, Job, Phase
 from hpcq.pilot.hold import Hold
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.link import ManagerLink
-from hpcq.task import Outcome
 
 log = logging.getLogger("hpcq.pilot")
 T = TypeVar("T")

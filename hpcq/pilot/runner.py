@@ -40,11 +40,11 @@ import msgspec
 from hpcq import inside, serialize
 from hpcq import messages as m
 from hpcq.errors import SerializationError
+from hpcq.outcome import OUTPUT_LIMIT, Outcome
 from hpcq.pilot import datagrams
 from hpcq.pilot.guard import become_reaper, end_children, stay_behind
 from hpcq.pilot.usage import Meter, disk_bytes, resident_mb
 from hpcq.protocol import frame
-from hpcq.task import OUTPUT_LIMIT, Outcome
 
 if TYPE_CHECKING:
     from hpcq.parcels import Pieces

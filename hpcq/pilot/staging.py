@@ -27,12 +27,12 @@ import msgspec
 from hpcq import messages as m
 from hpcq.errors import HpcqError, UsageError
 from hpcq.files import cache, digests, names, wire
+from hpcq.outcome import Outcome
 from hpcq.pilot import collect, sandbox
 from hpcq.pilot.contents import Contents, LostError
 from hpcq.pilot.errands import Errands, Job, Phase
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.processes import kill_tree
-from hpcq.task import Outcome
 from vpn import TunnelError
 
 STAGED_AT_ONCE = 8

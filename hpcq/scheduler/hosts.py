@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from hpcq.outcome import Outcome
 from hpcq.scheduler.pilots import Pilot
-from hpcq.task import Outcome
 
 FAILURES = 5
 """Crashes and failed starts in a row on one host after which it is blocked, if the others do fine."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+from hpcq.outcome import Outcome
 from hpcq.scheduler.categories import Category
 from hpcq.scheduler.events import (
     Allotment,
@@ -40,7 +41,6 @@ from hpcq.scheduler.placement import Placement
 from hpcq.scheduler.records import IllegalTransitionError, Record, TaskState
 from hpcq.scheduler.relief import Relief
 from hpcq.scheduler.speculation import Speculation, room_for_copy
-from hpcq.task import Outcome
 
 STUCK = 0.1
 """A pilot whose tasks make no progress for so many seconds is asked back what waits there, if others are idle."""
@@ -174,6 +174,8 @@ class Scheduler:
         command.tasks.append(record.id)
         if record.demand.allots:
             command.allotted[record.id] = Allotment(record.claimed.memory, record.claimed.disk)
+        if record.doubted:
+            command.announced.append(record.id)
 
     def _finish(self, record: Record, outcome: Outcome, *, reporter: Pilot | None = None, message: str = "") -> None:
         del self.tasks[record.id]
@@ -184,7 +186,7 @@ class Scheduler:
             self._retire(category)
         self.finished[outcome.value] += 1
         name = reporter.name if reporter else ""
-        self._commands.append(Finish(record.id, outcome, record.attempts, reporter is not None, message, name))
+        self._commands.append(Finish(record.id, outcome, record.begun, reporter is not None, message, name))
         if record.second is not None:
             self._stop_other(record, reporter)
         record.pilot = record.second = None
@@ -235,6 +237,7 @@ class Scheduler:
         for record in reversed(pilot.held()):
             if not self._copy_is_gone(record, pilot, begun=True):
                 record.pilot = None
+                record.doubted = record.doubted or (record.state is TaskState.ASSIGNED and record.id in pilot.claimed)
                 self._left_behind(record, "pilot gone", message, now)
 
     def _copy_is_gone(self, record: Record, pilot: Pilot, *, begun: bool) -> bool:
@@ -255,9 +258,9 @@ class Scheduler:
         if record.state is TaskState.ENDING:
             record.move(trigger, TaskState.DONE, now)
             self._finish(record, Outcome.CANCELLED, message="cancelled")
-        elif trigger == "pilot gone" and record.state is TaskState.RUNNING and record.attempts > record.retries:
+        elif trigger == "pilot gone" and record.state is TaskState.RUNNING and record.begun > record.retries:
             record.move(trigger, TaskState.DONE, now)
-            self._finish(record, Outcome.LOST, message=f"{message} (attempt {record.attempts})")
+            self._finish(record, Outcome.LOST, message=f"{message} (attempt {record.begun})")
         else:
             record.move(trigger, TaskState.READY, now)
             self.placement.add(record, first=True)
@@ -336,7 +339,7 @@ class Scheduler:
             return True
         if outcome == Outcome.NETWORK:
             record.retries += 1  # the tunnel's fault costs the task nothing
-        elif record.attempts > record.retries if outcome == Outcome.LOST else not self._raise(record, task):
+        elif record.begun > record.retries if outcome == Outcome.LOST else not self._raise(record, task):
             return False
         record.pilot = None
         record.move("end", TaskState.READY, now)
@@ -438,23 +441,3 @@ class Scheduler:
             pilot.take(record, record.claimed, None)
             self.placement.touch(pilot)
             self._send(record, pilot)
-
-    def check(self) -> None:
-        """Every invariant, for tests: sums agree, nothing is promised twice, nothing is lost between sets."""
-        self.placement.check()
-        for pilot in self.pilots.values():
-            claimed = [record.claimed for record in pilot.claimed.values()]
-            assert pilot.free_cores == pilot.cores - sum(needs.cores for needs in claimed) >= 0
-            assert pilot.free_memory == pilot.memory - sum(needs.memory for needs in claimed) >= 0
-            assert pilot.free_disk == pilot.disk - sum(needs.disk for needs in claimed) >= 0
-            assert pilot.free_gpus == pilot.gpus - sum(needs.gpus for needs in claimed) >= 0
-            assert not pilot.claimed.keys() & pilot.backlog.keys()
-            assert (pilot in self.placement.backlogged) == bool(pilot.backlog)
-        for number, record in self.tasks.items():
-            assert record.id == number
-            assert record.state is not TaskState.DONE
-            assert (record.pilot is not None) == (record.state is not TaskState.READY)
-            assert record.pilot is None or record.pilot.find(number) is record
-            assert record.second is None or (record.second is not record.pilot and number in record.second.claimed)
-        ready = [record.id for *_, demand in self.placement.line for record in demand.ready]
-        assert sorted(ready) == sorted(r.id for r in self.tasks.values() if r.state is TaskState.READY)

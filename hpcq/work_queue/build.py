@@ -11,7 +11,7 @@ from typing import Any
 
 import hpcq
 from hpcq.files.sources import URL, Buffer, File, Temp
-from hpcq.task import Outcome
+from hpcq.outcome import Outcome
 from hpcq.work_queue import sandbox
 from hpcq.work_queue.constants import (
     WORK_QUEUE_CACHE,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcq.errors import RemoteTraceback
-from hpcq.task import Outcome
+from hpcq.outcome import Outcome
 from hpcq.work_queue.constants import (
     RESULT_NAMES,
     WORK_QUEUE_RESULT_RESOURCE_EXHAUSTION,

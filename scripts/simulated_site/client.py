@@ -22,7 +22,7 @@ from typing import Any
 from simulated_site.errors import SiteError
 
 VARIABLE = "HPCQ_SIMULATED_SITE"
-RUN_DEADLINE = 60.0
+RUN_DEADLINE = 180.0
 USER_PATH = "/usr/local/bin:/usr/bin:/bin"  # what login gives an ordinary user on Debian: no sbin
 
 

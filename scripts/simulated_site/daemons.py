@@ -16,9 +16,9 @@ from simulated_site import plan
 from simulated_site.client import Site
 from simulated_site.errors import SiteError
 
-READY_DEADLINE = 60.0
+READY_DEADLINE = 180.0
 ASK_INTERVAL = 0.05
-PROBE_DEADLINE = 10.0
+PROBE_DEADLINE = 30.0
 LOG_TAIL_LINES = 25
 
 

@@ -19,7 +19,7 @@ from simulated_site.errors import SiteError
 from simulated_site.plan import Host
 from simulated_site.shape import Shape
 
-HANDSHAKE_DEADLINE = 20.0
+HANDSHAKE_DEADLINE = 60.0
 HOST_NAMESPACES = kernel.CLONE_NEWNET | kernel.CLONE_NEWUTS | kernel.CLONE_NEWNS
 
 

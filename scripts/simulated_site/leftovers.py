@@ -17,7 +17,7 @@ from pathlib import Path
 
 from simulated_site import plan
 
-GONE_DEADLINE = 10.0
+GONE_DEADLINE = 60.0
 ASK_INTERVAL = 0.05
 STARTED_FIELD = 19  # of /proc/PID/stat, counted from the state behind the name
 

@@ -19,7 +19,7 @@ from simulated_site.daemons import Daemon, asked
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "munge", "sinfo")
 MUNGE_SOCKET = Path("/run/munge/munge.socket.2")
-NODES_DEADLINE = 60.0
+NODES_DEADLINE = 180.0
 
 CONFIGURATION = """\
 ClusterName=site

@@ -10,25 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simulated_site.client import Site
+from simulated_site.client import Site, kill_group
 
 DEADLINE = 180.0  # Slurm frees the nodes of the job before in its own time
 LOOK = 0.3
+
+RUNNING: list[subprocess.Popen[str]] = []
+"""Programs of the test that must not fail while it waits for something."""
 
 WAIT = """
 import sys, hpcq
 with hpcq.Queue(name=sys.argv[1]) as queue:
     queue.submit(hpcq.Task(sys.argv[2]))
     while not queue.empty():
-        task = queue.wait(80)
+        task = queue.wait()
         print("done", task.outcome, task.attempts, task.hostname, task.message, flush=True)
 """
 
 
 def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    """The first true value of ``condition``: Slurm tells nobody when something changes."""
+    """The first true value of ``condition``: Slurm tells nobody when something changes.
+
+    The failure of a program that was started meanwhile is told at once: what it was to do will never come.
+    """
     end = time.monotonic() + deadline
     while not (value := condition()):
+        for program in [one for one in RUNNING if one.poll()]:
+            raise AssertionError(f"the program ended with {program.returncode} before {what}:\n{ended(program)}")
         assert time.monotonic() < end, f"not within {deadline:.0f} s: {what}"
         time.sleep(LOOK)
     return value
@@ -41,9 +49,10 @@ class Cluster:
         self.site = site
         self.directory = directory
         self.queue = f"q{uuid.uuid4().hex[:8]}"
+        self.environment: dict[str, str] = {}
 
     def hpcq(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        answer = self.site.run("login", ["hpcq", *arguments], timeout=DEADLINE)
+        answer = self.site.run("login", ["hpcq", *arguments], env=self.environment, timeout=DEADLINE)
         assert answer.returncode == status, f"{answer.returncode}: {answer.stdout}{answer.stderr}"
         return answer
 
@@ -56,7 +65,9 @@ class Cluster:
         file.write_text(text)
         file.chmod(0o644)
         command = [self.site.description["python"], str(file), self.queue, *arguments]
-        return self.site.popen("login", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        RUNNING.append(self.site.popen("login", command, env=self.environment, text=True, **pipes))
+        return RUNNING[-1]
 
     def pilots(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = json.loads(self.hpcq("pilots", "--name", self.queue, "--json").stdout)
@@ -80,8 +91,22 @@ class Cluster:
         return b"hpcq.pilot" in words and any(f"/{self.queue}/".encode() in word for word in words)
 
 
+def ended(program: subprocess.Popen[str], number: int | None = None) -> str:
+    """What a program has printed when it has ended, by itself or by this signal."""
+    if number is not None and program.poll() is None:
+        program.send_signal(number)
+    if program in RUNNING:
+        RUNNING.remove(program)
+    try:
+        return program.communicate(timeout=DEADLINE)[0]
+    except subprocess.TimeoutExpired:
+        kill_group(program)
+        raise AssertionError(f"the program did not end, and had printed:\n{program.communicate()[0]}") from None
+
+
 def finished(program: subprocess.Popen[str]) -> str:
-    output, _ = program.communicate(timeout=DEADLINE)
+    """What a program has printed when it has ended well."""
+    output = ended(program)
     assert program.returncode == 0, output
     return output
 

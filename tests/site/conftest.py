@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from cluster import Cluster, until
+from cluster import RUNNING, Cluster, ended, until
 from simulated_site.client import VARIABLE, Site
 
 MUST_RUN = os.environ.get("HPCQ_TESTS_MUST_RUN") == "1"
@@ -77,6 +78,8 @@ def shared_path(site: Site) -> Iterator[Path]:
 def cluster(slurm: Site, xrootd: Site, shared_path: Path) -> Iterator[Cluster]:
     one = Cluster(slurm, shared_path)
     yield one
+    for program in list(RUNNING):  # of a test that has failed
+        print(f"the program has printed: {ended(program, signal.SIGKILL)}")
     one.site.run("login", ["scancel", "--me", "--signal=KILL", "--full"])
     one.site.run("login", ["scancel", "--me"])
     until(lambda: not one.jobs(), "no job is left")

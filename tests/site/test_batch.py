@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import WAIT, Cluster, alive, finished, until
+from cluster import WAIT, Cluster, alive, ended, finished, until
 
 MANY = """
 import sys, hpcq
@@ -19,7 +18,7 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
     for _ in range(int(sys.argv[3])):
         queue.submit(hpcq.Task(sys.argv[2]))
     while not queue.empty():
-        task = queue.wait(80)
+        task = queue.wait()
         print(task.outcome, task.attempts, task.hostname, task.output.strip(), flush=True)
 """
 
@@ -70,17 +69,21 @@ def three_of(cluster: Cluster) -> list[dict[str, Any]]:
 def test_what_a_task_leaves_in_a_session_of_its_own_ends_with_the_job(cluster: Cluster, batch: str) -> None:
     mark = cluster.directory / "pid"
     program = cluster.program(
-        WAIT, f"setsid sh -c 'cut -d\" \" -f4 /proc/self/stat; exec sleep 600' & sleep 1; touch {mark}; sleep 600"
+        WAIT, f"setsid sh -c 'cut -d\" \" -f4 /proc/self/stat; exec sleep 617' & touch {mark}; sleep 617"
     )
     cluster.submit("--batch", batch, "--vpn", "none")
     row = busy(cluster)
     until(mark.exists, "its child runs")
-    sleepers = [pid for pid in pids() if words(pid) == ["sleep", "600"]]
-    assert len(sleepers) == 2
+    sleepers = until(lambda: both(pid for pid in pids() if words(pid) == ["sleep", "617"]), "both sleep")
     cluster.hpcq("cancel-pilots", row["job_id"], "--name", cluster.queue)
     until(lambda: not [pid for pid in sleepers if alive(pid)], "both are gone")
-    program.send_signal(signal.SIGINT)
-    program.communicate(timeout=90)
+    ended(program, signal.SIGINT)
+
+
+def both(found: Iterable[int]) -> list[int]:
+    """Two, or none."""
+    some = list(found)
+    return some if len(some) == 2 else []
 
 
 def pids() -> list[int]:
@@ -94,21 +97,14 @@ def words(pid: int) -> list[str]:
         return []
 
 
-def test_a_thousand_pilots_are_one_array_within_two_seconds(cluster: Cluster) -> None:
-    began = time.monotonic()
+def test_a_thousand_pilots_are_one_array(cluster: Cluster) -> None:
     answer = cluster.submit("-n", "1000", "--walltime", "1:00:00", "--option=--hold", "--vpn", "none")
-    took = time.monotonic() - began
     assert "submitted 1000 pilots" in answer.stdout
-    print(f"submitted in {took:.2f} s")
-    before = os.times()
+    assert len({job.partition("_")[0] for job in cluster.jobs()}) == 1
     rows = cluster.pilots()
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    print(f"one poll and listing of 1000 jobs: {cpu:.2f} s of CPU, Slurm's own included")
     assert {(row["state"], row["reason"]) for row in rows} == {("held", "JobHeldUser")}
     assert len(rows) == 1000
     cluster.hpcq("cancel-pilots", "--name", cluster.queue, "--all")
-    assert took < 2
 
 
 def test_a_requeued_job_is_another_incarnation(cluster: Cluster) -> None:
@@ -123,29 +119,6 @@ def test_a_requeued_job_is_another_incarnation(cluster: Cluster) -> None:
     output = finished(program)
     assert output.startswith("done success 2 "), output
     assert len(marks.read_text().splitlines()) == 2
-
-
-def test_a_node_that_fails(cluster: Cluster) -> None:
-    marks = cluster.directory / "marks"
-    program = cluster.program(WAIT, f"echo $$ >> {marks}; test $(wc -l < {marks}) -ge 2 || sleep 600")
-    cluster.submit("-n", "2", "--cores", "4", "--vpn", "none")
-    ready(cluster, 2)
-    row = busy(cluster)
-    until(marks.exists, "the task runs")
-    node = f"NodeName={row['hostname']}"
-    cluster.site.run("login", ["scontrol", "update", node, "State=DOWN", "Reason=test"], user=False, check=True)
-    try:
-        output = finished(program)
-        assert output.startswith("done success 2 "), output
-        assert output.split()[3] != row["hostname"]
-    finally:
-        until(lambda: resumed(cluster, node), "the node is back")
-
-
-def resumed(cluster: Cluster, node: str) -> bool:
-    cluster.site.run("login", ["scontrol", "update", node, "State=RESUME"], user=False)
-    state = cluster.site.run("login", ["scontrol", "show", "node", node.partition("=")[2]], check=True).stdout
-    return not any(word in state for word in ("State=DOWN", "DRAIN", "NOT_RESPONDING"))
 
 
 def test_several_nodes_are_one_job_with_a_pilot_on_each(cluster: Cluster) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, descendants, finished, until
+from cluster import Cluster, descendants, ended, finished, until
 from simulated_site import plan
 from simulated_site.client import Site
 
@@ -27,9 +27,7 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
     needs = queue.submit(hpcq.Task(again).set(network="wan", retries=0, tag="wan"))
     queue.submit(hpcq.Task(busy).set(retries=0, tag="any"))
     while not queue.empty():
-        task = queue.wait(80)
-        if task is None:
-            sys.exit("nothing ends")
+        task = queue.wait()
         print(task.tag, task.outcome, task.attempts, task.message, flush=True)
 """
 
@@ -69,9 +67,7 @@ def at_work(
     until(lambda: (marks / "wan").exists() and (marks / "any").exists(), "both tasks run")
     (row,) = cluster.pilots()
     yield program, row["hostname"], marks
-    if program.poll() is None:
-        program.send_signal(signal.SIGINT)
-        program.communicate(timeout=60)
+    ended(program, signal.SIGINT)
 
 
 def runs(marks: Path, name: str) -> int:
@@ -96,9 +92,9 @@ limits = "XRD_CONNECTIONWINDOW=5 XRD_CONNECTIONRETRY=1 XRD_REQUESTTIMEOUT=20 XRD
 read = f"echo $$ >> {marks}/tries; {limits} xrdcp -f {url} {marks}/read"
 with hpcq.Queue(name=sys.argv[1]) as queue:
     queue.submit(hpcq.Task("false").set(network="wan", retries=0, tag="own"))
-    first = queue.wait(80)
+    first = queue.wait()
     queue.submit(hpcq.Task(f"until test -e {marks}/go; do sleep 0.1; done; {read}").set(network="wan", tag="wan"))
-    for task in (first, queue.wait(80)):
+    for task in (first, queue.wait()):
         print(task.tag, task.outcome, task.attempts, task.message, flush=True)
 """
 

@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from cluster import DEADLINE, WAIT, Cluster, alive, descendants, finished, until, wrapping_template
+from cluster import WAIT, Cluster, alive, descendants, ended, finished, until, wrapping_template
 
 READ = """
 import sys, hpcq
@@ -19,7 +19,7 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
     for _ in range(4):
         queue.submit(hpcq.PythonTask(entries, sys.argv[2]).set(network="wan"))
     while not queue.empty():
-        task = queue.wait(80)
+        task = queue.wait()
         print(task.outcome, task.output, task.hostname, task.message, flush=True)
 """
 
@@ -45,7 +45,7 @@ with hpcq.Queue(sys.argv[1]) as queue:
     missing = {"a": hpcq.URL(sys.argv[2] + ".not")}
     for wanted in (inputs, inputs, missing):
         queue.submit(hpcq.Task(command, inputs=wanted))
-        done = queue.wait(120)
+        done = queue.wait()
         print(done.outcome, (done.output + done.message).replace("\\n", " "))
 """
 
@@ -63,14 +63,13 @@ def test_inputs_come_from_xrootd_through_the_tunnel(cluster: Cluster) -> None:
 
 @pytest.mark.usefixtures("gateway")
 def test_pilots_shows_tunnel_and_work(cluster: Cluster) -> None:
-    program = cluster.program(WAIT, "sleep 60")
+    program = cluster.program(WAIT, "sleep 600")
     cluster.submit(*XROOTD)
     (row,) = until(lambda: [row for row in cluster.pilots() if row["state"] == "ready"], "the pilot is ready")
     assert row["tunnel_kind"] in ("DTLS", "TLS")
     status = json.loads(cluster.hpcq("status", "--name", cluster.queue, "--json").stdout)
     assert status["pilots"]["ready"] == 1
-    program.send_signal(signal.SIGINT)
-    program.communicate(timeout=DEADLINE)
+    ended(program, signal.SIGINT)
     until(lambda: not cluster.jobs(), "Ctrl-C in the program cancels its jobs")
 
 
@@ -81,8 +80,7 @@ def failed_layer(cluster: Cluster, *options: str) -> tuple[str, str]:
         cluster.submit(*options)
         (row,) = until(lambda: [row for row in cluster.pilots() if row["state"] == "failed"], "the pilot has failed")
     finally:
-        program.send_signal(signal.SIGINT)
-        program.communicate(timeout=DEADLINE)
+        ended(program, signal.SIGINT)
     return row["failed_layer"], row["message"]
 
 
@@ -181,5 +179,4 @@ def test_a_killed_pilot_leaves_nothing_on_its_node(cluster: Cluster) -> None:
     assert len(tree) > 2
     os.kill(pid, signal.SIGKILL)
     until(lambda: not [one for one in tree if alive(one)], "all its processes are gone")
-    program.send_signal(signal.SIGINT)
-    program.communicate(timeout=DEADLINE)
+    ended(program, signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cluster import DEADLINE
 from simulated_site.client import Site
 
 
@@ -13,22 +14,22 @@ def test_both_nodes_are_there_in_both_partitions(slurm: Site) -> None:
 
 
 def test_a_job_runs_as_the_user_on_each_node(slurm: Site) -> None:
-    command = ["srun", "--nodes=2", "--ntasks=2", "--immediate=30", "sh", "-c", "echo $(hostname) $(id -un) $(pwd)"]
-    output = slurm.run("login", command, check=True).stdout
+    command = ["srun", "--nodes=2", "--ntasks=2", "sh", "-c", "echo $(hostname) $(id -un) $(pwd)"]
+    output = slurm.run("login", command, check=True, timeout=DEADLINE).stdout
     assert sorted(output.splitlines()) == [f"{host} {slurm.user} {slurm.home}" for host in ("cn1", "cn2")]
 
 
 def test_a_job_can_make_user_namespaces(slurm: Site) -> None:
     script = "test -w /dev/net/tun && unshare --user --map-root-user --net --mount id -u"
-    command = ["srun", "--immediate=30", "sh", "-c", script]
-    assert slurm.run("login", command, check=True).stdout == "0\n"
+    command = ["srun", "sh", "-c", script]
+    assert slurm.run("login", command, check=True, timeout=DEADLINE).stdout == "0\n"
 
 
 def test_a_batch_job_writes_to_the_shared_home(slurm: Site, shared_path: Path) -> None:
     script = '#!/bin/bash\nhostname\ntest -n "$SLURM_JOB_ID"\n'
     output = shared_path / "job.out"
     command = ["sbatch", "--parsable", "--wait", "--partition=debug", f"--output={output}"]
-    slurm.run("login", command, stdin=script, check=True)
+    slurm.run("login", command, stdin=script, check=True, timeout=DEADLINE)
     assert output.read_text().strip() in {"cn1", "cn2"}
 
 

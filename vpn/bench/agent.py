@@ -21,6 +21,7 @@ import msgspec
 
 from vpn.bench import messages as m
 from vpn.bench.cpu import tree_seconds
+from vpn.bench.plain import start_plain
 from vpn.config import Credential, TunnelConfig
 from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
 from vpn.gateway.client import GatewayClient
@@ -81,7 +82,7 @@ class Agent:
         self.keeper = keeper
         self.stack = stack
         self.tunnels: dict[str, tuple[Workers, Session | None, AsyncExitStack]] = {}
-        self.gateways: dict[str, Process] = {}
+        self.plain: dict[str, Process] = {}
 
     async def answer(self, request: m.Request) -> m.Answer:
         """Do what is asked."""
@@ -102,12 +103,18 @@ class Agent:
                 await self.tunnels.pop(name)[2].aclose()
             case m.StartGateway(name, arguments):
                 await self._start_gateway(name, arguments)
-            case m.Issue(gateway, label):
-                issued = await asyncio.to_thread(GatewayClient(gateway).issue, label)
-                return m.Issued(issued.to_bytes())
+            case m.StartPlain() | m.Issue():
+                return m.Issued((await self._issue(request)).to_bytes())
             case m.GatewayCpu(gateway):
-                return m.Cpu(tree_seconds(_gateway_pid(gateway)))
+                own = self.plain.get(gateway)
+                return m.Cpu(tree_seconds(own.pid if own is not None else _gateway_pid(gateway)))
         return m.Fine()
+
+    async def _issue(self, request: m.StartPlain | m.Issue) -> Credential:
+        if isinstance(request, m.Issue):
+            return await asyncio.to_thread(GatewayClient(request.gateway).issue, request.label)
+        credential, self.plain[request.name] = await start_plain(self.keeper, self.stack)
+        return credential
 
     async def _open(self, request: m.Open) -> m.Opened:
         loop = asyncio.get_running_loop()

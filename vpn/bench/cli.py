@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from vpn.bench import show
+from vpn.bench import show, whole
 from vpn.bench import site as simulated
 from vpn.bench import traffic as wire
 from vpn.bench.plan import Link, Plan, Way, default_ways
@@ -43,10 +43,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 @click.option("--listen", default="0.0.0.0", show_default=True, help="With --serve.")  # noqa: S104
 @click.option("--node", default="", metavar="PREFIX", help="How to run on a compute node: 'srun -n1'.  [default: here]")
 @click.option("--home", default="", metavar="PREFIX", help="How to run where the gateway is.  [default: here]")
+@click.option("--root", default="", metavar="PREFIX", help="How to be root there, for --mode plain: 'sudo -n'.")
 @click.option("--gateway", default="", metavar="NAME", help="A gateway that runs.  [default: one for this run]")
 @click.option("--gateway-option", multiple=True, metavar="OPT", help="For the one of this run: '--allow=…'.")
 @click.option("--xrdcp", "copy_url", default="", metavar="URL", help="Also time `xrdcp` of this file.")
 @click.option("--site", is_flag=True, help="On the simulated site of a clone.")
+@click.option("--goals", is_flag=True, help="With --site: what the goals need, link after link.")
 @click.option("--link", metavar="RATE,TIME", help="The site's outer link: 1gbit,20ms.  [default: unshaped]")
 @click.option("--no-xrdcp", is_flag=True, help="On the site: without the copies.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="PNG", help="Draw throughput against workers.")
@@ -63,6 +65,8 @@ def tunnel(ctx: click.Context, /, **values: object) -> None:
     if options.serve:
         _serve(options)
         return
+    if options.goals:
+        ctx.exit(_measure_goals(options))
     plan, link = options.plan(), Link.parse(options.link) if options.link else None
     if options.site and not simulated.inside():
         simulated.enter(_again(), link or Link(), options.shown())
@@ -86,10 +90,12 @@ class _Options(msgspec.Struct):
     listen: str
     node: str
     home: str
+    root: str
     gateway: str
     gateway_option: tuple[str, ...]
     copy_url: str
     site: bool
+    goals: bool
     link: str | None
     no_xrdcp: bool
     plot: object
@@ -98,7 +104,7 @@ class _Options(msgspec.Struct):
 
     def plan(self) -> Plan:
         """What to measure; raises UsageError."""
-        ways = tuple(Way.parse(text) for text in self.modes) or tuple(default_ways())
+        ways = tuple(Way.parse(text) for text in self.modes) or tuple(default_ways(root=self.site or bool(self.root)))
         return Plan(
             ways,
             _numbers(self.workers),
@@ -112,6 +118,12 @@ class _Options(msgspec.Struct):
     def files(self) -> list[Path]:
         """What will be written."""
         return [path.absolute() for path in (self.plot, self.output) if isinstance(path, Path)]
+
+    def check_files(self) -> None:
+        """Raise UsageError when one could not be written at the end."""
+        for path in self.files():
+            if not os.access(path.parent, os.W_OK):
+                raise UsageError(f"cannot write {path}: {path.parent} is not a directory you may write to")
 
     def shown(self) -> list[Path]:
         """Directories of these, for a site, which hides /tmp."""
@@ -130,10 +142,28 @@ def _serve(options: _Options) -> None:
     wire.serve(options.listen, options.port, wire.IDLE, follow=False)
 
 
+def _measure_goals(options: _Options) -> bool:
+    """The whole table; whether something was missed."""
+    if not options.site or options.link or options.modes:
+        raise UsageError("--goals is for --site, and knows links and modes by itself")
+    options.check_files()
+    click.echo(f"measuring what every goal needs, about {_clock(whole.duration())}", err=True)
+    found = whole.measure(lambda text: click.echo(f"bench: {text}", err=True))
+    if isinstance(options.output, Path):
+        options.output.write_text(as_json(found) + "\n")
+    if isinstance(options.plot, Path):
+        show.plot_goals(found.reports, options.plot)
+    if options.as_data:
+        click.echo(as_json(found))
+        return found.missed
+    for report in found.reports:
+        click.echo(f"link {report.link}\n")
+        _print_tables(report)
+    return found.missed
+
+
 def _measure(options: _Options, plan: Plan, link: Link | None) -> Report:
-    for path in options.files():
-        if not os.access(path.parent, os.W_OK):
-            raise UsageError(f"cannot write {path}: {path.parent} is not a directory you may write to")
+    options.check_files()
     settings = Settings(plan, _places(options, plan), link or (Link() if options.site else None))
     names = ", ".join(plan.labels)
     click.echo(f"measuring {names}: {plan.count()} steps, about {_clock(plan.duration())}", err=True)
@@ -145,7 +175,9 @@ def _places(options: _Options, plan: Plan) -> Places:
     if options.site:
         places = simulated.places(plan.copies)
     elif options.server:
-        places = Places(parse_server(options.server), options.node, options.home, copy_url=options.copy_url)
+        places = Places(
+            parse_server(options.server), options.node, options.home, root=options.root, copy_url=options.copy_url
+        )
     else:
         raise UsageError("say where the far side is: --server HOST:PORT (run there with --serve), or --site")
     return replace(places, gateway=options.gateway, gateway_arguments=options.gateway_option)
@@ -186,5 +218,9 @@ def _print(report: Report, options: _Options) -> None:
     if options.as_data:
         click.echo(data)
         return
+    _print_tables(report)
+
+
+def _print_tables(report: Report) -> None:
     for lines in (show.table(report), show.setup_table(report), show.goal_lines(report.goals)):
         click.echo("\n".join(show.plain(lines)) + "\n")

@@ -15,6 +15,7 @@ from vpn.bench.report import Report, Row, Verdict
 
 FILLED = 0.9
 """Native fills a link when it gets this much of its nominal rate: less is the machine's limit, not the link's."""
+OF_NATIVE = ", of native"
 MANY = 20
 STANDARD, LONG = "standard", "long"
 UNSHAPED = "unshaped"
@@ -69,11 +70,11 @@ def _ratios(report: Report, link: Link | None) -> Iterator[Verdict]:
     kind = kind_of(link)
     for goal in RATIOS:
         row = next((found for label in goal.labels if (found := report.row(label))), None)
-        if goal.kind != kind or (goal.workers > 1 and not _measured(report, goal.workers)):
+        if goal.kind != kind or not _measured(report, goal.workers):
             continue
         flows = "1 flow" if goal.workers == 1 else f"{goal.workers} workers"
         for direction in ("up", "down"):
-            name = f"{goal.labels[0]}, {flows} {direction}, of native"
+            name = f"{goal.labels[0]}, {flows} {direction}{OF_NATIVE}"
             yield _at_least(name, goal.limit, *_ratio(report, row, goal, direction, link))
 
 
@@ -116,16 +117,16 @@ def _prototype(report: Report) -> Iterator[Verdict]:
 
 def _bring_up(report: Report) -> Iterator[Verdict]:
     for mode, limit in BRING_UP.items():
-        row = report.row(mode)
-        yield _at_most(f"{mode}, bring-up, s", limit, row.bring_up if row else None, row.problem if row else "")
+        if row := report.row(mode):
+            yield _at_most(f"{mode}, bring-up, s", limit, row.bring_up, row.problem)
 
 
 def _round_trips(report: Report) -> Iterator[Verdict]:
     for mode, limit in ADDED_ROUND_TRIP.items():
-        row = report.row(mode)
-        added = report.added_round_trip(row) if row else None
-        value = None if added is None else 1e3 * added
-        yield _at_most(f"{mode}, added round trip, ms", 1e3 * limit, value, row.problem if row else "")
+        if row := report.row(mode):
+            added = report.added_round_trip(row)
+            value = None if added is None else 1e3 * added
+            yield _at_most(f"{mode}, added round trip, ms", 1e3 * limit, value, row.problem)
 
 
 def _copies(report: Report) -> Iterator[Verdict]:

@@ -58,6 +58,12 @@ class StartGateway(Message, frozen=True):
     arguments: list[str] = []
 
 
+class StartPlain(Message, frozen=True):
+    """Start an ocserv as a site's root would, which ends with the agent. Answer: ``Issued``."""
+
+    name: str
+
+
 class Issue(Message, frozen=True):
     """A credential of a gateway of this user on this host. Answer: ``Issued``."""
 
@@ -66,7 +72,7 @@ class Issue(Message, frozen=True):
 
 
 class GatewayCpu(Message, frozen=True):
-    """CPU seconds so far of a gateway and all its processes. Answer: ``Cpu``."""
+    """CPU seconds so far of a gateway, or what ``StartPlain`` started, and all its processes. Answer: ``Cpu``."""
 
     gateway: str
 
@@ -121,5 +127,5 @@ class Problem(Message, frozen=True):
     message: str
 
 
-Request = Open | Transfer | Copy | Close | StartGateway | Issue | GatewayCpu
+Request = Open | Transfer | Copy | Close | StartGateway | StartPlain | Issue | GatewayCpu
 Answer = Fine | Opened | Transferred | Copied | Issued | Cpu | Problem

@@ -18,15 +18,19 @@ from vpn.errors import UsageError
 NATIVE = "native"
 NOT_MEASURED = ("none", "auto")
 """Modes that are left out unless named: ``none`` is no tunnel, ``auto`` is one of the others."""
+PLAIN = "plain"
+"""The way through an ocserv that is not ours, run by root: openconnect as it works everywhere."""
 UPLINK_OF = {"prototype": "prototype"}
 """Modes that need a gateway of their own kind."""
 STEP_OVERHEAD = 0.4
 """Seconds a step takes beside its transfer: connecting, reporting."""
-OPEN_SECONDS = 4.0
+NOT_COPIED = ("prototype", PLAIN)
+"""Ways without a copy by xrdcp: it would take most of the time, and no goal asks for it."""
+OPEN_SECONDS = 2.5
 ROUND_TRIP, COPY = "round trip", "xrdcp"
-PINGS = 50
+PINGS, PING_SECONDS, FEWEST_PINGS = 50, 1.0, 10
 
-_LINK = re.compile(r"(?P<rate>\d+(?:\.\d+)?)\s*(?P<unit>[kmg])bit,\s*(?P<ms>\d+(?:\.\d+)?)\s*ms", re.IGNORECASE)
+_LINK = re.compile(r"(?P<rate>\d+(?:\.\d+)?)\s*(?P<unit>[kmg])bit(?:,\s*(?P<ms>\d+(?:\.\d+)?)\s*ms)?", re.IGNORECASE)
 _SCALE = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
@@ -39,13 +43,13 @@ class Link:
 
     @classmethod
     def parse(cls, text: str) -> Link:
-        """``1gbit,20ms`` or ``unshaped``; raises UsageError."""
+        """``1gbit,20ms``, ``10gbit`` (no round trip of its own) or ``unshaped``; raises UsageError."""
         if text == "unshaped":
             return cls()
         match = _LINK.fullmatch(text.strip())
         if match is None or not float(match["rate"]):
             raise UsageError(f"link {text!r}: write it as 1gbit,20ms or 100mbit,150ms, or unshaped")
-        return cls(float(match["rate"]) * _SCALE[match["unit"].lower()], float(match["ms"]) / 1e3)
+        return cls(float(match["rate"]) * _SCALE[match["unit"].lower()], float(match["ms"] or 0) / 1e3)
 
     def __str__(self) -> str:
         if not self.rate:
@@ -63,13 +67,18 @@ class Way:
     options: dict[str, Value] = field(default_factory=dict)
     uplink: str = ""
     """Of the gateway it ends at; "": as gateways usually are."""
+    plain: bool = False
+    """Whether it ends at no gateway of ours, but at an ocserv run by root."""
 
     @classmethod
     def parse(cls, text: str) -> Way:
-        """``MODE`` or ``MODE:setting=value,…``, where ``uplink`` is its gateway's; raises UsageError."""
-        mode, _, rest = text.partition(":")
+        """``MODE`` or ``MODE:setting=value,…``, where ``uplink`` is its gateway's and the mode may be ``plain``; raises
+        UsageError.
+        """
+        named, _, rest = text.partition(":")
+        mode = "openconnect" if named == PLAIN else named
         if mode not in MODES:
-            raise UsageError(f"unknown tunnel mode {mode!r}; known: {', '.join(MODES)}")
+            raise UsageError(f"unknown tunnel mode {mode!r}; known: {', '.join((*MODES, PLAIN))}")
         options: dict[str, Value] = {}
         for part in filter(None, rest.split(",")):
             name, equals, value = part.partition("=")
@@ -77,7 +86,7 @@ class Way:
                 raise UsageError(f"{text!r}: settings are written as {mode}:name=value,…")
             options[name] = _value(value) if equals else True
         uplink = str(options.pop("uplink", UPLINK_OF.get(mode, "")))
-        return cls(text, mode, options, uplink)
+        return cls(text, mode, options, uplink, named == PLAIN)
 
 
 def _value(text: str) -> Value:
@@ -91,9 +100,10 @@ def _value(text: str) -> Value:
     return text.split("+") if "+" in text else text
 
 
-def default_ways() -> list[Way]:
-    """Every mode there is."""
-    return [Way.parse(mode) for mode in MODES if mode not in NOT_MEASURED]
+def default_ways(*, root: bool = False) -> list[Way]:
+    """Every mode there is; with ``root``, an ocserv of root's too."""
+    names = [mode for mode in MODES if mode not in NOT_MEASURED]
+    return [Way.parse(name) for name in [*names, *([PLAIN] if root else [])]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ class Plan:
     """Seconds before what counts; None: by ``round_trip`` and the number of workers."""
     round_trip: float = 0.02
     copies: bool = False
-    copy_seconds: float = 3.0
+    copy_seconds: float = 2.5
 
     def __post_init__(self) -> None:
         labels = [way.label for way in self.ways]
@@ -135,6 +145,12 @@ class Plan:
         """Native first."""
         return [NATIVE, *(way.label for way in self.ways)]
 
+    @property
+    def copied(self) -> list[str]:
+        """Those that a copy by xrdcp goes through."""
+        named = [way.label for way in self.ways if way.label.partition(":")[0] not in NOT_COPIED]
+        return [NATIVE, *named] if self.copies else []
+
     def works(self) -> list[Work]:
         """Every kind of transfer."""
         return [Work(direction, workers) for workers in self.workers for direction in self.directions]
@@ -150,7 +166,8 @@ class Plan:
             turn = [*labels[first:], *labels[:first]]
             for work in self.stages():
                 for label in turn:
-                    yield number, work, label
+                    if work != COPY or label in self.copied:
+                        yield number, work, label
 
     def warming(self, workers: int) -> float:
         """Seconds until so many flows have found their rates: some twenty round trips of slow start and of the losses
@@ -160,16 +177,20 @@ class Plan:
             return self.warmup
         return 0.5 + 25 * self.round_trip * (1 + math.log2(workers) / 2)
 
+    def pings(self) -> int:
+        """Round trips of one measurement: fewer of long ones."""
+        return round(max(FEWEST_PINGS, min(PINGS, PING_SECONDS / max(self.round_trip, 1e-6))))
+
     def count(self) -> int:
         """Steps there will be."""
-        return self.rounds * (1 + len(self.ways)) * len(self.stages())
+        return self.rounds * ((1 + len(self.ways)) * (1 + len(self.works())) + len(self.copied))
 
     def duration(self) -> float:
         """Seconds the whole will take, about."""
         ways = 1 + len(self.ways)
         one_round = ways * (
             sum(self.warming(work.workers) + self.seconds + STEP_OVERHEAD for work in self.works())
-            + self.copies * self.copy_seconds
-            + PINGS * self.round_trip
+            + self.pings() * self.round_trip
         )
+        one_round += len(self.copied) * self.copy_seconds
         return ways * OPEN_SECONDS + self.rounds * one_round

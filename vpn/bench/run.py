@@ -29,7 +29,7 @@ from vpn.bench import messages as m
 from vpn.bench.agent import TRAFFIC
 from vpn.bench.figures import common_rates, fairness
 from vpn.bench.goals import judge
-from vpn.bench.plan import COPY, NATIVE, PINGS, Link, Plan, Way, Work
+from vpn.bench.plan import COPY, NATIVE, PLAIN, Link, Plan, Way, Work
 from vpn.bench.report import Report, Row
 from vpn.errors import TunnelError, UsageError
 from vpn.process import python_argv
@@ -50,6 +50,8 @@ class Places:
     node: str = ""
     home: str = ""
     far: str = ""
+    root: str = ""
+    """How to be root at home, for an ocserv of root's; "": there is no way."""
     gateway: str = ""
     """A gateway that runs at home; "": one is started for the run."""
     gateway_arguments: tuple[str, ...] = ()
@@ -141,7 +143,10 @@ class Run:
         self.places = settings.places
         self.server = settings.places.server
         self._gateways: dict[str, str] = {"": settings.places.gateway} if settings.places.gateway else {}
-        self._gateway_of: dict[str, str] = {}
+        self._gateway_of: dict[str, tuple[AgentProcess, str]] = {}
+        self._root: AgentProcess | None = None
+        self._issued: m.Issued | None = None
+        self._stack = AsyncExitStack()
         self.report = Report(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             hosts={},
@@ -152,7 +157,7 @@ class Run:
 
     async def go(self) -> Report:
         """All of it; raises VpnError when nothing can be measured."""
-        async with AsyncExitStack() as stack:
+        async with self._stack as stack:
             self.server = await self._far_side(stack)
             self.home = await AgentProcess.start(self.places.home, "at home")
             stack.push_async_callback(self.home.close)
@@ -204,7 +209,7 @@ class Run:
     async def _ping(self, label: str) -> float:
         host, port = self.server
         answer = await self._agent(label).ask(
-            m.Transfer(label, (host, port), "echo", workers=1, trips=PINGS), m.Transferred
+            m.Transfer(label, (host, port), "echo", workers=1, trips=self.plan.pings()), m.Transferred
         )
         found = answer.workers[0]
         if found.error:
@@ -223,11 +228,27 @@ class Run:
                 self.settings.say(f"{way.label} is left out: {error.message}")
 
     async def _tunnel(self, way: Way, row: Row) -> None:
-        gateway = self._gateway_of[way.label] = await self._gateway(way.uplink)
-        issued = await self.home.ask(m.Issue(gateway, f"bench {way.label}"), m.Issued)
+        issued = await (self._plain(way) if way.plain else self._login(way))
         opened = await self.node.ask(m.Open(way.label, way.mode, way.options, issued.credential), m.Opened)
         row.info, row.bring_up = opened.info, opened.seconds
         await self._ping(way.label)
+
+    async def _login(self, way: Way) -> m.Issued:
+        gateway = await self._gateway(way.uplink)
+        self._gateway_of[way.label] = self.home, gateway
+        return await self.home.ask(m.Issue(gateway, f"bench {way.label}"), m.Issued)
+
+    async def _plain(self, way: Way) -> m.Issued:
+        """An ocserv of root's, one for all such ways."""
+        if self._root is None:
+            if not self.places.root:
+                raise TunnelError("gateway", "an ocserv of root's needs --root 'sudo -n', or --site")
+            self._root = await AgentProcess.start(self.places.root, "of root's")
+            self._stack.push_async_callback(self._root.close)
+        if self._issued is None:
+            self._issued = await self._root.ask(m.StartPlain(PLAIN), m.Issued)
+        self._gateway_of[way.label] = self._root, PLAIN
+        return self._issued
 
     async def _gateway(self, uplink: str) -> str:
         """The name of a gateway of this kind; one of our own is started where none was given."""
@@ -291,7 +312,8 @@ class Run:
     async def _gateway_cpu(self, label: str) -> float:
         if label == NATIVE:
             return 0.0
-        return (await self.home.ask(m.GatewayCpu(self._gateway_of[label]), m.Cpu)).seconds
+        agent, gateway = self._gateway_of[label]
+        return (await agent.ask(m.GatewayCpu(gateway), m.Cpu)).seconds
 
     async def _copy(self, label: str) -> None:
         row = self.report.row(label)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vpn.bench.figures import median
+from vpn.bench.goals import OF_NATIVE
 from vpn.bench.report import Point, Report, Row, Verdict
 from vpn.errors import UsageError
 
@@ -83,30 +84,60 @@ def goal_lines(goals: list[Verdict]) -> list[list[str]]:
     ]
 
 
+def _figure_of(width: float, height: float) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        raise UsageError("a plot needs matplotlib: pip install 'hpcq[plots]'") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write the plot to {path}: {error}") from None
+
+
+def plot_goals(reports: Sequence[Report], path: Path) -> None:
+    """A bar for each goal that is a part of native, and a mark where the goal is; raises UsageError as ``plot``."""
+    goals = [
+        (f"{report.link}: {goal.goal.removesuffix(OF_NATIVE)}", goal)
+        for report in reports
+        for goal in report.goals
+        if goal.goal.endswith(OF_NATIVE) and goal.value is not None
+    ]
+    goals.reverse()
+    figure = _figure_of(9, 1.5 + 0.25 * len(goals))
+    axis = figure.subplots()
+    places = range(len(goals))
+    colours = [{True: "tab:green", False: "tab:red", None: "lightgrey"}[goal.ok] for _, goal in goals]
+    axis.barh(places, [goal.value for _, goal in goals], color=colours)
+    axis.plot([goal.limit for _, goal in goals], list(places), "k|", markersize=14, label="goal")
+    axis.set_yticks(list(places), [name for name, _ in goals], fontsize="small")
+    axis.set_xlabel("of native in the same run (grey: native did not fill the link)")
+    axis.legend(fontsize="small")
+    _save(figure, path)
+
+
 def plot(report: Report, path: Path) -> None:
     """Aggregate throughput against workers: one line a way, native dashed, the paper's points marked.
 
     Raises:
         UsageError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError:
-        raise UsageError("a plot needs matplotlib: pip install 'hpcq[plots]'") from None
     directions = list(dict.fromkeys(point.direction for point in report.native.points))
-    figure = Figure(figsize=(6 * len(directions), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure_of(6 * len(directions), 4.5)
     axes = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
     for axis, direction in zip(axes, directions, strict=True):
         _draw(axis, report, direction)
     axes[0].set_ylabel("throughput of all workers, Mbit/s")
     axes[0].legend(fontsize="small")
     figure.suptitle(f"{report.link or report.server}, {report.date[:10]}", fontsize="medium")
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot write the plot to {path}: {error}") from None
+    _save(figure, path)
 
 
 def _draw(axis: Any, report: Report, direction: str) -> None:

@@ -64,6 +64,7 @@ def places(copies: bool) -> Places:
         node=_on(NODE),
         home=_on(HOME),
         far=_on(FAR),
+        root=_on(HOME, "--root"),
         copy_url=_make_file(site) if copies else "",
     )
 

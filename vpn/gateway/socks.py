@@ -29,7 +29,7 @@ from vpn.gateway.outside import Outside, OutsideError
 from vpn.gateway.resolver import Resolver
 from vpn.gateway.tickets import AWAY_LIFETIME, Tickets
 from vpn.relay import socks5
-from vpn.relay.pump import ready, reset_on_close, resume_soon
+from vpn.relay.pump import end_on_close, ready, reset_on_close, resume_soon
 from vpn.relay.socks5 import Answer, Command, Target
 from vpn.relay.tls import TlsStream
 
@@ -151,6 +151,8 @@ class SocksService:
         match request.command:
             case Command.CONNECT:
                 await self._connect(stream, username, request.target)
+            case Command.CONNECT_PLAIN:
+                await self._connect_plain(stream, username, request.target)
             case Command.SESSION:
                 await self._session(stream, username, address)
             case Command.RESOLVE:
@@ -173,6 +175,22 @@ class SocksService:
             await stream.send(socks5.give_reply(ANSWERS.get(error.kind, Answer.FAILED)))
             await stream.end()
 
+    async def _connect_plain(self, stream: TlsStream, username: str, target: Target) -> None:
+        """The same, and from the answer on without TLS."""
+        async with asyncio.timeout(LOGIN_DEADLINE):
+            plain = await stream.leave()
+
+        async def connected() -> None:
+            await stream.send(socks5.give_reply(Answer.OK))
+            await stream.end()
+
+        try:
+            await self._outside.carry(username, plain, target.host, target.port, connected)
+        except OutsideError as error:
+            end_on_close(plain)  # else its close would overtake the answer
+            await stream.send(socks5.give_reply(ANSWERS.get(error.kind, Answer.FAILED)))
+            await stream.end()
+
     async def _session(self, stream: TlsStream, username: str, address: str) -> None:
         """Keep a session; a newer connection of it takes its place."""
         before = self._sessions.get(username)
@@ -190,7 +208,7 @@ class SocksService:
             self._on_event("connect", username, address)
         ended = False
         try:
-            abilities = socks5.HAS_IPV6 if has_ipv6() else 0
+            abilities = socks5.HAS_PLAIN | (socks5.HAS_IPV6 if has_ipv6() else 0)
             await stream.send(socks5.give_reply(Answer.OK, Target(token, abilities)))
             ended = await _echo(stream)
         except asyncio.CancelledError:  # revoked, or the gateway ends: its pilot need not try to come back

@@ -5,22 +5,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import msgspec
 
 from vpn.errors import Layer, TunnelError
-from vpn.process import Client, Process
+from vpn.process import Argv, Client, Process, SpawnOptions
+
+PLAIN = "TCP"
+"""A kind: what programs send is not encrypted on its way to the gateway."""
 
 
 class TunnelInfo(msgspec.Struct, frozen=True):
-    """What came up: ``kind`` is DTLS, TLS, SOCKS5, slirp4netns or "" (mode none), ``mtu`` in bytes, times in seconds.
+    """What came up: ``kind`` is DTLS, TLS, TCP, SOCKS5, pasta, slirp4netns or "" (mode none), ``mtu`` in bytes, times
+    in seconds.
 
-    ``passed_over``: in mode auto, a line for each mode that was not chosen, with the reason.
+    ``passed_over``: a line for each mode (auto) or program (slirp) that was not chosen, with the reason.
     """
 
     mode: str
@@ -39,18 +41,7 @@ class Spawner(Protocol):
 
     lost: asyncio.Future[TunnelError]
 
-    async def spawn(
-        self,
-        argv: Sequence[str | bytes | os.PathLike[str]],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        stdin: int | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        pass_fds: Sequence[int] = (),
-        new_session: bool = True,
-    ) -> Process:
+    async def spawn(self, argv: Argv, **options: Unpack[SpawnOptions]) -> Process:
         """As ``Client.spawn``."""
 
 

@@ -3,7 +3,8 @@
 Sequence:
 
 1. the data plane (``vpn.relay.plane``) starts outside, in the host's network, and opens its session at the gateway:
-   the credential on its standard input, the gateway's key pinned;
+   the credential on its standard input, the gateway's key pinned (where no TLS is asked for, logins have it all the
+   same, and what programs send goes by splice(2));
 2. meanwhile a namespace with a tun device as its default route, and in it: listeners, one rule of nat that redirects
    what TCP leaves by the device to them, and the sockets of a name server;
 3. their descriptors go to the data plane: commands can run.
@@ -23,7 +24,7 @@ import msgspec
 
 from vpn.config import Credential, TunnelConfig
 from vpn.errors import TunnelError
-from vpn.modes.base import BringUp, TunnelInfo
+from vpn.modes.base import PLAIN, BringUp, TunnelInfo
 from vpn.namespace import Namespace, open_namespace
 from vpn.pipes import filled, read_lines
 from vpn.process import Client, Process, first_of, python_argv
@@ -59,8 +60,8 @@ class RelayTunnel:
         """As it came up."""
         return TunnelInfo(
             mode="relay",
-            kind="TLS",
-            cipher=self.report.cipher,
+            kind="TLS" if self.config.tls else PLAIN,
+            cipher=self.report.cipher if self.config.tls else "",
             bring_up_seconds=self.seconds,
             address=ADDRESS,
             mtu=MTU,
@@ -91,7 +92,9 @@ class RelayTunnel:
         self.seconds = self.up.keeper.loop.time() - self.up.started_at
 
     async def _start(self, control: int) -> Process:
-        settings = Settings(self.credential.to_bytes(), self.config.reconnect_timeout, self.config.direct)
+        settings = Settings(
+            self.credential.to_bytes(), self.config.reconnect_timeout, self.config.direct, self.config.tls
+        )
         output, output_end = os.pipe()
         errors, errors_end = os.pipe()
         stdin = filled(msgspec.json.encode(settings))

@@ -19,16 +19,16 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import msgspec
 
 from vpn.config import TunnelConfig
 from vpn.errors import LAYERS, Layer, TunnelError
-from vpn.modes.base import BringUp, TunnelInfo
+from vpn.modes.base import PLAIN, BringUp, TunnelInfo
 from vpn.pipes import filled, read_lines
-from vpn.process import Client, Process, python_argv
+from vpn.process import Argv, Client, Process, SpawnOptions, python_argv
 from vpn.programs import environment, find_shim
 from vpn.shim.forwarder import Serving, Settings, Trouble
 
@@ -47,31 +47,13 @@ class ShimClient:
         self._library = ctypes.CDLL(shim)
         self._library.vpn_shim_refusal.restype = ctypes.c_char_p
 
-    async def spawn(
-        self,
-        argv: Sequence[str | bytes | os.PathLike[str]],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        stdin: int | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        pass_fds: Sequence[int] = (),
-        new_session: bool = True,
-    ) -> Process:
+    async def spawn(self, argv: Argv, **options: Unpack[SpawnOptions]) -> Process:
         """As ``Client.spawn``; a program that cannot be served raises PermissionError, whose text says why."""
+        env = options.get("env")
         given = dict(os.environ if env is None else env)
-        self._check(os.fsdecode(argv[0]), given.get("PATH", os.defpath), cwd)
-        return await self._keeper.spawn(
-            argv,
-            env=self._with_library(given),
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=pass_fds,
-            new_session=new_session,
-        )
+        self._check(os.fsdecode(argv[0]), given.get("PATH", os.defpath), options.get("cwd"))
+        options["env"] = self._with_library(given)
+        return await self._keeper.spawn(argv, **options)
 
     def _with_library(self, env: dict[str, str]) -> dict[str, str]:
         others = [
@@ -106,8 +88,10 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> SocksTunnel:
     up.step = ("gateway", "opening a session")
     serving = await Forwarding(up).start(settings)
     seconds = up.keeper.loop.time() - up.started_at
-    kind = "TLS" if settings.socks is None else "SOCKS5"
-    info = TunnelInfo("socks", kind=kind, cipher=serving.cipher, bring_up_seconds=seconds, server=serving.server)
+    kind = "SOCKS5" if settings.socks is not None else "TLS" if config.tls else PLAIN
+    info = TunnelInfo(
+        "socks", kind=kind, cipher=serving.cipher if config.tls else "", bring_up_seconds=seconds, server=serving.server
+    )
     return SocksTunnel(ShimClient(up.keeper, shim, serving.session), info)
 
 
@@ -120,7 +104,7 @@ def settings_of(config: TunnelConfig) -> Settings:
         raise TunnelError("gateway", "mode socks needs a gateway's credential, or --socks HOST:PORT")
     if not credential.relay_port:
         raise TunnelError("gateway", "this credential's gateway has no relay: start it again with this version of hpcq")
-    return Settings(None, credential.to_bytes(), config.reconnect_timeout, config.direct)
+    return Settings(None, credential.to_bytes(), config.reconnect_timeout, config.direct, config.tls)
 
 
 class Forwarding:

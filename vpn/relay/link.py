@@ -22,7 +22,7 @@ from typing import Any
 from vpn.config import Credential
 from vpn.errors import TunnelError
 from vpn.relay import socks5
-from vpn.relay.pump import ready, reset_on_close, resume_soon
+from vpn.relay.pump import End, ready, reset_on_close, resume_soon
 from vpn.relay.socks5 import Answer, Command, Reply, Target
 from vpn.relay.tls import TlsStream, check_key, client_context
 
@@ -52,8 +52,10 @@ class _EndedError(Exception):
 class Link:
     """One session."""
 
-    def __init__(self, credential: Credential, reconnect_timeout: float = 60.0) -> None:
+    def __init__(self, credential: Credential, reconnect_timeout: float = 60.0, *, tls: bool = True) -> None:
         self.credential = credential
+        self.tls = tls
+        """Whether what programs send is encrypted; logins always are."""
         self.server = ""
         self.cipher = ""
         self.has_ipv6 = False
@@ -82,14 +84,21 @@ class Link:
             await self._session.end()
             self._session.close()
 
-    async def connect(self, host: str, port: int) -> TlsStream:
+    async def connect(self, host: str, port: int) -> End:
         """A stream to a destination, ready for a pump; raises OSError, its errno as from connect(2)."""
-        stream, reply = await self._ask(Command.CONNECT, Target(host, port))
+        stream, reply = await self._ask(Command.CONNECT if self.tls else Command.CONNECT_PLAIN, Target(host, port))
         if reply.answer != Answer.OK:
             stream.close()
             code = ERRNOS.get(reply.answer, errno.ENETDOWN)
             raise OSError(code, os.strerror(code), f"{host} port {port}")
-        return stream
+        if self.tls:
+            return stream
+        try:
+            async with asyncio.timeout(ANSWER_DEADLINE):
+                return await stream.leave()
+        except BaseException:
+            stream.close()
+            raise
 
     async def associate(self) -> TlsStream:
         """A stream of ``socks5.Datagram``."""
@@ -113,6 +122,9 @@ class Link:
             raise TunnelError("gateway", f"{self.server}: the gateway refused the session: answer {reply.answer}")
         self._secret = reply.bound.host
         self.has_ipv6 = bool(reply.bound.port & socks5.HAS_IPV6)
+        if not self.tls and not reply.bound.port & socks5.HAS_PLAIN:
+            stream.close()
+            raise TunnelError("gateway", f"{self.server}: this gateway is older and carries nothing without TLS")
         self.cipher = " ".join(map(str, (stream.tls.cipher() or ("",))[:1]))
         return stream
 
@@ -124,7 +136,11 @@ class Link:
             login = socks5.give_login(self.credential.username, self._secret)
             greeting = socks5.give_greeting(socks5.PASSWORD)
             async with asyncio.timeout(ANSWER_DEADLINE):
-                await stream.send(greeting + login + socks5.give_request(command, target))
+                asked = stream.seal(memoryview(greeting + login + socks5.give_request(command, target)))
+                if command == Command.CONNECT_PLAIN:
+                    stream.stepwise = True
+                    asked += stream.seal_end()
+                await stream.loop.sock_sendall(stream.sock, asked)
                 await self._logged_in(stream)
                 return stream, await stream.receive(socks5.take_reply)
         except BaseException:

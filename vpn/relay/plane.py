@@ -48,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True):
     credential: bytes
     reconnect_timeout: float = 60.0
     direct: tuple[str, ...] = ()
+    tls: bool = True
 
 
 class Sockets(msgspec.Struct, frozen=True):
@@ -74,7 +75,7 @@ class Plane:
 
     def __init__(self, settings: Settings, control: socket.socket) -> None:
         credential = Credential.from_bytes(settings.credential)
-        self.link = Link(credential, settings.reconnect_timeout)
+        self.link = Link(credential, settings.reconnect_timeout, tls=settings.tls)
         self.direct: Sequence[Network] = [ipaddress.ip_network(text, strict=False) for text in settings.direct]
         self.ended = asyncio.Event()
         self._control = control

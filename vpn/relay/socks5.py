@@ -7,12 +7,15 @@ than ``LONGEST``. Each ``give_…`` returns bytes to send.
 Inside the relay's TLS connections these commands are added, in the range RFC 1928 leaves free:
 
 * ``SESSION`` opens the session of a pilot; its reply carries the token that further connections log in with, as
-  the bound name, and in the bound port what the gateway can do (``HAS_IPV6``). The connection then stays: each
+  the bound name, and in the bound port what the gateway can do (``HAS_…``). The connection then stays: each
   byte the pilot sends is sent back. An orderly end of it is the end of the session;
 * ``RESOLVE`` turns the connection into a stream of DNS messages, as DNS over TCP has them (RFC 1035, 4.2.2);
 * ``ASSOCIATE`` keeps its meaning, but datagrams travel inside the connection, for UDP beside it would not be
   encrypted: the request header of RFC 1928, section 7, whose reserved field holds the length of the data. A
-  "fragment" of ``UNREACHABLE`` carries none: the host it names cannot be reached.
+  "fragment" of ``UNREACHABLE`` carries none: the host it names cannot be reached;
+* ``CONNECT_PLAIN`` is ``CONNECT``, after which neither side encrypts: the client ends its direction of TLS behind the
+  request, the gateway its own behind the reply that says OK, and what follows is the program's bytes. Who may connect
+  is thus never said in clear. ``HAS_PLAIN`` says that a gateway knows it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import NamedTuple
 VERSION, LOGIN_VERSION = 5, 1
 NO_LOGIN, PASSWORD, NOTHING = 0x00, 0x02, 0xFF
 LONGEST = 520  # bytes: a login with the longest name and password
-HAS_IPV6 = 1
+HAS_IPV6, HAS_PLAIN = 1, 2
 DATAGRAM_LIMIT = 65535
 UNREACHABLE = 0xFF
 
@@ -42,6 +45,7 @@ class Command(IntEnum):
     ASSOCIATE = 3
     SESSION = 0x80
     RESOLVE = 0x81
+    CONNECT_PLAIN = 0x82
 
 
 class Answer(IntEnum):

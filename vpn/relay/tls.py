@@ -27,6 +27,7 @@ from typing import TypeVar
 from vpn.errors import TunnelError
 
 CHUNK = 1 << 18  # bytes read from a socket at once
+_HEADER = 5  # bytes before a record, its length in the last two (RFC 8446, section 5.1)
 _SLACK = 1 << 15  # a record that was begun in the chunk before
 T = TypeVar("T")
 
@@ -55,6 +56,8 @@ class TlsStream:
         self.receive_ended = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        self.stepwise = False
+        """Whether no byte is read beyond a record: the next may not be TLS any more."""
         self._rest = b""  # received before the pump began
 
     async def handshake(self) -> None:
@@ -98,13 +101,34 @@ class TlsStream:
         if self._rest:
             return self.take_rest()
         while not self.receive_ended:
-            data = await self.loop.sock_recv(self.sock, 65536)
+            data = await self._receive_raw()
             if not data:
                 raise TlsError("the connection was cut off")
             plain = bytes(self.unseal(memoryview(data)))
             if plain:
                 return plain
         return b""
+
+    async def leave(self) -> socket.socket:
+        """The bare socket, once the peer's direction of TLS has ended; raises ValueError when it says more before."""
+        if await self.receive_some():
+            raise ValueError("data where the end of TLS was to come")
+        return self.sock
+
+    async def _receive_raw(self) -> bytes:
+        if not self.stepwise:
+            return await self.loop.sock_recv(self.sock, 65536)
+        header = await self._receive_exactly(_HEADER)
+        return header + await self._receive_exactly(int.from_bytes(header[-2:], "big"))
+
+    async def _receive_exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = await self.loop.sock_recv(self.sock, count - len(data))
+            if not more:
+                raise TlsError("the connection was cut off")
+            data += more
+        return data
 
     def take_rest(self) -> bytes:
         """What was received beyond the last message."""

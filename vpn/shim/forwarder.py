@@ -45,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True):
     credential: bytes = b""
     reconnect_timeout: float = 60.0
     direct: tuple[str, ...] = ()
+    tls: bool = True
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -198,7 +199,7 @@ async def run(settings: Settings) -> None:
     if settings.socks is not None:
         upstream = PlainSocks(*settings.socks)
     else:
-        upstream = Relay(Credential.from_bytes(settings.credential), settings.reconnect_timeout)
+        upstream = Relay(Credential.from_bytes(settings.credential), settings.reconnect_timeout, tls=settings.tls)
     try:
         forwarder = Forwarder(upstream, direct_networks(settings.direct))
         await forwarder.start()

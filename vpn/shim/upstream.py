@@ -78,8 +78,8 @@ class Upstream(Protocol):
 class Relay:
     """The gateway's relay: TLS, one session, names resolved there."""
 
-    def __init__(self, credential: Credential, reconnect_timeout: float) -> None:
-        self._link = Link(credential, reconnect_timeout)
+    def __init__(self, credential: Credential, reconnect_timeout: float, *, tls: bool = True) -> None:
+        self._link = Link(credential, reconnect_timeout, tls=tls)
         self._resolver = DnsClient(self._link)
         self._opening = asyncio.Semaphore(OPENING)
         self._seen = Seen()

@@ -112,7 +112,7 @@ class FakePbs:
         self.bin = home / "bin"
         self.bin.mkdir(parents=True)
         program = Path(__file__).with_name("fake_pbs.py").read_text()
-        for name in ("qsub", "qstat", "qdel"):
+        for name in ("qsub", "qstat", "qdel", "qrerun"):
             path = self.bin / name
             path.write_text(f"#!{sys.executable} -I\n{program}")
             path.chmod(0o755)

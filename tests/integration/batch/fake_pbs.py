@@ -1,4 +1,4 @@
-"""qsub, qstat and qdel as an OpenPBS 23.06 server answered them: its messages, exit statuses, ids and JSON.
+"""qsub, qstat, qdel and qrerun as an OpenPBS 23.06 server answered them: its messages, exit statuses, ids and JSON.
 
 Run as a program under one of these names; ``FAKE_PBS`` is the directory of the server's state. Time is the number in
 ``now``: a test moves it. A job starts ``start_after`` seconds after its submission while ``slots`` allow, ends by
@@ -327,6 +327,15 @@ def delete(state, job, of_range):
             one["killed"] = state["now"]
 
 
+def qrerun(state, argv):
+    """As an operator's, or as the server does it by itself when a node fails: back into the queue under the same id."""
+    for name in argv:
+        job = find(state, name)
+        if job["state"] != "R":
+            raise RefusedError(f"qrerun: Request invalid for state of job {job['id']}", 168)
+        job.update(state="Q", host="", submitted=state["now"])
+
+
 # --- the program ---
 
 
@@ -365,7 +374,7 @@ def answer(name, argv, state):
         return 255 if name == "qstat" else 162
     advance(state)
     try:
-        return {"qsub": qsub, "qstat": qstat, "qdel": qdel}[name](state, argv) or 0
+        return {"qsub": qsub, "qstat": qstat, "qdel": qdel, "qrerun": qrerun}[name](state, argv) or 0
     except RefusedError as error:
         print(error, file=sys.stderr)
         return error.status

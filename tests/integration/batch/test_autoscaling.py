@@ -14,12 +14,12 @@ import time
 
 import pytest
 
-from hpcq import PythonTask, Queue, Task
+from hpcq import PythonTask, Queue, Task, autoscale, scaling
 from hpcq.batch.base import load_jobs
 from hpcq.cli.main import run
 from hpcq.errors import UsageError
 
-DEADLINE = 60.0
+DEADLINE = 90.0
 
 
 def until(condition, what):
@@ -102,6 +102,48 @@ def test_pilots_that_never_report_pause_it(hpcq, tmp_path, caplog):
         number = queue.submit(Task("true"))
         assert "autoscaling is paused" in queue.explain(number)
         until(lambda: any("is paused (see" in record.message for record in caplog.records), "it is logged")
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Half an hour of waiting between refused submissions, in a moment."""
+    monkeypatch.setattr(scaling, "LOOK", 0.05)
+    monkeypatch.setattr(autoscale, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(autoscale, "LONGEST_WAIT", 0.1)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_batch_system_that_refuses_pauses_it(hpcq, fake_slurm):
+    words = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified\n"
+    fake_slurm.behave({"sbatch": {"status": 1, "stderr": words}})
+    with Queue("ana") as queue:
+        queue.autoscale("slurm", max=9, account="nobody")
+        number = queue.submit(Task("true"))
+        until(lambda: "paused" in hpcq("autoscale --name ana")[1], "it is paused")
+        assert len(fake_slurm.calls("sbatch")) == 10
+        told = hpcq("autoscale --name ana")[1]
+        assert "paused: 10 submissions in a row were refused; the last: sbatch refused: " in told
+        assert "Invalid account or account/partition combination specified" in told
+        assert "`hpcq autoscale set` resumes it" in told
+        assert "10 submissions in a row were refused" in queue.explain(number)
+        assert "10 submissions in a row were refused" in hpcq("status --name ana")[1]
+        fake_slurm.behave({})
+        hpcq("autoscale set --name ana --max 3")
+        until(lambda: len(load_jobs("ana")) == 1, "it goes on")
+        assert len(fake_slurm.calls("sbatch")) == 11
+
+
+@pytest.mark.usefixtures("hasty")
+def test_slurm_jobs_whose_pilots_never_report_pause_it(hpcq, fake_slurm):
+    with Queue("ana") as queue:
+        queue.autoscale("slurm", min=3, max=9)
+        jobs = until(lambda: load_jobs("ana"), "it has submitted")
+        fake_slurm.set_jobs({job.id: "FAILED|n1|NonZeroExitCode" for job in jobs})
+        until(lambda: "paused" in hpcq("autoscale --name ana")[1], "it is paused")
+        told = hpcq("autoscale --name ana")[1]
+        assert "3 pilots in a row never came to serve; the last: job 4711_" in told
+        assert "ended (FAILED) and its pilot never reported; script /" in told
+        assert len(fake_slurm.calls("sbatch")) == 1
 
 
 def test_mistakes_are_told_at_once(hpcq, tmp_path):

@@ -63,7 +63,7 @@ def test_it_brings_tunnels_up_and_leaves_nothing(doctor: Doctor) -> None:
     modes = {mode["mode"]: mode for mode in report["modes"]}
     assert list(modes) == ["relay", "openconnect", "socks", "slirp", "none"]
     assert modes["socks"]["verdict"] == "works"
-    assert 0 < modes["socks"]["seconds"] < 30
+    assert modes["socks"]["seconds"] > 0
     assert [mode for mode in modes.values() if mode["verdict"] == "fails" and not mode["reasons"]] == []
     assert {"state directory", "gateway"} <= {check["name"] for check in report["login"]["capabilities"]["checks"]}
     assert report["node"]["hostname"] == report["login"]["hostname"]

@@ -7,7 +7,7 @@ import pytest
 from hpcq.batch.base import JobState, PilotRequest, get_batch_system, load_jobs
 from hpcq.batch.command import CommandRunner
 from hpcq.batch.pbs import PbsBatch
-from hpcq.batch.tracker import FailedStart, Forgotten, JobTracker, PollFailed, PollRecovered, StateChanged
+from hpcq.batch.tracker import FailedStart, Forgotten, JobTracker, PollFailed, PollRecovered, Requeued, StateChanged
 from hpcq.errors import BatchError
 
 
@@ -173,9 +173,9 @@ def test_a_server_that_is_down(fake_pbs):
 
 @pytest.mark.parametrize("command", ["qsub", "qstat", "qdel"])
 def test_a_server_that_hangs(fake_pbs, command):
-    system = PbsBatch(CommandRunner(time_limit=1))
-    jobs = system.submit(request())
+    jobs = pbs().submit(request())
     fake_pbs.set(hang=[command])
+    system = PbsBatch(CommandRunner(time_limit=1))
     with pytest.raises(BatchError, match=rf"^{command} on .* did not answer within 1 s"):
         {"qsub": lambda: system.submit(request()), "qstat": lambda: system.status(jobs)}.get(
             command, lambda: system.cancel(jobs)
@@ -249,3 +249,22 @@ def test_the_life_of_an_array_as_it_is_followed(fake_pbs):
     seen = [change for _ in range(30) if tracker.jobs_to_ask() for change in poll()]
     assert seen == [Forgotten, FailedStart, FailedStart]
     assert tracker.next_poll(fake_pbs.now()) is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_job_that_is_run_again_is_followed_on_under_its_id(fake_pbs, count):
+    system, tracker = pbs(), JobTracker()
+    [job, *_] = jobs = system.submit(request(count=count))
+    for one in jobs:
+        tracker.submitted(one, 0)
+    tracker.polled(system.status(jobs), 1)
+    tracker.reported(job.id, 2)
+    fake_pbs.set(start_after=60)
+    CommandRunner().run(["qrerun", job.id])
+    changes = tracker.polled(system.status(jobs), 30)
+    assert [change.job.id for change in changes if isinstance(change, Requeued)] == [job.id]
+    assert job in tracker.jobs_to_ask()
+    fake_pbs.later(60)
+    [change] = tracker.polled(system.status(jobs), 90)
+    assert isinstance(change, StateChanged)
+    assert change.after.state is JobState.RUNNING

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from hpcq.batch import inline
 from hpcq.batch.base import PilotRequest, get_batch_system
 
 HOSTILE = {
@@ -103,6 +104,17 @@ def test_slurms_qsub_gives_the_id_in_its_own_variable(tmp_path):
     assert path.with_name("output_77.txt").read_text() == "77\n77\n"
 
 
+@pytest.mark.parametrize("batch", ["pbs", "torque"])
+def test_each_start_of_a_job_under_its_id_is_another_incarnation(tmp_path, batch):
+    path = script(tmp_path, batch, pilot_argv=("printenv", "HPCQ_STARTS"))
+    for job_id in ("18.pbs1", "18.pbs1", "19.pbs1", "18.pbs1"):
+        assert bash(path, PBS_JOBID=job_id, HPCQ_STARTS="7").returncode == 0
+    assert path.with_name("output.txt").read_text().split() == ["1", "2", "1", "3"]
+    path.with_name("starts-20.pbs1").mkdir()
+    bash(path, PBS_JOBID="20.pbs1")  # where no mark can be left, the time will do
+    assert int(path.with_name("output.txt").read_text().split()[-1]) > 1_700_000_000
+
+
 LAUNCHERS = {
     "pbsdsh": 'shift $(test "$1" = -- && echo 1 || echo 0); test "$1" = -u && shift',
     "mpiexec": 'test "$1 $2" = "-n 2" || exit 9; shift 2',
@@ -120,11 +132,11 @@ def test_one_pilot_on_each_node(tmp_path, batch, launcher):
     (tools / launcher).chmod(0o755)
     for name in ("env", "bash", "sh"):
         (tools / name).symlink_to(f"/usr/bin/{name}")
-    pilot = ("/bin/sh", "-c", 'echo "$NODE $HPCQ_JOB_ID $A $B"')
+    pilot = ("/bin/sh", "-c", 'echo "$NODE $HPCQ_JOB_ID $HPCQ_STARTS $A $B"')
     path = script(tmp_path, batch, nodes=2, pilot_argv=pilot, environment={"A": "a"}, setup=("export B=b",))
     done = bash(path, PBS_JOBID="18.pbs1", PATH=str(tools))
     assert (done.returncode, done.stderr) == (0, "")
-    assert path.with_name("output.txt").read_text() == "n1 18.pbs1 a b\nn2 18.pbs1 a b\n"
+    assert path.with_name("output.txt").read_text() == "n1 18.pbs1 1 a b\nn2 18.pbs1 1 a b\n"
 
 
 def test_an_output_that_cannot_be_written_is_said_and_left_to_pbs(tmp_path):
@@ -133,3 +145,29 @@ def test_an_output_that_cannot_be_written_is_said_and_left_to_pbs(tmp_path):
     done = bash(path, PBS_JOBID="18.pbs1")
     assert (done.returncode, done.stdout) == (0, "here\n")
     assert "output.txt" in done.stderr
+
+
+@pytest.mark.parametrize("batch", ["slurm", "pbs", "torque", "local"])
+@pytest.mark.parametrize("epilogue", [(), ("cat",)])
+def test_connection_data_reach_the_pilots_standard_input_and_no_output(tmp_path, batch, epilogue):
+    """Also where the user has the shell tell what it does, and where the job's directory is not there."""
+    argv = (sys.executable, "-c", "import sys; sys.exit(sys.stdin.read()[::-1] != '\\nterces:1-noitcennoc-qcph')")
+    path = script(tmp_path, batch, pilot_argv=argv, inline=True, epilogue=epilogue, setup=("set -xv",))
+    text = path.read_text().replace(inline.PLACEHOLDER, "hpcq-connection-1:secret")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "script.sh").write_text(text.replace(str(path.parent), str(tmp_path / "unseen")))
+    for place in (path, elsewhere / "script.sh"):
+        place.write_text(text if place is path else place.read_text())
+        done = bash(place, TMPDIR=str(elsewhere), SLURM_JOB_ID="7", PBS_JOBID="7.pbs1")
+        kept = "".join(file.read_text() for file in place.parent.iterdir() if file.name != "script.sh")
+        assert (done.returncode, "secret" in done.stdout + done.stderr + kept) == (0, False)
+    assert [file.name for file in elsewhere.iterdir()] == ["script.sh"]
+
+
+def test_a_node_that_does_not_see_the_directory_keeps_the_output_of_a_pilot_that_fails(tmp_path):
+    path = script(tmp_path, "slurm", pilot_argv=("sh", "-c", "echo on fire; exit 7"), inline=True)
+    path.write_text(path.read_text().replace(str(path.parent), str(tmp_path / "unseen")))
+    done = bash(path, TMPDIR=str(path.parent), SLURM_JOB_ID="7")
+    [kept] = path.parent.glob("hpcq-7.*")
+    assert (done.returncode, kept.read_text(), kept.stat().st_mode & 0o777) == (7, "on fire\n", 0o600)

@@ -73,7 +73,7 @@ def test_a_site_without_accounts_is_asked_once(fake_slurm):
 
 
 def test_accounts_that_do_not_answer_are_no_error(fake_slurm):
-    slurm = SlurmBatch(CommandRunner(time_limit=1))
+    slurm = SlurmBatch(CommandRunner(time_limit=5))  # in which squeue must have answered
     jobs = slurm.submit(request())
     fake_slurm.set_jobs({})
     for mood in ({"hang": True}, {"status": 1, "stderr": "sacct: error: Problem talking to the database\n"}):

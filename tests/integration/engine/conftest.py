@@ -20,10 +20,10 @@ def place(tmp_path, monkeypatch):
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
     yield place
-    eventually(lambda: not place.processes(), "no process of the test is left", 20.0)
+    eventually(lambda: not place.processes(), "no process of the test is left")
     with scratch_directory(place.scratch):
         pass  # as the next pilot does: removes what killed ones could not
-    eventually(place.nothing_left, "nothing of the test is left", 20.0)
+    eventually(place.nothing_left, "nothing of the test is left")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def no_descriptor_is_left():
     """A closed queue leaves no open descriptor in the user's program."""
     before = descriptors()
     yield
-    eventually(lambda: descriptors() <= before, "descriptors are closed", 10.0)
+    eventually(lambda: descriptors() <= before, "descriptors are closed")
 
 
 @pytest.fixture

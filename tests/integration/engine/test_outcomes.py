@@ -10,11 +10,13 @@ import pytest
 from running import Pilot, Place, appears, call, eventually, gone, ready, run, wait
 
 import hpcq
+import hpcq.dispatch
 import hpcq.manager
+import hpcq.packing
 import hpcq.protocol
 import hpcq.queue
 from hpcq import state_dir
-from hpcq.task import OUTPUT_LIMIT
+from hpcq.outcome import OUTPUT_LIMIT
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -213,15 +215,15 @@ def sleep_saying(text):
 
 
 def test_a_function_over_its_walltime(queue, pilot):
-    task = run(queue, call(sleep_saying, "begun").set(walltime=0.5))
+    task = run(queue, call(sleep_saying, "begun").set(walltime=2))
     assert (task.outcome, task.std_output) == ("walltime", "begun\n")
-    assert "walltime of 0.5 s" in task.message
-    assert 0.5 <= task.finished_at - task.started_at < 10
+    assert "walltime of 2 s" in task.message
+    assert task.finished_at - task.started_at >= 2
 
 
 def test_a_command_over_its_walltime_ends_with_all_it_started(queue, pilot, tmp_path):
     note = tmp_path / "pid"
-    task = run(queue, hpcq.Task(f"setsid sleep 600 & echo $! > {note}; echo begun; sleep 600", walltime=0.5))
+    task = run(queue, hpcq.Task(f"setsid sleep 600 & echo $! > {note}; echo begun; sleep 600", walltime=2))
     assert (task.outcome, task.std_output) == ("walltime", "begun\n")
     eventually(lambda: gone(int(note.read_text())), "its children are gone")
 
@@ -404,7 +406,7 @@ def test_output_over_the_limit_keeps_both_ends_and_says_so(queue, pilot):
 
 def test_large_arguments_and_results_pass(queue, pilot):
     data = os.urandom(2**20) * 100
-    task = run(queue, call(lambda data: data, data), 60.0)
+    task = run(queue, call(lambda data: data, data))
     assert task.outcome == "success"
     assert task.output == data
 
@@ -413,18 +415,18 @@ def test_many_large_arguments_at_once_pass(open_queue, start_pilot, monkeypatch)
     """Together they are over the limit of one message."""
     queue = open_queue()
     monkeypatch.setattr(hpcq.protocol, "FRAME_LIMIT", 10 * 2**20)
-    monkeypatch.setattr(hpcq.manager, "RUN_BYTES", 5 * 2**20)
+    monkeypatch.setattr(hpcq.dispatch, "RUN_BYTES", 5 * 2**20)
     data = b"x" * (3 * 2**20)
     start_pilot(queue, cores=12)
     ready(queue, 1)
     tasks = [call(len, data) for _ in range(12)]
     for task in tasks:
         queue.submit(task)
-    assert [wait(queue, 60.0).output for _ in tasks] == [len(data)] * 12
+    assert [wait(queue).output for _ in tasks] == [len(data)] * 12
 
 
 def test_an_argument_over_the_limit_is_refused_at_once(queue, monkeypatch):
-    monkeypatch.setattr(hpcq.queue, "PAYLOAD_LIMIT", 1000)
+    monkeypatch.setattr(hpcq.packing, "PAYLOAD_LIMIT", 1000)
     task = run(queue, call(len, b"x" * 1001))
     assert task.outcome == "unserializable"
     assert "1 GiB" in task.message

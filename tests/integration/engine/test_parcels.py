@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from running import appears, begun, call, eventually, note_and_wait, ready, run, wait
+from running import DEADLINE, appears, begun, call, eventually, note_and_wait, ready, run, wait
 
 import hpcq
 from hpcq import connection
@@ -60,13 +60,13 @@ class Gate:
 
         def held_up(on, *args):
             self.reached.set()
-            assert self.open.wait(30)
+            assert self.open.wait(DEADLINE)
             return original(on, *args)
 
         monkeypatch.setattr(haul.Haul, method, held_up)
 
     def wait(self):
-        assert self.reached.wait(30), "no parcel has come by"
+        assert self.reached.wait(DEADLINE), "no parcel has come by"
 
 
 @pytest.mark.parametrize("isolation", ["warm", "fork", "fresh"])
@@ -126,7 +126,7 @@ def test_a_task_that_dies_after_a_large_one_leaves_nothing_to_the_next(queue, pi
         ]  # fmt: skip
         for task in tasks:
             queue.submit(task.set(isolation=isolation, tag=isolation))
-        assert {queue.wait_for_tag(isolation, 30) for _ in tasks} == set(tasks)
+        assert {queue.wait_for_tag(isolation, DEADLINE) for _ in tasks} == set(tasks)
         assert [task.outcome for task in tasks] == ["success", "crash", "success"]
         assert tasks[2].output == ((b"b" * LARGE,), {})
 
@@ -147,7 +147,7 @@ def test_with_files_too(queue, pilot, tmp_path):
 def test_through_map_and_executor(queue, pilot):
     assert list(queue.map(sizes, [[bytes(2 * MB)], [bytes(3 * MB)]])) == [[2 * MB], [3 * MB]]
     with hpcq.Executor(queue) as executor:
-        assert executor.submit(same, Block(bytes(2 * MB))).result(30)[0][0] == Block(bytes(2 * MB))
+        assert executor.submit(same, Block(bytes(2 * MB))).result(DEADLINE)[0][0] == Block(bytes(2 * MB))
 
 
 def test_what_cannot_be_pickled_is_told_by_name(queue, pilot):
@@ -260,7 +260,7 @@ def test_a_queue_closed_while_parcels_are_under_way(open_queue, start_pilot, mon
     closing = threading.Thread(target=queue.close)
     closing.start()
     gate.open.set()
-    closing.join(20)
+    closing.join(DEADLINE)
     assert not closing.is_alive()
     pilot.wait()
     assert "Traceback" not in pilot.said()
@@ -288,7 +288,7 @@ def test_nothing_is_left_by_a_program_that_was_killed(place, start_pilot, tmp_pa
             print("sending", flush=True)
             original(on, parcel)
             import time
-            time.sleep(60)
+            time.sleep(600)
         haul.Haul.send_parcel = send
         queue = hpcq.Queue("q", address="127.0.0.1")
         queue._manager.depot.shelf.memory = 0
@@ -380,12 +380,12 @@ def test_who_does_not_know_the_key_gets_nothing_in_the_second_handshake_either(q
     (view,) = queue.pilots()
     info = queue.connection
     tls = connection.pilot_tls(info)
-    plain = socket.create_connection((info.addresses[0], info.port), 10)
+    plain = socket.create_connection((info.addresses[0], info.port), DEADLINE)
     first = haul.Haul(tls.wrap_socket(plain, server_hostname=connection.MANAGER_NAME), "it")
     first.send(m.DataHello(m.PROTOCOL_VERSION, view.name, parcels=True))
     assert isinstance(first.receive(m.FirstAnswer), m.Welcome)
     bare = socket.socket(fileno=first._sock.detach())
-    bare.settimeout(10)
+    bare.settimeout(DEADLINE)
     bare.sendall(b"GET / HTTP/1.1\r\n\r\n")
     with bare:
         answer = b"".join(iter(lambda: _received(bare), b""))

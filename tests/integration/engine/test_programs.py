@@ -7,7 +7,7 @@ import sys
 
 import cloudpickle
 import pytest
-from running import appears, call, eventually, gone, ready, run
+from running import DEADLINE, appears, call, eventually, gone, ready, run
 
 import hpcq
 import hpcq.manager
@@ -83,18 +83,18 @@ def test_ctrl_c_in_the_program_ends_its_pilots_and_jobs(program, place, tmp_path
     process = program(tmp_path / "pid", LOCAL)
     child = int(appears(tmp_path / "pid"))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == -signal.SIGINT, errors
     assert "KeyboardInterrupt" in errors
     assert gone(child)
-    eventually(place.nothing_left, "all pilots have ended", 5.0)
+    eventually(place.nothing_left, "all pilots have ended")
 
 
 def test_ctrl_c_leaves_pilots_that_are_to_be_kept(program, open_queue, place, tmp_path):
     process = program(tmp_path / "pid", LOCAL.replace("=1", "=20"), keep_pilots=True)
     appears(tmp_path / "pid")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=DEADLINE)
     assert place.processes()
     queue = open_queue()
     assert len(ready(queue, 2)) == 2
@@ -108,11 +108,11 @@ import hpcq.manager
 queue = hpcq.Queue("q", address="127.0.0.1")
 queue.submit_pilots(1, batch="local", manager_timeout=60)
 queue.submit(hpcq.Task("true"))
-assert queue.wait(30).outcome == "success"
+assert queue.wait(90).outcome == "success"
 """
-    done = subprocess.run([sys.executable, "-c", text], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", text], check=False, capture_output=True, text=True, timeout=DEADLINE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    eventually(place.nothing_left, "its pilot has ended", 5.0)
+    eventually(place.nothing_left, "its pilot has ended")
 
 
 def test_a_fork_of_the_program_leaves_its_queue_alone(queue, pilot):

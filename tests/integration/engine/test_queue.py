@@ -11,7 +11,7 @@ import time
 import cloudpickle
 import psutil
 import pytest
-from running import begun, call, eventually, note_and_wait, ready, run, wait
+from running import DEADLINE, begun, call, eventually, note_and_wait, ready, run, wait
 
 import hpcq
 import hpcq.manager
@@ -80,7 +80,7 @@ def test_two_threads_submit_and_wait_at_once(queue, start_pilot):
             tasks = [call(lambda n: n, n).set(tag=tag) for n in range(300)]
             for task in tasks:
                 queue.submit(task)
-            done = [queue.wait_for_tag(tag, 30) for _ in tasks]
+            done = [queue.wait_for_tag(tag, DEADLINE) for _ in tasks]
             assert {id(task) for task in done} == {id(task) for task in tasks}
             assert queue.wait_for_tag(tag) is None
         except BaseException as error:
@@ -90,7 +90,7 @@ def test_two_threads_submit_and_wait_at_once(queue, start_pilot):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(DEADLINE)
     assert failures == []
     assert queue.empty()
 
@@ -179,7 +179,7 @@ def test_closing_with_tasks_unfinished_wakes_who_waits(open_queue):
     thread = threading.Thread(target=wait_long)
     thread.start()
     queue.close()
-    thread.join(10)
+    thread.join(DEADLINE)
     assert raised == ["the queue has ended: it was closed"]
 
 
@@ -203,7 +203,7 @@ def test_a_pilot_is_sent_away_when_its_queue_closes(open_queue, start_pilot):
     pilot = start_pilot(queue, manager_timeout=60.0)
     ready(queue, 1)
     queue.close()
-    assert pilot.wait(10.0) == 0
+    assert pilot.wait() == 0
     assert not state_dir.connection_file("q").exists()
 
 
@@ -223,7 +223,7 @@ def test_pilots_by_the_local_batch_system(queue, place):
     (view,) = queue.pilots()
     assert (view.job_id, view.batch, view.cores) == (job.id, "local", 2)
     queue.close()
-    eventually(place.nothing_left, "the job is gone", 5.0)
+    eventually(place.nothing_left, "the job is gone")
 
 
 def test_a_bug_in_the_manager_wakes_who_waits(queue, monkeypatch, caplog):
@@ -233,7 +233,7 @@ def test_a_bug_in_the_manager_wakes_who_waits(queue, monkeypatch, caplog):
     monkeypatch.setattr(queue._manager._scheduler, "handle", broken)
     queue.submit(call(int))
     with pytest.raises(hpcq.QueueClosedError, match="the queue has ended: a bug"):
-        queue.wait(10)
+        queue.wait(DEADLINE)
     assert "the manager of queue q failed" in caplog.text
 
 
@@ -244,3 +244,14 @@ def test_of_a_range_of_ports_the_first_free_one_is_taken(place):
             assert port < queue.connection.port <= port + 20
         with pytest.raises(hpcq.HpcqError, match=rf"cannot listen on 127.0.0.1 port {port} of"):
             hpcq.Queue(address="127.0.0.1", port=port)
+
+
+@pytest.mark.usefixtures("place")
+def test_where_it_listens_can_be_set_outside_the_program(monkeypatch):
+    monkeypatch.setenv("HPCQ_ADDRESS", "127.0.0.1")
+    monkeypatch.setenv("HPCQ_PORT", "20000-60000")
+    with hpcq.Queue("q") as queue:
+        assert queue.connection.addresses == ["127.0.0.1"]
+        assert 20000 <= queue.connection.port <= 60000
+    with hpcq.Queue("q", address="127.0.0.2", port=0) as queue:
+        assert queue.connection.addresses == ["127.0.0.2"]

@@ -10,7 +10,7 @@ import threading
 import cloudpickle
 import msgspec
 import pytest
-from running import begun, call, eventually, note_and_wait, ready, run, wait
+from running import DEADLINE, begun, call, eventually, note_and_wait, ready, run, wait
 
 from hpcq import connection, state_dir
 from hpcq.messages import PROTOCOL_VERSION, PilotHello, Ready, TaskResult, Update
@@ -49,7 +49,7 @@ def test_the_file_of_a_manager_that_is_gone_is_status_4(open_queue, start_pilot,
     path = altered(place)
     queue.close()
     pilot = start_pilot(connection=path, manager_timeout=1.0)
-    assert pilot.wait(10.0) == 4
+    assert pilot.wait() == 4
     assert "does not answer" in pilot.said()
 
 
@@ -77,7 +77,7 @@ READY = Ready("none", "", 0.0, "", ["wan"])
 
 def closed_by_manager(channel):
     with channel:
-        channel.settimeout(10)
+        channel.settimeout(DEADLINE)
         try:
             while channel.recv(65536):
                 pass

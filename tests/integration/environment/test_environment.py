@@ -16,7 +16,7 @@ import pytest
 import hpcq
 from hpcq.batch.environment import pack, python_command
 
-WAIT = 60
+WAIT = 90
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ import pytest
 
 import hpcq
 
+DEADLINE = 90.0
+
 
 class Site:
     """One queue, its pilots, and places for data."""
@@ -36,12 +38,12 @@ class Site:
         return process
 
     def ready(self, count):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + DEADLINE
         while sum(view.state == "ready" for view in self.queue.pilots()) < count:
             assert time.monotonic() < deadline, "the pilots are not ready in time"
             time.sleep(0.01)
 
-    def run(self, task, timeout=30):
+    def run(self, task, timeout=DEADLINE):
         """The task, ended."""
         number = self.queue.submit(task)
         assert self.queue.wait_for_id(number, timeout) is task, f"{task} did not end: {self.logs()}"
@@ -53,7 +55,7 @@ class Site:
     def close(self):
         self.queue.close()
         for process in self.pilots:
-            process.wait(20)
+            process.wait(DEADLINE)
 
     def given(self):
         """How often the manager itself gave each content."""

@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 MUST_RUN = os.environ.get("HPCQ_TESTS_MUST_RUN") == "1"
-DEADLINE = 60.0
+DEADLINE = 90.0
 
 
 def missing(reason: str) -> NoReturn:

@@ -65,7 +65,7 @@ print("done")
 def test_threads_and_logging_work_in_forks():
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-S", "-c", SCRIPT]  # nothing has imported threading before we begin
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=found)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=found)
     assert run.returncode == 0, run.stderr
     *drawn, last = run.stdout.split()
     assert last == "done"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from running import appears, eventually, gone, run
+from running import DEADLINE, appears, eventually, gone, run
 
 import hpcq
 
@@ -143,11 +143,11 @@ def test_the_end_of_a_fork_is_not_its_parents(queue, pilot, tmp_path, how):
         signal.pause()
 
     parent = run(queue, call("fork", os.getppid)).output
-    number = queue.submit(call("fork", parent_of, str(tmp_path / "a"), walltime=0.3 if how == "walltime" else None))
+    number = queue.submit(call("fork", parent_of, str(tmp_path / "a"), walltime=2 if how == "walltime" else None))
     appears(tmp_path / "a")
     if how == "cancel":
         queue.cancel(id=number)
-    task = queue.wait_for_id(number, 20)
+    task = queue.wait_for_id(number, DEADLINE)
     assert task.outcome == {"cancel": "cancelled"}.get(how, how)
     assert task.std_output == "said before\n"
     assert run(queue, call("fork", os.getppid)).output == parent
@@ -157,11 +157,11 @@ def test_the_end_of_a_fork_is_not_its_parents(queue, pilot, tmp_path, how):
 def test_the_end_of_a_command_is_not_its_runners(queue, pilot, tmp_path, how):
     parent = run(queue, hpcq.Task("echo $PPID")).output
     script = f"echo said before; touch {tmp_path}/a; sleep 600; echo said after"
-    number = queue.submit(hpcq.Task(script, walltime=0.3 if how == "walltime" else None))
+    number = queue.submit(hpcq.Task(script, walltime=2 if how == "walltime" else None))
     eventually((tmp_path / "a").exists, "it has begun")
     if how == "cancel":
         queue.cancel(id=number)
-    task = queue.wait_for_id(number, 20)
+    task = queue.wait_for_id(number, DEADLINE)
     assert (task.outcome, task.exit_code) == ({"cancel": "cancelled"}.get(how, how), None)
     assert task.std_output == "said before\n"
     assert run(queue, hpcq.Task("echo $PPID")).output == parent
@@ -211,7 +211,7 @@ def test_no_child_outlives_a_task_that_is_cancelled(queue, pilot, tmp_path):
         number = queue.submit(call(kind, wait_with_a_daemon, str(file)))
         pid = int(appears(file))
         queue.cancel(id=number)
-        assert queue.wait_for_id(number, 20).outcome == "cancelled"
+        assert queue.wait_for_id(number, DEADLINE).outcome == "cancelled"
         assert gone(pid)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from running import eventually, ready, run, wait
+from running import DEADLINE, eventually, ready, run, wait
 
 import hpcq
 
@@ -67,7 +67,7 @@ def test_pages_shared_by_a_tasks_children_count_once(queue, pilot):
         return len(kept)
 
     number = queue.submit(call(share, 60, "/proc/self/nothing", memory=180, walltime=2.0))
-    task = queue.wait_for_id(number, 30)
+    task = queue.wait_for_id(number, DEADLINE)
     assert task.outcome == "walltime", task.message  # 4 x 60 MB by name, 60 MB by fact
     assert 60 <= task.resources_measured["memory"] < 180
 
@@ -137,7 +137,7 @@ def test_a_killed_task_is_measured_up_to_then(queue, pilot):
 def test_a_task_that_never_ran_has_no_measures(queue):
     number = queue.submit(call(os.getpid))
     queue.cancel(id=number)
-    task = queue.wait_for_id(number, 20)
+    task = queue.wait_for_id(number, DEADLINE)
     assert task.outcome == "cancelled"
     assert task.resources_measured == {}
 

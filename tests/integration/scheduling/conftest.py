@@ -16,7 +16,7 @@ def open_queue(tmp_path, monkeypatch):
         queues.append(queue)
         if pilots:
             queue.submit_pilots(pilots, cores=cores, **({"memory": memory} if memory else {}))
-            assert len(queue.wait_for_pilots(pilots, 60)) == pilots
+            assert len(queue.wait_for_pilots(pilots, 90)) == pilots
         return queue
 
     yield make

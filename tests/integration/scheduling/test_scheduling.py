@@ -14,10 +14,11 @@ import hpcq
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+DEADLINE = 90.0
 HPCQ = [sys.executable, "-m", "hpcq"]
 
 
-def eventually(condition, seconds=20.0):
+def eventually(condition, seconds=DEADLINE):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
@@ -27,14 +28,14 @@ def eventually(condition, seconds=20.0):
 def outcomes(queue):
     found = {}
     while not queue.empty():
-        task = queue.wait(60)
+        task = queue.wait(DEADLINE)
         assert task is not None
         found[task.id] = task.outcome
     return found
 
 
 def ask(*arguments):
-    return subprocess.run([*HPCQ, *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run([*HPCQ, *arguments], capture_output=True, text=True, check=True, timeout=DEADLINE).stdout
 
 
 def test_explain_and_tasks_follow_a_task_through_its_life(open_queue, tmp_path):
@@ -99,7 +100,7 @@ def test_a_straggler_gets_a_copy_and_the_first_result_counts(open_queue, tmp_pat
     outcomes(queue)
     # The first to come waits for ever, the second does not.
     queue.submit(hpcq.Task(f"mkdir {tmp_path}/slow && sleep 600; echo quick", category="c"))
-    task = queue.wait(60)
+    task = queue.wait(DEADLINE)
     assert (task.outcome, task.output) == ("success", "quick\n")
     eventually(lambda: queue.hungry() == 2)  # the slow one was ended, and its pilot is free again
 
@@ -118,7 +119,7 @@ def held(queue, megabytes, until="/", **options):
 
 
 def ended(queue, number):
-    task = queue.wait_for_id(number, 60)
+    task = queue.wait_for_id(number, DEADLINE)
     assert task is not None, queue.explain(number)
     return task
 
@@ -174,7 +175,7 @@ def test_nothing_gets_more_than_its_category_may(open_queue):
 def test_a_walltime_is_not_begun_where_less_is_left(open_queue):
     queue = open_queue(pilots=0)
     queue.submit_pilots(1, walltime=90)
-    assert len(queue.wait_for_pilots(1, 60)) == 1
+    assert len(queue.wait_for_pilots(1, DEADLINE)) == 1
     long = queue.submit(hpcq.Task("true", walltime=3600))
     short = queue.submit(hpcq.Task("true", walltime=5))
     assert ended(queue, short).outcome == "success"
@@ -199,7 +200,7 @@ def on_host(queue, tmp_path, name):
     (site / "sitecustomize.py").write_text(HOST.format(name=name))
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
     queue.submit_pilots(1, variables={"PYTHONPATH": path})
-    eventually(lambda: any(pilot.hostname == name and pilot.state == "ready" for pilot in queue.pilots()), 60)
+    eventually(lambda: any(pilot.hostname == name and pilot.state == "ready" for pilot in queue.pilots()))
 
 
 def crash_on(host):

@@ -65,7 +65,7 @@ def serving(site, *addresses):
         for pid in [pid for pid, line in site.processes().items() if "traffic.py serve" in line]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        server.wait(20)
+        server.wait(90)
         site.known = known
 
 
@@ -104,7 +104,7 @@ def test_signals_reach_the_command(outside, mode):
         assert process.stdout.readline() == b"up\n"
         os.kill(outside.gateway.find_vpn("run"), signal.SIGTERM)
         assert process.stdout.read() == b"got\n"
-        assert process.wait(20) == 3
+        assert process.wait(90) == 3
 
 
 def test_nothing_is_left(outside, mode):
@@ -124,4 +124,4 @@ def test_two_on_one_node(outside, mode):
         for process in (one, other):
             process.stdin.write(b"\n")
             process.stdin.flush()
-        assert [one.wait(20), other.wait(20)] == [0, 0]
+        assert [one.wait(90), other.wait(90)] == [0, 0]

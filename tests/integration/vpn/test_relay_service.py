@@ -16,7 +16,7 @@ from dnslib import QTYPE, RR, A, DNSRecord
 
 from vpn.config import Credential, Secret
 from vpn.errors import TunnelError
-from vpn.gateway import resolver, socks
+from vpn.gateway import resolver, socks, tickets
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.outside import Outside, OutsideError, OutsideLimits
 from vpn.gateway.policy import Policy
@@ -76,7 +76,7 @@ class Gateway:
         self.changed.set()
 
     async def event(self, *wanted):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while wanted not in [event[:2] for event in self.events]:
                 self.changed.clear()
                 await self.changed.wait()
@@ -131,17 +131,24 @@ def test_a_password_is_good_once_and_a_second_use_is_logged(tmp_path, caplog):
     run(main)
 
 
-def test_wrong_passwords_are_slowed_and_others_are_not(tmp_path):
+def test_wrong_passwords_are_slowed_and_others_are_not(tmp_path, monkeypatch):
+    def guess(gateway):
+        return [asyncio.create_task(gateway.link(password=str(n)).open()) for n in range(3)]
+
     async def main():
         async with Gateway(tmp_path) as gateway, gateway.session() as link:
             began = time.monotonic()
-            guesses = [asyncio.create_task(gateway.link(password=str(n)).open()) for n in range(3)]
-            stream = await link.connect(FAR, gateway.far_port)
-            assert time.monotonic() - began < 3
-            stream.close()
-            for result in await asyncio.gather(*guesses, return_exceptions=True):
+            for result in await asyncio.gather(*guess(gateway), return_exceptions=True):
                 assert isinstance(result, TunnelError)
             assert time.monotonic() - began >= 0.5 * 2**2  # the third waited twice as long as the second
+            monkeypatch.setattr(tickets, "LONGEST_DELAY", 600.0)
+            monkeypatch.setattr(tickets, "FIRST_DELAY", 600.0)
+            guesses = guess(gateway)
+            (await link.connect(FAR, gateway.far_port)).close()
+            assert not any(one.done() for one in guesses)
+            for one in guesses:
+                one.cancel()
+            await asyncio.gather(*guesses, return_exceptions=True)
 
     run(main)
 
@@ -224,7 +231,7 @@ def test_a_gateway_that_is_gone_loses_the_session_in_time(tmp_path):
             await link.open()
             gateway.listener.close()
             link._session.sock.shutdown(socket.SHUT_RDWR)  # as by a machine that died
-            error = await asyncio.wait_for(link.lost, 30)
+            error = await asyncio.wait_for(link.lost, 90)
             assert "no relay answers" in str(error)
         await link.close()
 
@@ -235,7 +242,7 @@ def test_a_gateway_that_ends_in_order_says_so(tmp_path):
             gateway.service.tickets.add("pilot", "password")
             link = gateway.link()
             await link.open()
-        error = await asyncio.wait_for(link.lost, 30)
+        error = await asyncio.wait_for(link.lost, 90)
         assert "ended the session" in str(error)
         await link.close()
 
@@ -304,7 +311,7 @@ def test_an_end_without_a_word_is_not_taken_for_an_end(tmp_path):
 def encrypted(gateway):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context.wrap_socket(socket.create_connection((HOST, gateway.port), timeout=20))
+    return context.wrap_socket(socket.create_connection((HOST, gateway.port), timeout=90))
 
 
 GARBAGE = [
@@ -325,22 +332,22 @@ SPOKEN = [
 ]
 
 
-@pytest.mark.parametrize("data", GARBAGE, ids=range(len(GARBAGE)))
 @pytest.mark.parametrize("inside_tls", [False, True])
-def test_garbage_is_survived(tmp_path, data, inside_tls, monkeypatch, caplog):
-    monkeypatch.setattr(socks, "LOGIN_DEADLINE", 2.0)
-
+def test_garbage_is_survived(tmp_path, inside_tls, monkeypatch, caplog):
     def attack(gateway, data):
-        sock = encrypted(gateway) if inside_tls else socket.create_connection((HOST, gateway.port), timeout=20)
-        with sock, contextlib.suppress(OSError):
-            sock.sendall(data)
-            while sock.recv(4096):
-                pass
+        with contextlib.suppress(OSError):  # it may be over before the handshake is
+            sock = encrypted(gateway) if inside_tls else socket.create_connection((HOST, gateway.port), timeout=90)
+            with sock:
+                sock.sendall(data)
+                while sock.recv(4096):
+                    pass
 
     async def main():
         async with Gateway(tmp_path) as gateway:
-            for each in SPOKEN if inside_tls else [data]:
-                await asyncio.to_thread(attack, gateway, each)
+            with monkeypatch.context() as patch:
+                patch.setattr(socks, "LOGIN_DEADLINE", 2.0)
+                for each in SPOKEN if inside_tls else GARBAGE:
+                    await asyncio.to_thread(attack, gateway, each)
             async with gateway.session() as link:
                 stream = await link.connect(FAR, gateway.far_port)
                 assert await say(stream, b"alive") == b"alive"
@@ -369,7 +376,7 @@ def test_those_who_never_speak_do_not_keep_pilots_out(tmp_path, monkeypatch):
 
 
 def test_who_logs_in_too_slowly_is_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr(socks, "LOGIN_DEADLINE", 0.3)
+    monkeypatch.setattr(socks, "LOGIN_DEADLINE", 2.0)
 
     async def main():
         async with Gateway(tmp_path) as gateway:

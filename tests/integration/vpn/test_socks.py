@@ -25,7 +25,7 @@ def microsocks(site, needs):
         yield f"{LOGIN}:1080"
         for pid in site.find("microsocks"):
             os.kill(pid, signal.SIGKILL)
-        process.wait(20)
+        process.wait(90)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def answered(site, server):
     """Wait until it accepts connections: connecting is the only event there is."""
     script = """
 import socket, sys, time
-end = time.monotonic() + 20
+end = time.monotonic() + 90
 while socket.socket().connect_ex((sys.argv[1], int(sys.argv[2]))):
     assert time.monotonic() < end
 """
@@ -101,7 +101,7 @@ def order(text):
 
 
 def test_nothing_is_reached_without_it(site):
-    done = site.run("node", "curl", "-sS", "--max-time", "5", f"http://{WAN}/")
+    done = site.run("node", "curl", "-sS", "--max-time", "60", f"http://{WAN}/")
     assert done.returncode == 7, done.stderr
 
 
@@ -281,7 +281,7 @@ problems = []
 def work(count):
     try:
         for _ in range(count):
-            with socket.create_connection(ECHO, 60) as s:
+            with socket.create_connection(ECHO, 90) as s:
                 assert s.getpeername() == ECHO
                 ask(s)
     except Exception as error:
@@ -299,7 +299,7 @@ for _ in range(4):
 crowd(50, 4)
 assert not problems, problems[:3]
 assert all(os.waitpid(pid, 0)[1] == 0 for pid in children)
-socks = [socket.create_connection(ECHO, 60) for _ in range(200)]
+socks = [socket.create_connection(ECHO, 90) for _ in range(200)]
 if os.fork() == 0:
     for s in socks[:20]: ask(s)
     os._exit(0)
@@ -312,7 +312,7 @@ print("ok")
 
 def test_a_large_transfer(site, microsocks, echo):
     script(
-        site, microsocks, "s = socket.create_connection(ECHO, 60); ask(s, os.urandom(200 << 20)); ask(s); print('ok')"
+        site, microsocks, "s = socket.create_connection(ECHO, 90); ask(s, os.urandom(200 << 20)); ask(s); print('ok')"
     )
 
 
@@ -342,7 +342,7 @@ def talk(site, text, *answers):
                     teller.stdin.flush()
                 process.stdin.write("done\n")
                 process.stdin.flush()
-            assert process.wait(20) == 0, lines
+            assert process.wait(90) == 0, lines
         assert lines[-1:] == ["ok"]
         for pid in site.find("told_socks"):
             os.kill(pid, signal.SIGKILL)
@@ -391,7 +391,7 @@ for reply, code in ((2, errno.EACCES), (3, errno.ENETUNREACH), (4, errno.EHOSTUN
             s.setblocking(False)
             assert s.connect_ex(("198.51.100.1", 7)) == errno.EINPROGRESS
             order("seen"); order(f"reply {reply}")
-            assert select.select([], [s], [], 20)[1]
+            assert select.select([], [s], [], 90)[1]
             assert s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == code
 print("ok")
 """,
@@ -416,12 +416,12 @@ order("seen"); s.close(); order("reply 5")
 import ctypes  # Python itself goes on after a signal
 libc = ctypes.CDLL(None, use_errno=True)
 signal.signal(signal.SIGALRM, lambda *_: None); signal.siginterrupt(signal.SIGALRM, True)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
+signal.setitimer(signal.ITIMER_REAL, 2)
 s = socket.socket()
 address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", 7) + socket.inet_aton(FAR[0]) + bytes(8)
 assert libc.connect(s.fileno(), address, 16) == -1 and ctypes.get_errno() == errno.EINTR, ctypes.get_errno()
 order("seen"); order("through")
-assert select.select([], [s], [], 20)[1] and s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+assert select.select([], [s], [], 90)[1] and s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 s.sendall(b"echo"); assert s.recv(9) == b"echo"
 
 # Somebody listens at the port of a program that gave up: he must not get its connection.
@@ -446,12 +446,12 @@ def test_ipv6_destinations_and_names_reach_the_server(site):
 s = socket.socket(socket.AF_INET6); s.setblocking(False)
 assert s.connect_ex(("2001:db8::7", 77)) == errno.EINPROGRESS
 order("seen"); order("through")
-assert select.select([], [s], [], 20)[1]
+assert select.select([], [s], [], 90)[1]
 assert s.getpeername()[:2] == ("2001:db8::7", 77), s.getpeername()
 s = socket.socket(); s.setblocking(False)
 assert s.connect_ex((socket.gethostbyname("Some.Where.example"), 78)) == errno.EINPROGRESS
 order("seen"); order("through")
-assert select.select([], [s], [], 20)[1]
+assert select.select([], [s], [], 90)[1]
 print("ok")
 """,
     )
@@ -481,7 +481,7 @@ def xrootd(site, needs):
         yield data
         for pid in site.find("xrootd -c"):
             os.kill(pid, signal.SIGKILL)
-        server.wait(20)
+        server.wait(90)
 
 
 def test_xrdcp(site, microsocks, xrootd, needs):
@@ -502,11 +502,11 @@ def test_python_clients(site, microsocks, xrootd):
         """
 import asyncio, hashlib, requests, fsspec
 from XRootD import client
-assert requests.get("http://web.example.org/", timeout=20).text == "hello\\n"
+assert requests.get("http://web.example.org/", timeout=90).text == "hello\\n"
 file = client.File()
-status, _ = file.open("root://web.example.org//file", timeout=30)
+status, _ = file.open("root://web.example.org//file", timeout=90)
 assert status.ok, status
-status, data = file.read(timeout=60)
+status, data = file.read(timeout=90)
 assert status.ok and hashlib.sha256(data).hexdigest() == sys.argv[1], status
 file.close()
 with fsspec.open("root://203.0.113.1//file") as f:  # as uproot reads
@@ -527,7 +527,7 @@ os._exit(0)
 
 
 def test_the_environment_is_kept_across_exec(site, microsocks):
-    fetch = f"import urllib.request as u; print(u.urlopen('http://{WAN}/', timeout=20).read().decode().strip())"
+    fetch = f"import urllib.request as u; print(u.urlopen('http://{WAN}/', timeout=90).read().decode().strip())"
     script(
         site,
         microsocks,
@@ -613,16 +613,16 @@ def test_the_forwarder_killed(site, microsocks):
         assert process.stdout.readline() == "up\n"
         (pid,) = [pid for pid in site.find("vpn.shim.forwarder") if "sh -c" not in site.extra()[pid]]
         os.kill(pid, signal.SIGKILL)
-        assert process.wait(20) == 5
+        assert process.wait(90) == 5
         assert "the forwarder of mode socks ended" in process.stderr.read()
 
 
 def test_a_session_that_is_gone_lets_nothing_out(site, microsocks):
     library = Path(__file__).resolve().parents[3] / "vpn" / "preload" / "socks.so"
     env = ["env", f"LD_PRELOAD={library}", "VPN_SHIM=vpn-0123456789abcdef"]
-    done = site.run("login", *env, "curl", "-sS", "--max-time", "5", f"http://{WAN}/")
+    done = site.run("login", *env, "curl", "-sS", "--max-time", "60", f"http://{WAN}/")
     assert done.returncode == 7
-    done = site.run("login", *env, "curl", "-sS", "--max-time", "5", "http://web.example.org/")
+    done = site.run("login", *env, "curl", "-sS", "--max-time", "60", "http://web.example.org/")
     assert done.returncode == 6
     assert site.run("login", "curl", "-sS", f"http://{WAN}/").stdout == "hello\n"
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT, WAN, has, need
 
 CMS, LHCB = "cms.cern.ch", "lhcb.cern.ch"
-DEADLINE = 60
+DEADLINE = 90
 
 # What cvmfs2 does that we depend on: it reads its configuration by a shell, file after file; says what it found; and
 # ends with 0 when it has mounted and gone to the background, with its own status otherwise.

@@ -59,7 +59,7 @@ def test_killing_a_part_of_a_session_leaves_nothing(gateway, credential, part):
         victim = SESSION_PARTS[part](gateway)
         os.kill(victim, signal.SIGKILL)
         gateway.wait_gone(mine)
-        status, error = process.wait(20), process.stderr.read().decode()
+        status, error = process.wait(90), process.stderr.read().decode()
         gateway.known = gateway_known
     if part == "vpn run":
         assert status == 128 + signal.SIGKILL or status == -signal.SIGKILL
@@ -98,11 +98,7 @@ def test_killing_a_part_of_a_gateway_leaves_nothing_and_it_starts_again(gateway,
 
 @pytest.mark.parametrize("slirp", ["runs", "stands still"])
 def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
-    """Also with slirp4netns out of action: the last words go from ocserv's sockets, which are the host's.
-
-    TCP itself may lose them: a worker that ends with bytes unread resets its connection. Then openconnect dials until
-    its reconnect timeout, 60 s.
-    """
+    """Also with slirp4netns out of action: the last words go from ocserv's sockets, which are the host's."""
     process = gateway.start_vpn(
         "node",
         "run",
@@ -120,7 +116,7 @@ def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
         if slirp == "stands still":
             os.kill(only(gateway, "slirp4netns --configure"), signal.SIGSTOP)
         assert gateway.vpn("login", "gateway", "stop").returncode == 0
-        assert process.wait(90) == 5
+        assert process.wait(180) == 5
         assert re.search(rb"ended the session|could not be reached|did not come back", process.stderr.read())
     gateway.wait_empty()
 

@@ -101,7 +101,7 @@ def serve(addresses):
 
 
 def connect(host):
-    return socket.create_connection((host, PORT), timeout=60)
+    return socket.create_connection((host, PORT), timeout=90)
 
 
 def up(host, count):
@@ -146,7 +146,7 @@ def many(host, count):
 def udp(host, size):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(20)
+        sock.settimeout(90)
         for number in range(5):
             data = bytes([number]) * int(size)
             sock.sendto(data, (host, PORT))
@@ -156,7 +156,7 @@ def udp(host, size):
 def errno_of(host, port):
     """The name of what connecting, or the first byte, fails with."""
     try:
-        with socket.create_connection((host, int(port)), timeout=30) as sock:
+        with socket.create_connection((host, int(port)), timeout=90) as sock:
             sock.sendall(b"echo\nx")
             print("answered" if sock.recv(1) else "ended")
     except OSError as error:
@@ -165,7 +165,7 @@ def errno_of(host, port):
 
 def udp_errno(host, port):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(20)
+        sock.settimeout(90)
         sock.connect((host, int(port)))
         try:
             sock.send(b"x")

@@ -38,7 +38,7 @@ def working(state: Path) -> Iterator[wq.WorkQueue]:
         factory.min_workers = factory.max_workers = 1
         factory.cores = 2
         with factory:
-            assert queue.hpcq_queue.wait_for_pilots(1, 60)
+            assert queue.hpcq_queue.wait_for_pilots(1, 90)
             yield queue
 
 

@@ -9,7 +9,7 @@ import pytest
 import hpcq
 import hpcq.work_queue as wq
 
-DEADLINE = 30
+DEADLINE = 90
 
 
 def run(q, *tasks):

@@ -14,7 +14,7 @@ import hpcq.work_queue as wq
 from hpcq.batch import records
 from hpcq.batch.states import job_states
 
-DEADLINE = 60
+DEADLINE = 90
 
 
 def eventually(condition, what):

@@ -14,6 +14,9 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
+type module >/dev/null 2>&1 || . /etc/profile
+module load gcc
+module load python/3.11
 
 # One pilot on each node; one that ends does not end the others.
 set -- srun --ntasks=2 --ntasks-per-node=1 --cpus-per-task=4 --kill-on-bad-exit=0

@@ -15,11 +15,22 @@
 
 # The job's id, by which the pilot reports; PBS hands output over at the end only, so it is written here as it comes.
 export HPCQ_JOB_ID="${PBS_JOBID:-${SLURM_JOB_ID-}}"
+# PBS does not tell how often it has started a job: each start leaves a line, so that the pilot of a job that was started
+# again is known to be another one.
+if [ -z "${HPCQ_ON_NODE-}" ]; then
+    starts=/state/hpcq/analysis/jobs/20250101T000000-abcdef/starts-"$HPCQ_JOB_ID"
+    if { echo >>"$starts" && mapfile -t lines <"$starts"; } 2>/dev/null; then
+        export HPCQ_STARTS="${#lines[@]}"
+    else
+        printf -v HPCQ_STARTS '%(%s)T' -1
+        export HPCQ_STARTS
+    fi
+fi
 exec >>/state/hpcq/analysis/jobs/20250101T000000-abcdef/output"_${PBS_ARRAY_INDEX:-$HPCQ_JOB_ID}".txt 2>&1
 
 # On each node of the job this script runs once more, as its pilot; PBS's SIGTERM reaches each.
 if [ -z "${HPCQ_ON_NODE-}" ]; then
-    each=(/usr/bin/env HPCQ_ON_NODE=1 PBS_JOBID="$HPCQ_JOB_ID" PBS_ARRAY_INDEX="${PBS_ARRAY_INDEX-}" /bin/bash /state/hpcq/analysis/jobs/20250101T000000-abcdef/script.sh)
+    each=(/usr/bin/env HPCQ_ON_NODE=1 HPCQ_STARTS="$HPCQ_STARTS" PBS_JOBID="$HPCQ_JOB_ID" PBS_ARRAY_INDEX="${PBS_ARRAY_INDEX-}" /bin/bash /state/hpcq/analysis/jobs/20250101T000000-abcdef/script.sh)
     if command -v pbsdsh >/dev/null; then
         trap '' TERM
         exec pbsdsh -u "${each[@]}"

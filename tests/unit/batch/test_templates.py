@@ -1,6 +1,7 @@
 """From values to scripts: quoting that a shell undoes exactly, and refusals that name what is wrong."""
 
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcq.batch.base import PilotRequest, get_batch_system
 from hpcq.batch.directives import check_directives, slurm_words
 from hpcq.batch.templates import packaged_directory, render_template
 from hpcq.batch.text import last_lines, printable, refuse_unprintable, unprintable
@@ -101,6 +103,7 @@ def test_an_option_that_was_not_given(tmp_path):
     [
         ("a\n{% if %}", "line 2"),
         ("{{ pilot_argv", "line 1"),
+        ("echo ${#x}", "begins one for Jinja: write {% raw %}${#x}{% endraw %}"),
         ("{% extends 'nowhere.j2' %}{{ pilot_argv }}", "'nowhere.j2' that it names was not found"),
         ("\n{{ 1 / 0 }}{{ pilot_argv }}", "line 2: ZeroDivisionError"),
         ("{{ {'a': 1} }}{{ pilot_argv }}", "line 1: a value of type dict"),
@@ -123,7 +126,7 @@ def test_files_that_cannot_be_templates(tmp_path):
 
 def test_a_template_may_extend_the_packaged_one(tmp_path):
     source = '{% extends "hpcq/local.sh.j2" %}\n{% block setup %}\nmodule load gcc\n{% endblock %}\n'
-    script = render(tmp_path, source, modules=(), setup=(), environment={}, epilogue=())
+    script = render(tmp_path, source, modules=(), setup=(), environment={}, epilogue=(), connection=None)
     assert "\nmodule load gcc\n" in script
     assert script.endswith("\nexec true\n")
 
@@ -180,3 +183,30 @@ def test_directives_that_do_not(script, words):
 def test_what_is_shown_of_output_is_printable(text):
     assert all(unprintable(line) is None for line in last_lines(text, 5))
     assert unprintable(printable(text)) in (None, "a newline")
+
+
+ASKED = {
+    "modules": ("mark-modules",),
+    "setup": ("mark-setup",),
+    "environment": {"X": "mark-environment"},
+    "epilogue": ("mark-epilogue",),
+    "pilot_argv": ("mark-pilot",),
+}
+ASKED_OF_SCHEDULERS = {
+    **{name: f"mark-{name}" for name in ("partition", "account", "constraint", "mail", "job_name")},
+    "exclusive": True,
+    "gpus": 7777,
+    "memory_mb": 8888,
+    "walltime_s": 4321,
+}
+
+OPTIONS = {"pbs": {"options": ("-l mark-options",)}, "slurm": {"options": ("--mark-options",)}}
+
+
+@pytest.mark.parametrize(("batch", "nodes"), [("local", 1), ("pbs", 1), ("pbs", 2), ("slurm", 1), ("slurm", 2)])
+def test_whatever_is_asked_for_is_in_the_script(batch, nodes):
+    """An option that is taken and then left out would be noticed by nobody before the job fails."""
+    values = ASKED if batch == "local" else ASKED | ASKED_OF_SCHEDULERS | OPTIONS[batch]
+    script = get_batch_system(batch).render(PilotRequest(queue="q", nodes=nodes, **values)).script
+    marks = ["excl", "7777", "8888", "1:12:01", *re.findall(r"mark-\w+", repr(values))]
+    assert [mark for mark in marks if mark not in script and (batch != "local" or mark.startswith("mark-"))] == []

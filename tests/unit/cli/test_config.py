@@ -22,7 +22,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "SYSTEM_FILE", system)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    for name in (*config.KINDS, "site"):
+    for name in (*config.KINDS, *config.QUEUE_KINDS, "site"):
         monkeypatch.delenv(f"HPCQ_{name.upper()}", raising=False)
     return {"system": system, "user": user}
 
@@ -80,6 +80,7 @@ def test_variables_of_every_kind(monkeypatch):
         ("CORES", "many", "HPCQ_CORES must be a number"),
         ("EXCLUSIVE", "perhaps", "true or false"),
         ("SETUP", "'", "words"),
+        ("PORT", "any", "HPCQ_PORT must be a number or a range"),
     ],
 )
 def test_variables_that_cannot_be_read(monkeypatch, name, value, words):
@@ -102,6 +103,11 @@ def test_variables_that_cannot_be_read(monkeypatch, name, value, words):
         ("site = 'x'", r"write tables \[site.NAME\]"),
         ("[site]\nx = 1", "site.x must be a table"),
         ("default_site = 1", "default_site must be the name"),
+        ("queue = 1", r"queue must be a table, as under a line \[queue\]"),
+        ("[queue]\ncores = 1", r"\[queue\]: unknown setting 'cores'; known are address, interface, port"),
+        ("[queue]\nport = 'any'", r"port must be a number or a range such as .20000-20100., not 'any'"),
+        ("[queue]\naddress = 5", "address must be a text, not 5"),
+        ("port = 1.5", "port must be a number or a range"),
         ("[site.x]\ncorse = 1\n", r"\[site.x\]: unknown setting 'corse'"),
     ],
 )
@@ -128,6 +134,22 @@ def test_paths_in_a_file_are_beside_it_and_dashes_are_as_good(files):
     assert values["template"] == files["user"].parent / "mine.sh.j2"
     assert str(values["scratch"]) == "/tmp/x"
     assert values["manager_timeout"] == 5
+
+
+def test_where_a_queue_listens(files, monkeypatch):
+    assert config.resolve_queue().values == {"port": 0}
+    files["system"].write_text('[queue]\naddress = "192.0.2.1"\nport = 20000\n[site.x]\ninterface = "ib0"\ncores = 3\n')
+    files["user"].write_text('port = "20000-20100"\n')
+    settings = config.resolve_queue()
+    assert settings.values == {"address": "192.0.2.1", "port": "20000-20100"}
+    assert settings.origins == {"address": f"{files['system']} [queue]", "port": str(files["user"])}
+    assert config.resolve_queue(site="x").values == {"interface": "ib0", "port": "20000-20100"}
+    monkeypatch.setenv("HPCQ_ADDRESS", "192.0.2.2")
+    monkeypatch.setenv("HPCQ_PORT", "20001")
+    assert config.resolve_queue(site="x").values == {"address": "192.0.2.2", "port": "20001"}
+    given = {"address": None, "interface": "eth0", "port": 0}
+    assert config.resolve_queue(given, site="x").values == {"interface": "eth0", "port": 0}
+    assert not set(config.resolve(site="x").values) & set(config.QUEUE_KINDS)
 
 
 def test_every_option_of_pilots_can_be_set():
@@ -160,6 +182,7 @@ def test_the_command(files, capsys):
     told = json.loads(typed(capsys, "config --site x --json")[1])
     assert told["settings"]["batch"] == {"value": "pbs", "origin": f"{files['user']} [site.x]"}
     assert told["settings"]["count"] == {"value": 1, "origin": "default"}
+    assert told["settings"]["port"] == {"value": 0, "origin": "default"}
     assert typed(capsys, "config --example")[1].startswith("# Settings of pilots")
     assert typed(capsys, "config --site y")[0] == 2
 

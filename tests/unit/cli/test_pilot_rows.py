@@ -100,3 +100,11 @@ def test_the_story_of_a_failed_start():
         "4711_0 ended (exit status 127) and its pilot never reported; its script: /state/q/jobs/x/script.sh",
         "    it printed nothing to /state/q/jobs/x/output_0.txt",
     ]
+
+
+def test_a_requeued_job_says_so_and_what_its_pilot_said_last():
+    gone = READY | {"state": "gone", "message": "connection closed by the other side"}
+    found = row(JobState.PENDING, [gone], reason="BeginTime")
+    assert (found.state, found.reason, found.hostname) == ("pending", "BeginTime", "n1")
+    assert found.message == "requeued; its pilot on n1 has ended: connection closed by the other side"
+    assert "requeued; its pilot on n1 has ended: it said nothing" in cells(row(JobState.HELD, [gone | {"message": ""}]))

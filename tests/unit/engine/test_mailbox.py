@@ -5,9 +5,9 @@ import threading
 import pytest
 
 import hpcq
+from hpcq.dispatch import Finished
 from hpcq.mailbox import Mailbox
-from hpcq.manager import Finished
-from hpcq.task import Attempt, Outcome
+from hpcq.outcome import Attempt, Outcome
 
 DONE = Attempt(Outcome.SUCCESS)
 

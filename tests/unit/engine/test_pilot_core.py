@@ -5,7 +5,8 @@ import signal
 import pytest
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.core import AHEAD, START_TIMEOUT, STUCK, Core
+from hpcq.pilot.choice import AHEAD, START_TIMEOUT, STUCK
+from hpcq.pilot.core import Core
 from hpcq.pilot.deaths import START_FAILURES, how_it_died
 from hpcq.pilot.doom import STRIKE_AGAIN, STRIKES
 from hpcq.pilot.lanes import Broken, End, Give, Kill, Kind, Recall, Report, Start

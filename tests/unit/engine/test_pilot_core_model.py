@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.core import AHEAD_LIMIT, IDLE_LANES, Core
+from hpcq.pilot.choice import AHEAD_LIMIT, IDLE_LANES
+from hpcq.pilot.core import Core
 from hpcq.pilot.lanes import Broken, kind_of
 
 NOTHING = (b"", b"")

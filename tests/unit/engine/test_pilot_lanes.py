@@ -3,7 +3,8 @@
 import pytest
 
 from hpcq.messages import TaskResult, TaskSpec
-from hpcq.pilot.core import IDLE_LANES, Core
+from hpcq.pilot.choice import IDLE_LANES
+from hpcq.pilot.core import Core
 from hpcq.pilot.host import divide, own_cpus, own_gpus, task_environment
 from hpcq.pilot.lanes import Give, Kill, Pin, Report, Start
 from hpcq.pilot.usage import Used

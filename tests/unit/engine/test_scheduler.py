@@ -2,6 +2,7 @@
 
 import pytest
 
+from hpcq.outcome import Outcome
 from hpcq.scheduler import (
     TRANSITIONS,
     AskBack,
@@ -24,10 +25,10 @@ from hpcq.scheduler import (
     Tick,
 )
 from hpcq.scheduler.categories import Category
+from hpcq.scheduler.invariants import check
 from hpcq.scheduler.needs import Needs
 from hpcq.scheduler.placement import UNUSED_KEPT
 from hpcq.scheduler.records import Demand, Record
-from hpcq.task import Outcome
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def scheduler():
     """A scheduler whose invariants are checked at the end of the test."""
     scheduler = Scheduler()
     yield scheduler
-    scheduler.check()
+    check(scheduler)
 
 
 def submit(scheduler, *tasks, now=0.0):
@@ -100,7 +101,7 @@ def test_a_task_waits_for_a_pilot_and_goes_to_it(scheduler):
 def test_no_pilot_gets_more_cores_or_memory_claimed_than_it_has(scheduler):
     ready(scheduler, cores=4, memory=100)
     submit(scheduler, NewTask(1, cores=3, memory=10), NewTask(2, cores=3, memory=10), NewTask(3, cores=1, memory=95))
-    scheduler.check()
+    check(scheduler)
     pilot = scheduler.pilots["p"]
     assert (pilot.free_cores, pilot.free_memory) == (1, 90)
 
@@ -182,6 +183,33 @@ def test_a_task_announced_and_given_back_costs_no_retry(scheduler):
         assert assigned(scheduler.handle([Returned("p", [1])], 0.0)) == {"p": [1]}
     start(scheduler, 1)
     assert finished(scheduler.handle([PilotGone("p")], 0.0)) == {1: Outcome.LOST}
+
+
+def test_a_task_that_may_have_begun_is_announced_and_counts_as_begun_once(scheduler):
+    submit(scheduler, NewTask(1, retries=1))
+    assert ready(scheduler, "p1") == [Assign("p1", [1])]
+    assert scheduler.handle([PilotGone("p1")], 0.0) == []  # it ran, or it did not
+    assert ready(scheduler, "p2") == [Assign("p2", [1], announced=[1])]
+    start(scheduler, 1, pilot="p2")
+    assert scheduler.handle([PilotGone("p2", "node failure")], 0.0) == [
+        Finish(1, Outcome.LOST, 2, False, "its pilot p2 went away: node failure (attempt 2)")
+    ]
+
+
+def test_doubts_count_once_and_cost_a_task_that_succeeds_later_nothing(scheduler):
+    submit(scheduler, NewTask(1, retries=1))
+    for number in range(5):
+        ready(scheduler, f"p{number}")
+        scheduler.handle([PilotGone(f"p{number}")], 0.0)
+    ready(scheduler, "last")
+    assert end(scheduler, 1, pilot="last") == [done(1, attempts=2, pilot="last")]
+
+
+def test_what_waited_on_a_pilot_behind_another_task_is_not_in_doubt(scheduler):
+    ready(scheduler)
+    submit(scheduler, NewTask(1), NewTask(2))
+    scheduler.handle([PilotGone("p")], 0.0)
+    assert ready(scheduler, "q", cores=2) == [Assign("q", [1, 2], announced=[1])]
 
 
 def test_a_task_the_pilot_reports_lost_runs_again_up_to_its_retries(scheduler):

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from hpcq.outcome import Outcome
 from hpcq.scheduler import (
     MODES,
     AskBack,
@@ -36,7 +37,7 @@ from hpcq.scheduler import (
     explain,
 )
 from hpcq.scheduler.categories import ENOUGH
-from hpcq.task import Outcome
+from hpcq.scheduler.invariants import check
 
 OUTCOMES = st.sampled_from(
     ["success", "success", "success", "exception", "crash", "walltime", "lost", "resources", "network"]
@@ -301,7 +302,7 @@ class SchedulerModel(RuleBasedStateMachine):
     @invariant()
     def consistent(self):
         if not self.pending:
-            self.scheduler.check()
+            check(self.scheduler)
             assert set(self.tasks) - set(self.finished) == set(self.scheduler.tasks)
             assert self.scheduler.finished.total() == len(self.finished)
             for number in set(self.tasks) - set(self.finished):
@@ -321,7 +322,7 @@ class SchedulerModel(RuleBasedStateMachine):
             ended, last.held = last.held, []
             self.pending.append(Ended("last", [EndedTask(number, "success", 0.01) for number in ended]))
             self.handle()
-        self.scheduler.check()
+        check(self.scheduler)
         assert set(self.finished) == set(self.tasks), "every task finishes"
         assert not self.scheduler.placement.line
         again = Scheduler(self.speculate)

@@ -4,6 +4,7 @@ import pytest
 from scheduling import allotted, assigned, end, finished, ready, start, submit
 
 from hpcq.benchmark_scheduler import Simulation
+from hpcq.outcome import Outcome
 from hpcq.scheduler import (
     AskBack,
     Cancelled,
@@ -26,9 +27,9 @@ from hpcq.scheduler import (
 )
 from hpcq.scheduler.categories import ENOUGH, Category, rounded
 from hpcq.scheduler.hosts import FAILURES, PAUSE
+from hpcq.scheduler.invariants import check
 from hpcq.scheduler.needs import round_up
 from hpcq.scheduler.pilots import Openings
-from hpcq.task import Outcome
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def scheduler():
     """A scheduler whose invariants are checked at the end of the test."""
     scheduler = Scheduler()
     yield scheduler
-    scheduler.check()
+    check(scheduler)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def copying():
         submit(scheduler, NewTask(number, kind="c"))
         end(scheduler, number, pilot="a", seconds=1.0)
     yield scheduler
-    scheduler.check()
+    check(scheduler)
 
 
 def tick(scheduler, now):
@@ -70,7 +71,7 @@ def test_copies_can_be_turned_on_and_off_while_tasks_run():
     assert assigned(tick(scheduler, 10.0)) == {}
     scheduler.handle([SpeculationSet(3.0)], 10.0)
     assert assigned(tick(scheduler, 11.0)) == {"b": [1]}
-    scheduler.check()
+    check(scheduler)
 
 
 # --- needs ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ import pickle
 import pytest
 
 import hpcq
-from hpcq.task import DEFAULTS, Attempt, Outcome, Task
+from hpcq.options import DEFAULTS
+from hpcq.outcome import Attempt, Outcome
+from hpcq.task import Task
 
 
 def make():

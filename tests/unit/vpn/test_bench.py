@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcq.cli.bench import bench
-from vpn.bench import show
+from vpn.bench import show, whole
 from vpn.bench.cli import tunnel
 from vpn.bench.figures import bytes_at, common_rates, fairness
-from vpn.bench.goals import judge
-from vpn.bench.plan import NATIVE, Link, Plan, Way, default_ways
+from vpn.bench.goals import RATIOS, judge, kind_of
+from vpn.bench.plan import COPY, NATIVE, Link, Plan, Way, default_ways
 from vpn.bench.report import Report, Row
 from vpn.bench.run import launcher
 from vpn.bench.traffic import Job, Series
@@ -134,18 +134,25 @@ def test_the_time_it_takes_is_that_of_its_steps():
     longer = Plan(WAYS, workers=(1,), rounds=3, seconds=1.0, warmup=1.0)
     transfers = 2 * 3 * 2.4
     assert short.duration() > transfers
-    assert math.isclose(longer.duration() - short.duration(), 2 * (transfers + 3 * 50 * short.round_trip))
+    assert math.isclose(longer.duration() - short.duration(), 2 * (transfers + 3 * short.pings() * short.round_trip))
 
 
 def test_more_workers_and_longer_links_warm_up_longer():
     plan = Plan((), round_trip=0.02)
     assert 0.9 < plan.warming(1) < plan.warming(20) < Plan((), round_trip=0.15).warming(20)
     assert Plan((), warmup=0.3).warming(20) == 0.3
+    assert [Plan((), round_trip=trip).pings() for trip in (0.0, 0.02, 0.05, 0.5)] == [50, 50, 20, 10]
 
 
 @pytest.mark.parametrize(
     ("text", "rate", "trip"),
-    [("1gbit,20ms", 1e9, 0.02), ("100mbit,150ms", 1e8, 0.15), ("10Gbit, 0ms", 1e10, 0.0), ("unshaped", 0, 0)],
+    [
+        ("10gbit", 1e10, 0.0),
+        ("1gbit,20ms", 1e9, 0.02),
+        ("100mbit,150ms", 1e8, 0.15),
+        ("10Gbit, 0ms", 1e10, 0.0),
+        ("unshaped", 0, 0),
+    ],
 )
 def test_links(text, rate, trip):
     link = Link.parse(text)
@@ -153,7 +160,7 @@ def test_links(text, rate, trip):
     assert Link.parse(str(link)) == link
 
 
-@pytest.mark.parametrize("text", ["", "1gbit", "gbit,20ms", "0mbit,1ms", "1gbit,20", "1gbit,-1ms"])
+@pytest.mark.parametrize("text", ["", "1gbit,", "gbit,20ms", "0mbit,1ms", "1gbit,20", "1gbit,-1ms"])
 def test_what_is_no_link(text):
     with pytest.raises(UsageError, match="link"):
         Link.parse(text)
@@ -170,6 +177,49 @@ def test_a_way_has_settings():
 
 def test_every_mode_that_leads_out_is_measured():
     assert {way.mode for way in default_ways()} == set(MODES) - {"none", "auto"}
+    assert [way.label for way in default_ways(root=True) if way.plain] == ["plain"]
+
+
+def test_an_ocserv_of_roots_is_reached_by_openconnect():
+    way = Way.parse("plain:dtls=no,mtu=16000")
+    assert (way.mode, way.plain, way.options) == ("openconnect", True, {"dtls": False, "mtu": 16000})
+
+
+def test_what_no_goal_asks_for_is_not_copied():
+    plan = Plan(tuple(map(Way.parse, ("relay", "prototype", "plain"))), workers=(1,), rounds=2, copies=True)
+    steps = list(plan.steps(plan.labels))
+    assert len(steps) == plan.count()
+    assert {label for _, stage, label in steps if stage == COPY} == {NATIVE, "relay"}
+
+
+def test_the_whole_table_measures_every_goal_and_in_time():
+    measured = {(kind_of(Link.parse(part.link)), label, part.workers) for part in whole.PARTS for label in part.ways}
+    for goal in RATIOS:
+        assert any((goal.kind, label, goal.workers) in measured for label in goal.labels), goal
+    assert whole.duration() < 8 * 60
+    for part in whole.PARTS:
+        assert part.plan().labels[1:] == list(part.ways)
+
+
+def test_all_goals_in_one_plot_and_one_verdict(tmp_path):
+    pytest.importorskip("matplotlib")
+    reports = [report_of(link, native=950, relay=940, openconnect=800) for link in ("1gbit,20ms", "unshaped")]
+    for report in reports:
+        report.goals = judge(report, Link.parse(report.link))
+    show.plot_goals(reports, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert whole.Whole(reports).missed
+    assert not whole.Whole([]).missed
+    assert whole.Whole([], ["link x: nothing"]).missed
+
+
+def test_a_site_that_cannot_be_is_said_and_the_next_tried(monkeypatch):
+    monkeypatch.setattr(whole.sys, "executable", "/bin/false")
+    said = []
+    parts = [whole.Part("1gbit,20ms", ("relay",)), whole.Part("unshaped", ("relay",))]
+    found = whole.measure(said.append, parts)
+    assert not found.reports
+    assert [problem.partition(":")[0] for problem in found.problems] == ["link 1gbit,20ms", "link unshaped"]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +334,8 @@ def test_a_plot_is_drawn(tmp_path):
         (["--server", "h:5000", "--mode", "carrier-pigeon"], "unknown tunnel mode"),
         (["--server", "h:99999"], "is not a port"),
         (["--site", "--link", "fast"], "link 'fast'"),
+        (["--goals", "--server", "h:5000"], "--goals is for --site"),
+        (["--goals", "--site", "--link", "1gbit,20ms"], "knows links and modes"),
         (["--server", "h:5000", "--output", "/no/such/place"], "cannot write"),
     ],
 )
