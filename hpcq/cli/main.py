@@ -34,6 +34,7 @@ COMMANDS = {
     "status": ("hpcq.cli.status:status", "Show what a queue is doing."),
     "tasks": ("hpcq.cli.tasks:tasks", "List a queue's tasks that wait or run."),
     "explain": ("hpcq.cli.tasks:explain", "Say why a task is not running, or where it runs."),
+    "report": ("hpcq.cli.report:report", "Tell what a queue's program has done, from its journal."),
     "doctor": ("hpcq.cli.doctor:doctor", "Say which tunnels a site allows, by trying them on a compute node."),
     "bench": ("hpcq.cli.bench:bench", "Measure the queue on this machine."),
     "vpn": ("vpn.cli:cli", "Tunnels by themselves: run a command in one, or run their gateway."),

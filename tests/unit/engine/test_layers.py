@@ -63,6 +63,8 @@ ALLOWED = {
     },
     "autoscale": {"errors"},
     "config": {"errors"},
+    "journal": {"errors", "outcome", "roster", "state_dir", "task"},
+    "report": {"journal", "outcome"},
     "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "scheduler", "units"},
     "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"connection", "errors", "state_dir", "units"},
@@ -104,6 +106,7 @@ PURE = [
     "outcome",
     "autoscale",
     "doctor/report",
+    "report",
 ]
 
 
