@@ -10,6 +10,7 @@ import pytest
 import hpcq
 from hpcq import connection, state_dir
 from hpcq.errors import ConnectionFileError, UsageError
+from hpcq.identity import make_identity
 from hpcq.lock import QueueLock
 
 
@@ -90,7 +91,7 @@ def test_a_queue_that_is_prepared_only_is_told_so(path):
 def test_the_identity_outlives_the_program_and_is_renewed_in_time(state):
     first = connection.own_identity("q")
     assert connection.own_identity("q") == first
-    old = connection.make_identity("q", datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=330))
+    old = make_identity("q", datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=330))
     state_dir.write_private(state / "q" / "identity.json", msgspec.json.encode(old))
     assert connection.own_identity("q").expires > old.expires
 
@@ -129,7 +130,7 @@ def handshake(server, client):
 
 
 def sides(queue="q"):
-    identity = connection.make_identity(queue)
+    identity = make_identity(queue)
     info = connection.ConnectionInfo(queue, 1, [], 1, "", 1, identity.authority, identity.pilot)
     return identity, info
 
