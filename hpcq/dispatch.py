@@ -71,6 +71,8 @@ class Dispatch:
             if number in command.allotted:
                 given = command.allotted[number]
                 spec = msgspec.structs.replace(spec, memory=given.memory, disk=given.disk)
+            if number in command.announced:
+                spec = msgspec.structs.replace(spec, announce=True)
             weight = len(spec.payload) + self._functions.size(spec.function)
             if size + weight > RUN_BYTES and part:
                 self._send_part(command.pilot, part)

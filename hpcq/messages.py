@@ -15,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=16384)]
@@ -77,6 +77,7 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     ``function`` is the key of a function sent earlier (PythonTask), or empty for a shell command, whose text is
     ``payload`` in UTF-8. ``walltime`` is 0 for none; so are ``memory`` and ``disk``, which are limits too. ``parcel``
     has the sizes of the pieces of arguments that are fetched apart (see `hpcq.files.haul`); ``payload`` is empty then.
+    ``announce``: that it begins is to be told at once, not with what comes next.
     """
 
     id: int
@@ -92,6 +93,7 @@ class TaskSpec(msgspec.Struct, array_like=True, gc=False):
     isolation: str = "warm"
     files: FileSpec | None = None
     parcel: list[NonNegative] | None = None
+    announce: bool = False
 
 
 class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):

@@ -51,7 +51,7 @@ class Packer:
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
-            None, None if parcel is None else parcel.sizes,
+            None, None if parcel is None else parcel.sizes, not options.retries,
         )  # fmt: skip
         needs = NewTask(
             number, options.cores, options.memory, options.network, options.priority, options.retries, kind,

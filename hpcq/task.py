@@ -153,7 +153,7 @@ class Task:
 
     @property
     def attempts(self) -> int:
-        """How often the task was begun."""
+        """How often the task was begun, as far as is known: its pilot may have been gone before it could tell."""
         return 0 if self._attempt is None else self._attempt.attempts
 
     @property

@@ -32,12 +32,14 @@ from vpn.surroundings import (
 )
 
 VERSION_DEADLINE = 10.0
-SHIMS = ("tun_from_fd", "socks", "one_id", "host_sockets")
+SHIMS = ("tun_from_fd", "socks", "one_id", "last_words", "host_sockets")
+OR = " or "
+"""Between what serves as well: the last is told of where all are missing."""
 NEEDS = {
     "mode relay": ("user namespaces", "tun", "nat"),
     "mode openconnect": ("user namespaces", "tun", "openconnect", "tun_from_fd"),
     "mode socks": ("loopback", "socks"),
-    "mode slirp": ("user namespaces", "tun", "slirp4netns", "default route"),
+    "mode slirp": ("user namespaces", "tun", "pasta or slirp4netns", "default route"),
     "mode none": ("default route",),
     "gateway": (
         "user namespaces",
@@ -48,6 +50,7 @@ NEEDS = {
         "slirp4netns",
         "nft",
         "one_id",
+        "last_words",
         "host_sockets",
     ),
 }
@@ -62,7 +65,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     def why_not(self, use: str) -> list[str]:
         """What stands in the way of a use, each with what to ask for; empty when nothing does."""
         details = {check.name: check.detail for check in self.checks}
-        return [f"{need}: {details.get(need, 'not tried')}" for need in self.uses[use]]
+        return [f"{need}: {details.get(need.split(OR)[-1], 'not tried')}" for need in self.uses[use]]
 
 
 async def examine(server: tuple[str, int] | None = None, against: str = "") -> Capabilities:
@@ -104,7 +107,7 @@ def _clock(against: str) -> Check:
 def uses_of(checks: list[Check]) -> dict[str, list[str]]:
     """What is possible, and what is missing for the rest."""
     there = {check.name for check in checks if check.ok}
-    return {use: [need for need in needs if need not in there] for use, needs in NEEDS.items()}
+    return {use: [need for need in needs if there.isdisjoint(need.split(OR))] for use, needs in NEEDS.items()}
 
 
 async def _kernel_checks(keeper: Client) -> list[Check]:

@@ -27,7 +27,7 @@ work is to go on within that, not within as long as it lasted. Kernels before 6.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 47, 2
-_CAP_SYS_ADMIN = 21
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -89,14 +89,25 @@ class _Capabilities(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
-def keep_mounting() -> None:
-    """Let the program this process becomes keep CAP_SYS_ADMIN of its user namespace (capabilities(7), ambient)."""
+def join(namespace: str, kind: int) -> None:
+    """Enter the namespace of a file in /proc/PID/ns; the caller must be single-threaded for CLONE_NEWUSER."""
+    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(fd, kind), "setns", namespace)
+    finally:
+        os.close(fd)
+
+
+def keep_rights(*rights: int) -> None:
+    """Let the program this process becomes keep these CAP_… of its user namespace (capabilities(7), ambient)."""
     header, sets = _Header(_CAPABILITY_VERSION_3, 0), (_Capabilities * 2)()
     _check(_libc.capget(ctypes.byref(header), sets), "capget")
-    sets[0].inheritable |= 1 << _CAP_SYS_ADMIN
+    for right in rights:
+        sets[0].inheritable |= 1 << right
     _check(_libc.capset(ctypes.byref(header), sets), "capset")
-    raised = _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE), ctypes.c_ulong(_CAP_SYS_ADMIN), 0, 0)
-    _check(raised, "prctl(PR_CAP_AMBIENT)")
+    for right in rights:
+        raised = _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE), ctypes.c_ulong(right), 0, 0)
+        _check(raised, "prctl(PR_CAP_AMBIENT)")
 
 
 def die_with_parent(signal_number: int) -> None:

@@ -25,6 +25,7 @@ PACKAGES = {
     "ocpasswd": Package("ocserv", "ocserv (EPEL)"),
     "occtl": Package("ocserv", "ocserv (EPEL)"),
     "slirp4netns": Package("slirp4netns", "slirp4netns"),
+    "pasta": Package("passt", "passt"),
     "nft": Package("nftables", "nftables"),
     "squashfuse": Package("squashfuse", "squashfuse (EPEL)"),
 }

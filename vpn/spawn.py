@@ -66,7 +66,7 @@ def _child(request: Spawn, fds: Mapping[int, int], writer: int, parent: int) -> 
         if request.new_session:
             os.setsid()
         if request.may_mount:
-            kernel.keep_mounting()
+            kernel.keep_rights(kernel.CAP_SYS_ADMIN)
         kernel.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)

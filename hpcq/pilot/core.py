@@ -305,14 +305,16 @@ class Core:
     def _commands(self, now: float, dispatch: bool = True) -> list[Command]:
         if dispatch:
             self._dispatch(now)
+        announce = False
         for lane in self.lanes.values():
             if lane.tasks and lane.announced != lane.tasks[0].id:
                 lane.announced = lane.tasks[0].id
+                announce = announce or lane.tasks[0].announce
                 self._started.append(lane.announced)
         orders = self._orders.copy()
         self._orders.clear()
         if self._started or self._results or self._returned:
-            orders.insert(0, Report(self._started, self._results, self._returned))
+            orders.insert(0, Report(self._started, self._results, self._returned, announce=announce))
             self._started, self._results, self._returned = [], [], []
         return orders
 

@@ -87,12 +87,16 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """Tell the manager; ``answers`` when it has asked and waits for ``returned``, be it empty."""
+    """Tell the manager; ``answers`` when it has asked and waits for ``returned``, be it empty.
+
+    ``announce``: that tasks have begun can not wait for what comes next.
+    """
 
     started: list[int]
     results: list[TaskResult]
     returned: list[int]
     answers: bool = False
+    announce: bool = False
 
 
 class Broken(msgspec.Struct, frozen=True):

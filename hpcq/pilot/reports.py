@@ -1,5 +1,8 @@
 """What the pilot tells of its tasks: gathered into few messages, and held back while it is not known what to tell.
 
+That a task has begun is told with its result if that comes within `SOON`: to tell a thing apart wakes the manager for
+it, which takes more than a short task itself. The manager knows how to treat a pilot's end in between.
+
 Two kinds of failure wait a moment, because the task may not be to blame:
 
 - a command that a signal ended (`CODES_FROM_OUTSIDE`): the batch system signals all processes of a job it ends, and
@@ -28,6 +31,10 @@ UPDATE_BYTES = 32 * 1024 * 1024
 """Results are sent in messages of about this size at most, so that none blocks the link for long."""
 
 
+SOON = 0.002
+"""Seconds in which a task's result may come, and say by itself that it was begun."""
+
+
 class Reports:
     """The last thing a result passes through. ``judge`` says why the tunnel leads nowhere, or nothing if it does."""
 
@@ -40,16 +47,21 @@ class Reports:
         self._doubtful: list[m.TaskResult] = []
         self._suspects: list[m.TaskResult] = []
         self._judging: asyncio.Task[None] | None = None
+        self._sending: asyncio.Handle | None = None
+        self._sending_later: asyncio.TimerHandle | None = None
 
     def add(self, report: Report) -> None:
-        """Tell this, with all else of this turn of the loop."""
-        if not self._update.results and not self._update.started:
-            self._loop.call_soon(self._send)
+        """Tell this, with all else of this turn of the loop; mere beginnings with what comes next."""
         self._update.started.extend(report.started)
         self._update.results.extend(self._certain(report.results))
         if report.returned or report.answers:
             self._send()  # a task that was announced and comes back: in this order
             self._link.send(m.Returned(report.returned))
+        elif self._update.results or report.announce:
+            if self._sending is None:
+                self._sending = self._loop.call_soon(self._send)
+        elif self._update.started and self._sending_later is None:
+            self._sending_later = self._loop.call_later(SOON, self._send)
 
     def _certain(self, results: list[m.TaskResult]) -> list[m.TaskResult]:
         """All but those that wait."""
@@ -118,6 +130,10 @@ class Reports:
             self._judging = None
 
     def _send(self) -> None:
+        for handle in (self._sending, self._sending_later):
+            if handle is not None:
+                handle.cancel()
+        self._sending = self._sending_later = None
         update, self._update = self._update, m.Update([], [])
         started = update.started
         if started and update.results:

@@ -25,8 +25,11 @@ The same events give the same commands, so a recorded run replays. One concern t
       |<--end as network: the tunnel was down
     any of READY, ASSIGNED, RUNNING --cancel--> DONE (READY) or ENDING --end, give back, pilot gone--> DONE (cancelled)
 
-A task counts as begun only once its pilot said so; the pilot says so before it begins. Hence a task that was merely
-waiting on a dying pilot costs no retry, and one that kills every pilot it meets runs ``retries + 1`` times and no more.
+A task counts as begun only once its pilot said so. The pilot says so as it begins, or with the result of a task that
+ends within a moment. So when a pilot goes, a task that had a place there, and was not announced, may have begun: it is
+in doubt, which counts as one attempt when the next pilot is lost with it too, and from then on is announced at once, as
+is one without retries. Hence a task that was merely waiting on a dying pilot costs no retry, and one that kills every
+pilot it meets runs ``retries + 1`` times and no more.
 
 **Placement.** Free places are filled first, pilots in turn; then short tasks are sent ahead, about `LOOKAHEAD` seconds
 of expected work for each core of a pilot, so that no round trip lies between two tasks. What was sent ahead and is

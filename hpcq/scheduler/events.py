@@ -180,11 +180,15 @@ class Allotment(_Value):
 
 
 class Assign(_Value):
-    """Send these to the pilot, in this order; ``allotted`` names those that get other limits than they said."""
+    """Send these to the pilot, in this order; ``allotted`` names those that get other limits than they said.
+
+    ``announced`` are those whose beginning is to be told at once.
+    """
 
     pilot: str
     tasks: list[int]
     allotted: dict[int, Allotment] = {}
+    announced: list[int] = []
 
 
 class AskBack(_Value):

@@ -174,6 +174,8 @@ class Scheduler:
         command.tasks.append(record.id)
         if record.demand.allots:
             command.allotted[record.id] = Allotment(record.claimed.memory, record.claimed.disk)
+        if record.doubted:
+            command.announced.append(record.id)
 
     def _finish(self, record: Record, outcome: Outcome, *, reporter: Pilot | None = None, message: str = "") -> None:
         del self.tasks[record.id]
@@ -184,7 +186,7 @@ class Scheduler:
             self._retire(category)
         self.finished[outcome.value] += 1
         name = reporter.name if reporter else ""
-        self._commands.append(Finish(record.id, outcome, record.attempts, reporter is not None, message, name))
+        self._commands.append(Finish(record.id, outcome, record.begun, reporter is not None, message, name))
         if record.second is not None:
             self._stop_other(record, reporter)
         record.pilot = record.second = None
@@ -235,6 +237,7 @@ class Scheduler:
         for record in reversed(pilot.held()):
             if not self._copy_is_gone(record, pilot, begun=True):
                 record.pilot = None
+                record.doubted = record.doubted or (record.state is TaskState.ASSIGNED and record.id in pilot.claimed)
                 self._left_behind(record, "pilot gone", message, now)
 
     def _copy_is_gone(self, record: Record, pilot: Pilot, *, begun: bool) -> bool:
@@ -255,9 +258,9 @@ class Scheduler:
         if record.state is TaskState.ENDING:
             record.move(trigger, TaskState.DONE, now)
             self._finish(record, Outcome.CANCELLED, message="cancelled")
-        elif trigger == "pilot gone" and record.state is TaskState.RUNNING and record.attempts > record.retries:
+        elif trigger == "pilot gone" and record.state is TaskState.RUNNING and record.begun > record.retries:
             record.move(trigger, TaskState.DONE, now)
-            self._finish(record, Outcome.LOST, message=f"{message} (attempt {record.attempts})")
+            self._finish(record, Outcome.LOST, message=f"{message} (attempt {record.begun})")
         else:
             record.move(trigger, TaskState.READY, now)
             self.placement.add(record, first=True)
@@ -336,7 +339,7 @@ class Scheduler:
             return True
         if outcome == Outcome.NETWORK:
             record.retries += 1  # the tunnel's fault costs the task nothing
-        elif record.attempts > record.retries if outcome == Outcome.LOST else not self._raise(record, task):
+        elif record.begun > record.retries if outcome == Outcome.LOST else not self._raise(record, task):
             return False
         record.pilot = None
         record.move("end", TaskState.READY, now)

@@ -60,7 +60,8 @@ class IllegalTransitionError(HpcqError):
 class Record(msgspec.Struct, gc=False, eq=False):
     """One task that is not done. Not seen by the garbage collector, for there may be a million.
 
-    ``second`` is the pilot that runs a copy of it; ``claimed`` what it takes where it was placed.
+    ``second`` is the pilot that runs a copy of it; ``claimed`` what it takes where it was placed. It is ``doubted``
+    once a pilot that had a place for it was gone before it could say whether the task has begun.
     """
 
     id: int
@@ -75,6 +76,12 @@ class Record(msgspec.Struct, gc=False, eq=False):
     second: Any = None
     claimed: Any = None
     load: float = 0.0
+    doubted: bool = False
+
+    @property
+    def begun(self) -> int:
+        """How often it was begun, for all we know: a doubt counts as once."""
+        return min(self.attempts + self.doubted, self.retries + 1)
 
     def move(self, trigger: str, after: TaskState, now: float) -> None:
         """Change state, as the table allows.

@@ -6,7 +6,7 @@ sequence.
    ``uplink=slirp4netns`` forwarded by slirp4netns;
 3. the packet filter (``rules``): clients' TCP and DNS to the data plane (``plane``), the rest masqueraded to ``tap0``;
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
-5. ocserv, with the shims ``preload/one_id.c`` and ``host_sockets.c``; ready when it says so.
+5. ocserv, with the shims ``preload/one_id.c``, ``last_words.c`` and ``host_sockets.c``; ready when it says so.
 
 Where a program, a shim or namespaces are missing, ``refusal`` says so and openconnect is not offered; the relay is.
 Credentials count in one place only: a login at the relay (``relayed``) withdraws the password here, one here is told
@@ -28,7 +28,7 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from vpn.errors import GatewayError, TunnelError, VpnError
-from vpn.gateway import ocserv, state
+from vpn.gateway import ocserv, state, strangers
 from vpn.gateway.addresses import DNS_PORT, PLANE, UPLINK_DNS
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import UNUSED, UNUSED_LIFETIME, Book
@@ -49,6 +49,7 @@ from vpn.programs import environment, find_program, find_shim
 
 log = logging.getLogger("vpn.gateway")
 
+DISMISSAL = 5.0  # seconds for ocserv's workers to tell their clients that the gateway ends
 OCSERV_GRACE = 15.0  # seconds to tell every client that it ends: those that are not told dial again and again
 OCSERV_DEADLINE = 20.0
 TOOL_DEADLINE = 20.0
@@ -78,6 +79,7 @@ class Server:
         self._stack = AsyncExitStack()
         self._passwords = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._dismissed: asyncio.Future[None] | None = None
         self._last_lines: list[str] = []
 
     async def start(self) -> None:
@@ -96,7 +98,8 @@ class Server:
 
     async def _start(self) -> None:
         programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "occtl", "nft")}
-        shims = [find_shim("one_id"), *([find_shim("host_sockets")] if self.config.uplink == "sockets" else [])]
+        names = ("one_id", "last_words", *(("host_sockets",) if self.config.uplink == "sockets" else ()))
+        shims = [find_shim(name) for name in names]
         try:
             if self.config.uplink == "sockets":
                 self._host = open_sockets(self.config.listen, self.config.port, state.last_port(self.directory))
@@ -275,11 +278,29 @@ class Server:
                 fds=fds,
             )
         self._stack.push_async_callback(process.end, OCSERV_GRACE)
+        self._stack.push_async_callback(self._dismiss)
         await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             last = self._last_lines[-1] if self._last_lines else "it said nothing"
             raise GatewayError(f"ocserv did not start: {last}")
         self._watch_process(process)
+
+    async def _dismiss(self) -> None:
+        """Tell ocserv's workers to end, and wait until they have.
+
+        ocserv does so too, but closes their pipes at once: a worker that sees that before its signal ends without a
+        word to its client, which then dials until its reconnect timeout.
+        """
+        workers = self.book.workers()
+        if not workers or self.namespace.client.lost.done():
+            return
+        self._dismissed = asyncio.get_running_loop().create_future()
+        try:
+            await self._run(["sh", "-c", 'kill -TERM "$@"', "sh", *workers])
+        except VpnError as error:
+            log.error("%s", error)
+        else:
+            await asyncio.wait([self._dismissed], timeout=DISMISSAL)
 
     async def _run(self, argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
         try:
@@ -302,6 +323,8 @@ class Server:
             if self.book.on_event(event):
                 self.spent(event.username)
                 await self._quietly(self._publish())
+            if self._dismissed is not None and not self._dismissed.done() and not self.book.workers():
+                self._dismissed.set_result(None)
 
     async def _quietly(self, action: Awaitable[None]) -> None:
         """What nobody waits for must not end the reading of events."""
@@ -338,7 +361,7 @@ class Server:
 
     async def _log_lines(self, name: str, fd: int, ready: asyncio.Future[None] | None) -> None:
         async for line in read_lines(fd):
-            log.info("%s: %s", name, line)
+            strangers.log.info("%s: %s", name, line)
             self._last_lines = [*self._last_lines[-9:], line] if line.strip() else self._last_lines
             if ready is not None and not ready.done() and ocserv.READY in line:
                 ready.set_result(None)

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Literal
 
+from vpn.gateway import strangers
 from vpn.gateway.association import Association
 from vpn.gateway.outside import Outside, OutsideError
 from vpn.gateway.resolver import Resolver
@@ -77,7 +78,7 @@ class SocksService:
             except ConnectionError:
                 continue
             except OSError as error:
-                log.error("relay: cannot take a connection: %s", error)
+                strangers.log.error("relay: cannot take a connection: %s", error)
                 await asyncio.sleep(0.2)
                 continue
             self._begin(connection, str(address[0]))
@@ -130,7 +131,7 @@ class SocksService:
         admission = self.tickets.admit(username, login.password)
         if admission in ("wrong", "spent"):
             penalty = self.tickets.penalty(address, time.monotonic())
-            log.warning("relay: %s: a %s password for %r", address, admission, username[:64])
+            strangers.log.warning("relay: %s: a %s password for %r", address, admission, username[:64])
             await asyncio.sleep(penalty)
             await stream.send(socks5.give_login_answer(accepted=False))
             return ""
@@ -253,7 +254,7 @@ class SocksService:
 
     async def _resolve(self, stream: TlsStream) -> None:
         """Answer DNS queries as they come, each when it is answered."""
-        out: asyncio.Queue[bytes] = asyncio.Queue()
+        out: asyncio.Queue[bytes] = asyncio.Queue(QUERIES)  # who does not read what was asked for is not asked for more
         slots = asyncio.Semaphore(QUERIES)
         tasks = {self._loop.create_task(_send_all(stream, out))}
         try:
@@ -270,7 +271,7 @@ class SocksService:
     async def _answer(self, query: bytes, out: asyncio.Queue[bytes], slots: asyncio.Semaphore) -> None:
         try:
             if answer := await self._resolver.ask(query):
-                out.put_nowait(socks5.give_message(answer))
+                await out.put(socks5.give_message(answer))
         finally:
             slots.release()
 

@@ -23,6 +23,7 @@ import msgspec
 from vpn.config import Mode, TunnelConfig
 from vpn.errors import TunnelError
 from vpn.modes.base import BringUp, Spawner, Tunnel, TunnelInfo
+from vpn.modes.slirp import find_stacks
 from vpn.namespace import open_namespace
 from vpn.process import Client
 from vpn.programs import find_program, find_shim
@@ -52,7 +53,8 @@ class ChosenTunnel:
 
     def info(self) -> TunnelInfo:
         """The mode's own, and what was passed over."""
-        return msgspec.structs.replace(self._tunnel.info(), passed_over=self._passed_over)
+        info = self._tunnel.info()
+        return msgspec.structs.replace(info, passed_over=self._passed_over + info.passed_over)
 
 
 async def bring_up(config: TunnelConfig, up: BringUp, attempt: Attempt) -> ChosenTunnel:
@@ -117,7 +119,7 @@ async def refused_by_host(config: TunnelConfig, keeper: Client) -> dict[Mode, st
     needs: dict[Mode, Iterable[Callable[[], object]]] = {
         "openconnect": (lambda: find_program("openconnect"), lambda: find_shim("tun_from_fd")),
         "socks": (lambda: find_shim("socks"),),
-        "slirp": (lambda: find_program("slirp4netns"), _check_route),
+        "slirp": (find_stacks, _check_route),
     }
     for mode, checks in needs.items():
         try:

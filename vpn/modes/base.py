@@ -19,10 +19,10 @@ PLAIN = "TCP"
 
 
 class TunnelInfo(msgspec.Struct, frozen=True):
-    """What came up: ``kind`` is DTLS, TLS, TCP, SOCKS5, slirp4netns or "" (mode none), ``mtu`` in bytes, times in
-    seconds.
+    """What came up: ``kind`` is DTLS, TLS, TCP, SOCKS5, pasta, slirp4netns or "" (mode none), ``mtu`` in bytes, times
+    in seconds.
 
-    ``passed_over``: in mode auto, a line for each mode that was not chosen, with the reason.
+    ``passed_over``: a line for each mode (auto) or program (slirp) that was not chosen, with the reason.
     """
 
     mode: str

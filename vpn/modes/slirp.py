@@ -1,15 +1,18 @@
-"""Mode ``slirp``: a namespace whose only way out is slirp4netns, over the node's own outside access.
+"""Mode ``slirp``: a namespace whose only way out is pasta or slirp4netns, over the node's own outside access.
 
 For nodes that can reach outside, but where tasks are to have a network of their own: nothing of the host's loopback,
-no ports of other jobs. Sequence: the namespace → slirp4netns attached, with IPv6 where the node has a route for it →
-name servers: its own forwarder, which asks the node's. There is no gateway, so no credential. Its end loses the tunnel.
+no ports of other jobs. Sequence: the namespace → pasta, which is faster, or where it is missing or does not come up
+slirp4netns, attached, with IPv6 where the node has a route for it → name servers: its own forwarder, which asks the
+node's. There is no gateway, so no credential. Its end loses the tunnel.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,9 +23,10 @@ from vpn.modes.base import BringUp, TunnelInfo
 from vpn.namespace import Namespace, open_namespace
 from vpn.pipes import read_lines
 from vpn.process import Client
-from vpn.programs import find_program
-from vpn.uplink import MTU, start_uplink
+from vpn.programs import missing_program, search_path
+from vpn.uplink import MTU, Uplink, start_pasta, start_uplink
 
+STACKS = ("pasta", "slirp4netns")
 _ANYWHERE = "0" * 32 + " 00"  # destination and prefix length of a default route in /proc/net/ipv6_route
 
 
@@ -45,47 +49,82 @@ class SlirpTunnel:
 
 async def bring_up(config: TunnelConfig, up: BringUp) -> SlirpTunnel:
     """Bring it up; raises TunnelError naming the layer."""
-    find_program("slirp4netns")
+    programs = find_stacks()
     up.step = ("user namespaces", "making a namespace")
     namespace = await open_namespace(up.keeper, new_session=up.new_session)
     up.stack.push_async_callback(namespace.close)
     namespace.client.lost.add_done_callback(lambda future: up.lose(future.result()))
     up.step = ("tun", "trying /dev/net/tun")
     os.close(await namespace.open_tun("probe"))  # refused, this says why; slirp4netns would not
-    up.step = ("tunnel", "starting slirp4netns")
-    await _attach(namespace, config, up)
+    name, passed_over = await _attach(programs, namespace, config, up)
     servers = list(config.dns) or [UPLINK_DNS]
     await namespace.resolve_with(servers, search_domains())
     seconds = up.keeper.loop.time() - up.started_at
-    return SlirpTunnel(
-        namespace, TunnelInfo("slirp", "slirp4netns", "", seconds, UPLINK_GUEST, MTU, dns=tuple(servers))
-    )
+    info = TunnelInfo("slirp", name, "", seconds, UPLINK_GUEST, MTU, dns=tuple(servers), passed_over=tuple(passed_over))
+    return SlirpTunnel(namespace, info)
 
 
-async def _attach(namespace: Namespace, config: TunnelConfig, up: BringUp) -> None:
-    output, output_end = os.pipe()
-    reading = asyncio.create_task(_pass_on(output))
-    up.stack.callback(reading.cancel)
-    options = [*(["--enable-ipv6"] if has_ipv6_route() else []), *(["--disable-dns"] if config.dns else [])]
-    try:
-        uplink = await start_uplink(up.keeper, namespace, options, cwd="/", log=output_end)
-    except TunnelError:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(reading), 1)
-        raise
-    finally:
-        os.close(output_end)
+def find_stacks() -> list[str]:
+    """Those of pasta and slirp4netns that are installed, the faster first; raises TunnelError when there is none."""
+    found = [name for name in STACKS if shutil.which(name, path=search_path())]
+    if not found:
+        raise TunnelError("program", f"{missing_program('slirp4netns')}; pasta (package passt) does as well")
+    return found
+
+
+async def _attach(
+    programs: list[str], namespace: Namespace, config: TunnelConfig, up: BringUp
+) -> tuple[str, list[str]]:
+    """The first of the programs that comes up: its name, and a line for each that did not."""
+    problems: list[str] = []
+    for name in programs:
+        up.step = ("tunnel", f"starting {name}")
+        try:
+            _watch(await _start(name, namespace, config, up), up)
+        except (TunnelError, OSError) as error:
+            reason = error.message if isinstance(error, TunnelError) else str(error)
+            problems.append(f"{name} passed over: {reason}")
+        else:
+            return name, problems
+    raise TunnelError("tunnel", "; ".join(problems))
+
+
+def _watch(uplink: Uplink, up: BringUp) -> None:
+    """End it with the session, which its own end loses."""
     up.stack.push_async_callback(uplink.close)
     uplink.process.ended.add_done_callback(
-        lambda ended: up.lose(TunnelError("tunnel", f"slirp4netns ended (status {ended.result()})"))
+        lambda ended: up.lose(TunnelError("tunnel", f"{uplink.name} ended (status {ended.result()})"))
     )
 
 
-async def _pass_on(output: int) -> None:
+async def _start(name: str, namespace: Namespace, config: TunnelConfig, up: BringUp) -> Uplink:
+    output, output_end = os.pipe()
+    last: collections.deque[str] = collections.deque(maxlen=1)
+    reading = asyncio.create_task(_pass_on(name, output, last))
+    up.stack.callback(reading.cancel)
+    six = has_ipv6_route()
+    options = [*(["--enable-ipv6"] if six else []), *(["--disable-dns"] if config.dns else [])]
+    try:
+        if name == "pasta":
+            return await start_pasta(up.keeper, namespace, six=six, log=output_end)
+        return await start_uplink(up.keeper, namespace, options, cwd="/", log=output_end)
+    except TunnelError as error:
+        os.close(output_end)
+        output_end = -1
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(reading), 1)
+        raise TunnelError(error.layer, f"{error.message}: {last[0] if last else 'it said nothing'}") from None
+    finally:
+        if output_end >= 0:
+            os.close(output_end)
+
+
+async def _pass_on(name: str, output: int, last: collections.deque[str]) -> None:
     """What it says when all is well is nobody's business; what it complains about is for standard error."""
     async for line in read_lines(output):
-        if "ERROR" in line.upper() or "fail" in line or "cannot" in line.lower():
-            sys.stderr.write(f"slirp4netns: {line}\n")
+        last.append(line)
+        if name == "slirp4netns" and ("ERROR" in line.upper() or "fail" in line or "cannot" in line.lower()):
+            sys.stderr.write(f"{name}: {line}\n")
 
 
 def has_ipv6_route(routes: Path = Path("/proc/net/ipv6_route")) -> bool:

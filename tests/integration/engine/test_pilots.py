@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cloudpickle
+import psutil
 from running import appears, begun, call, eventually, gone, note_and_wait, ready, run, wait
 
 import hpcq
@@ -29,6 +30,13 @@ def report_another_task(once):
             continue
         if (channel.family, channel.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
             channel.sendall(frame(TaskResult(1 << 40, "success")))
+    signal.pause()
+
+
+def kill_own_pilot(marks):
+    """The runner's parent is its guard, whose parent is the pilot."""
+    (marks / f"{os.getpid()}").touch()
+    os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
     signal.pause()
 
 
@@ -60,6 +68,15 @@ def test_a_task_that_loses_all_its_pilots_is_lost(queue, start_pilot, marks, tmp
     assert wait(queue) is task
     assert (task.outcome, task.attempts) == ("lost", 2)
     assert "went away" in task.message
+
+
+def test_a_task_that_kills_its_pilot_at_once_runs_no_more_often_than_it_may(queue, start_pilot, marks):
+    task = call(kill_own_pilot, marks).set(retries=1)
+    queue.submit(task)
+    for _ in range(2):
+        start_pilot(queue).wait()
+    assert wait(queue) is task
+    assert (task.outcome, task.attempts, len(list(marks.iterdir()))) == ("lost", 2, 2)
 
 
 def test_sigterm_drains_a_pilot(queue, start_pilot, marks, tmp_path, place):

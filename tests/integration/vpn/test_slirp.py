@@ -1,14 +1,25 @@
-"""Mode slirp: over the node's own way out, which the site's node is given here."""
+"""Mode slirp: over the node's own way out, which the site's node is given here, by pasta and by slirp4netns."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 
 import pytest
 
 WAN = "203.0.113.1"
+MARKS = {"pasta": "--config-net", "slirp4netns": "--ready-fd=3"}
+
+
+def hide(site, *programs):
+    """Make programs ones that cannot be executed, on this site."""
+    (site.directory / "nothing").write_text("")
+    for program in programs:
+        path = shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
+        if path:
+            site.check("login", "mount", "--bind", str(site.directory / "nothing"), os.path.realpath(path))
 
 
 @pytest.fixture
@@ -20,18 +31,26 @@ def open_site(site):
     return site
 
 
+@pytest.fixture(params=["pasta", "slirp4netns"])
+def stack(request, open_site, needs):
+    """The program that carries the packets; the other one is hidden."""
+    needs(request.param)
+    hide(open_site, *(name for name in MARKS if name != request.param))
+    return request.param
+
+
 def run(site, *argv, options=(), **more):
     return site.vpn("node", "run", "--mode", "slirp", *options, "--", *argv, **more)
 
 
-def test_tcp_and_names(open_site):
+def test_tcp_and_names(open_site, stack):
     done = run(open_site, "curl", "-sS", "http://web.example.org/", options=("-v", "--require", f"http://{WAN}/"))
     assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
-    assert "slirp4netns" in done.stderr
+    assert f": {stack} " in done.stderr
     open_site.wait_empty()
 
 
-def test_the_hosts_loopback_is_not_its_own(open_site):
+def test_the_hosts_loopback_is_not_its_own(open_site, stack):
     listener = "import socket; s = socket.create_server(('127.0.0.1', 8123)); print('up', flush=True); input()"
     with open_site.start(
         "node", "python3", "-c", listener, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -39,28 +58,62 @@ def test_the_hosts_loopback_is_not_its_own(open_site):
         assert server.stdout.readline() == "up\n"
         for host in ("127.0.0.1", "198.19.0.2"):
             done = run(open_site, "curl", "-sS", "--max-time", "10", f"http://{host}:8123/")
-            assert done.returncode in (7, 28), done.stderr
+            assert done.returncode in (7, 28, 56), done.stderr
         server.stdin.close()
 
 
-def test_the_status_is_the_commands(open_site):
-    assert run(open_site, "sh", "-c", "exit 7").returncode == 7
-
-
-def test_slirp4netns_killed_loses_the_tunnel(open_site):
-    with open_site.start_vpn(
-        "node", "run", "--mode", "slirp", "--", "sh", "-c", "echo up; exec sleep 1000",
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdout.readline() == "up\n"
-        (pid,) = open_site.find("--ready-fd=3")
+def test_its_end_loses_the_tunnel(open_site, stack):
+    with held(open_site) as process:
+        (pid,) = open_site.find(MARKS[stack])
         os.kill(pid, signal.SIGKILL)
         assert process.wait(90) == 5
-        assert "slirp4netns ended" in process.stderr.read()
+        assert f"{stack} ended" in process.stderr.read()
     open_site.wait_empty()
+
+
+def test_whoever_is_killed_pasta_does_not_stay(open_site, needs):
+    needs("pasta")
+    for victim in ("-m vpn run ", "vpn.keeper", "vpn.holder"):
+        with held(open_site) as process:
+            assert open_site.find(MARKS["pasta"])
+            pid = open_site.find_vpn("run") if "run" in victim else min(open_site.find(victim))
+            os.kill(pid, signal.SIGKILL)
+            process.wait(60)
+        open_site.wait_empty()
+
+
+def held(site):
+    """A session with a command that stays."""
+    process = site.start_vpn(
+        "node", "run", "--mode", "slirp", "--", "sh", "-c", "echo up; exec sleep 1000",
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_pasta_first_and_what_does_not_come_up_is_passed_over(open_site, needs):
+    needs("pasta")
+    path = os.path.realpath(shutil.which("pasta"))
+    broken = open_site.directory / "broken"
+    broken.write_text("#!/bin/sh\necho cannot work here >&2\nexit 1\n")
+    broken.chmod(0o755)
+    open_site.check("login", "mount", "--bind", str(broken), path)
+    done = run(open_site, "curl", "-sS", "http://web.example.org/", options=("-v",))
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+    assert "pasta passed over: pasta ended before it was ready: cannot work here" in done.stderr
+    assert ": slirp4netns " in done.stderr
+
+
+def test_neither_is_there(open_site):
+    hide(open_site, *MARKS)
+    done = run(open_site, "true")
+    assert done.returncode == 5
+    assert "install slirp4netns" in done.stderr
+    assert "passt" in done.stderr
 
 
 def test_without_a_way_out_it_comes_up_and_reaches_nothing(site):
     done = run(site, "true", options=("--require", f"http://{WAN}/"))
     assert done.returncode == 5
-    assert done.stderr.startswith("Error: http: "), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: http: "), done.stderr

@@ -153,3 +153,56 @@ def test_what_nobody_is_there_to_hear_is_dropped(monkeypatch):
         assert place.heard() == {2: "exit_code"}
 
     play(scenario)
+
+
+# --- beginnings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_beginning_is_told_with_the_result_that_follows_soon(monkeypatch):
+    monkeypatch.setattr(reports, "SOON", 3600)
+
+    async def scenario(place: Place) -> None:
+        place.reports.add(Report([1, 2], [], []))
+        await turns()
+        assert place.sent == []
+        place.ends(1, 1)
+        await turns()
+        assert [(message.started, [one.id for one in message.results]) for message in place.sent] == [([2], [1])]
+
+    play(scenario)
+
+
+def test_a_beginning_that_nothing_follows_is_told_by_itself(monkeypatch):
+    monkeypatch.setattr(reports, "SOON", 0)
+
+    async def scenario(place: Place) -> None:
+        place.reports.add(Report([1], [], []))
+        await turns()
+        assert place.sent == [m.Update([1], [])]
+
+    play(scenario)
+
+
+def test_a_beginning_that_must_be_known_is_told_at_once(monkeypatch):
+    monkeypatch.setattr(reports, "SOON", 3600)
+
+    async def scenario(place: Place) -> None:
+        place.reports.add(Report([1], [], []))
+        place.reports.add(Report([2], [], [], announce=True))
+        await turns()
+        assert place.sent == [m.Update([1, 2], [])]
+
+    play(scenario)
+
+
+def test_a_task_that_comes_back_was_told_to_have_begun_before(monkeypatch):
+    monkeypatch.setattr(reports, "SOON", 3600)
+
+    async def scenario(place: Place) -> None:
+        place.reports.add(Report([1], [], []))
+        place.reports.add(Report([], [], [1]))
+        assert place.sent == [m.Update([1], []), m.Returned([1])]
+        await turns()
+        assert len(place.sent) == 2
+
+    play(scenario)

@@ -185,6 +185,33 @@ def test_a_task_announced_and_given_back_costs_no_retry(scheduler):
     assert finished(scheduler.handle([PilotGone("p")], 0.0)) == {1: Outcome.LOST}
 
 
+def test_a_task_that_may_have_begun_is_announced_and_counts_as_begun_once(scheduler):
+    submit(scheduler, NewTask(1, retries=1))
+    assert ready(scheduler, "p1") == [Assign("p1", [1])]
+    assert scheduler.handle([PilotGone("p1")], 0.0) == []  # it ran, or it did not
+    assert ready(scheduler, "p2") == [Assign("p2", [1], announced=[1])]
+    start(scheduler, 1, pilot="p2")
+    assert scheduler.handle([PilotGone("p2", "node failure")], 0.0) == [
+        Finish(1, Outcome.LOST, 2, False, "its pilot p2 went away: node failure (attempt 2)")
+    ]
+
+
+def test_doubts_count_once_and_cost_a_task_that_succeeds_later_nothing(scheduler):
+    submit(scheduler, NewTask(1, retries=1))
+    for number in range(5):
+        ready(scheduler, f"p{number}")
+        scheduler.handle([PilotGone(f"p{number}")], 0.0)
+    ready(scheduler, "last")
+    assert end(scheduler, 1, pilot="last") == [done(1, attempts=2, pilot="last")]
+
+
+def test_what_waited_on_a_pilot_behind_another_task_is_not_in_doubt(scheduler):
+    ready(scheduler)
+    submit(scheduler, NewTask(1), NewTask(2))
+    scheduler.handle([PilotGone("p")], 0.0)
+    assert ready(scheduler, "q", cores=2) == [Assign("q", [1, 2], announced=[1])]
+
+
 def test_a_task_the_pilot_reports_lost_runs_again_up_to_its_retries(scheduler):
     submit(scheduler, NewTask(1, retries=1))
     ready(scheduler)
