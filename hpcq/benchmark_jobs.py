@@ -36,7 +36,7 @@ ALIVE = 3
 MARGIN = 15
 """Seconds before the end of a walltime by which a pilot is gone (`hpcq.pilot.main`)."""
 CORES = 2
-SECONDS = (0.05, 0.2, 0.7, 1.9)
+SECONDS = (0.05, 0.3, 1.5, 2.5)
 """What tasks take."""
 TASKS = 12
 """For each of those pilots: more than it can do."""

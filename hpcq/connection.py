@@ -79,6 +79,7 @@ def own_identity(queue: str) -> Identity:
     """The queue's identity, made or renewed where needed."""
     path = state_dir.ensure_queue_dir(queue) / "identity.json"
     now = datetime.datetime.now(datetime.UTC)
+    is_first = not path.exists()
     with contextlib.suppress(FileNotFoundError, ConnectionFileError):
         known = _read(path, Identity)
         if known.expires - now.timestamp() > RENEW_BEFORE.total_seconds():
@@ -86,7 +87,10 @@ def own_identity(queue: str) -> Identity:
     from hpcq.identity import make_identity  # noqa: PLC0415 - pilots only read what is there, and should start fast
 
     identity = make_identity(queue, now)
-    state_dir.write_private(path, msgspec.json.encode(identity))
+    try:
+        state_dir.write_private(path, msgspec.json.encode(identity), replace=not is_first)
+    except FileExistsError:  # two began at once, and the other one was first
+        return own_identity(queue)
     return identity
 
 
@@ -98,7 +102,8 @@ def create(queue: str) -> Path:
     if not path.exists():
         identity = own_identity(queue)
         info = ConnectionInfo(queue, PROTOCOL_VERSION, [], 0, "", 0, identity.authority, identity.pilot)
-        write(info)
+        with contextlib.suppress(FileExistsError):  # a program that listens by now has written a better one
+            state_dir.write_private(path, msgspec.json.encode(info), replace=False)
     return path
 
 

@@ -121,7 +121,8 @@ class LocalBatch(BatchSystem):
                 process = _running_process(job)
                 if process is not None:
                     running[job.id] = (process, stack.enter_context(_exit_descriptor(process)))
-                    write_private(_cancel_path(job), b"{}")
+                    with contextlib.suppress(OSError):  # a full disk: it is cancelled, and called killed
+                        write_private(_cancel_path(job), b"{}")
             _signal_groups([process for process, _ in running.values()], signal.SIGTERM, signal.SIGCONT)
             _wait_for_ends(running, self.kill_delay)
             _signal_groups([process for process, _ in running.values()], signal.SIGKILL)

@@ -177,3 +177,23 @@ def test_the_lock_is_held_by_one_and_names_the_holder(state):
     first.release()
     second.take("q")
     second.release()
+
+
+def test_of_two_that_make_a_queue_at_once_the_first_counts(state, monkeypatch):
+    def interrupted(name, now):
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_STATE_HOME", str(state.parent))
+        connection.create(name)  # the other one, from beginning to end
+        return make_identity(name, now)
+
+    monkeypatch.setattr("hpcq.identity.make_identity", interrupted)
+    info = connection.read(connection.create("q"))
+    assert info.authority == connection.own_identity("q").authority
+
+
+def test_a_queue_that_is_made_again_keeps_what_its_program_has_written(path, monkeypatch):
+    info = msgspec.structs.replace(connection.read(path), addresses=["192.0.2.1"], port=1234)
+    path.unlink()
+    own = connection.own_identity
+    monkeypatch.setattr(connection, "own_identity", lambda name: connection.write(info) and own(name))
+    assert connection.read(connection.create("q")) == info
