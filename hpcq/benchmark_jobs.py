@@ -29,8 +29,8 @@ OUTPUT_TIMEOUT = 60.0
 HELD = {"slurm": "--hold", "pbs": "-h", "torque": "-h"}
 """What keeps jobs from starting, by batch system."""
 POLLS = 5
-DRAIN = 1
-"""Seconds that running tasks get at the end of a walltime, so that many do not make it."""
+DRAIN = 0.2
+"""Seconds that running tasks get at the end of a walltime: most do not make it."""
 ALIVE = 3
 """Seconds for which those pilots take tasks."""
 MARGIN = 15
@@ -134,7 +134,7 @@ def measure_ends(count: int, at_once: int) -> dict[str, Any]:
         ended = 0
         while ended < count:
             wave = min(at_once, count - ended)
-            options = {"cores": CORES, "walltime": ALIVE + DRAIN + MARGIN, "drain_timeout": DRAIN}
+            options = {"cores": CORES, "walltime": ALIVE + 1 + MARGIN, "drain_timeout": DRAIN}
             queue.submit_pilots(wave, batch="local", **options)
             ended += wave
             deadline = time.monotonic() + END_TIMEOUT

@@ -91,8 +91,8 @@ class PbsBatch(BatchSystem):
             raise UsageError("a reservation of PBS is a queue of its own: leave partition out")
         if ":" in str(state_dir.jobs_dir(request.queue)):
             raise UsageError(
-                f"qsub would take the state directory {state_dir.state_root()} for a host and a path: set XDG_STATE_HOME "
-                "to one without a colon"
+                f"qsub would take the state directory {state_dir.state_root()} for a host and a path: set "
+                "XDG_STATE_HOME to one without a colon"
             )
         if request.inline and request.nodes > 1:
             raise UsageError("connection inline reaches the first node of a PBS job only: use jobs of one node")
