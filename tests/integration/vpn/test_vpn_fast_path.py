@@ -132,7 +132,7 @@ print(len(urllib.request.urlopen("http://web.example.org/1000", timeout=90).read
 try:
     urllib.request.urlopen("http://web.example.org:8080/", timeout=90)
 except OSError as error:
-    print(type(error).__name__)
+    print(type(getattr(error, "reason", error)).__name__)  # in the middle of the request it is an URLError
 """
 
 
