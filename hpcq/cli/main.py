@@ -22,7 +22,6 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
 BROKEN_PIPE = 1
 """Exit status when the reader of our output went away; click's own, which it gives where it sees that first."""
-
 COMMANDS = {
     "submit-pilots": ("hpcq.cli.submit:submit_pilots", "Put pilots through the batch system."),
     "pilots": ("hpcq.cli.pilots:pilots", "Show the pilots of a queue and their batch jobs."),
@@ -126,8 +125,12 @@ def _meaning(error: Exception) -> tuple[int, str]:
     if isinstance(status, int):
         return status, str(error)
     if isinstance(error, OSError):
-        return 1, str(error)
+        return 1, _system_error(error)
     return 1, f"{type(error).__name__}: {error} (a fault of hpcq's; -v shows where)"
+
+
+def _system_error(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def _hint(error: click.ClickException) -> str:
