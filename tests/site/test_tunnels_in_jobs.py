@@ -44,7 +44,7 @@ def test_a_second_tunnel_in_a_job_of_each_mode(cluster: Cluster, shared_path: Pa
     argv = ["srun", "-n1", site.description["python"], "-c", JOB, str(wanted), site.description["http_url"]]
     done = site.run("login", argv, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == dict.fromkeys(MODES, [0, 0, 0, 0])
+    assert json.loads(done.stdout) == {mode: [0, 0, 0, 0] for mode in MODES}
 
 
 def _credential(cluster: Cluster, directory: Path, name: str) -> str:
