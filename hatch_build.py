@@ -1,4 +1,4 @@
-"""Build hook of the wheel: compiles the LD_PRELOAD shims of ``vpn/preload``.
+"""Build hook of the wheel: compiles the LD_PRELOAD shims of ``vpn/preload`` and ``hpcq/preload``.
 
 Works for wheels, ``pip install .`` and editable installs. Without a working C compiler the installation still
 succeeds: the parts that need a shim say so when they are used. ``python hatch_build.py`` compiles them in a
@@ -20,6 +20,8 @@ try:
 except ImportError:  # only compiling in a checkout
     BuildHookInterface = object  # type: ignore[assignment,misc]
 
+PLACES = ("vpn/preload", "hpcq/preload")
+
 FLAGS = [
     "-std=gnu11", "-O2", "-fPIC", "-shared", "-D_FORTIFY_SOURCE=0", "-fno-strict-aliasing",
     "-fstack-protector-strong", "-Wall", "-Wextra", "-Werror", "-Werror=shadow", "-Werror=strict-prototypes",
@@ -29,15 +31,16 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def compile_shims(source: Path) -> tuple[list[Path], list[str]]:
-    """Compile every ``*.c`` of ``source`` beside itself; returns the shims built and one warning for each
+def compile_shims(root: Path) -> tuple[list[Path], list[str]]:
+    """Compile every ``*.c`` in the `PLACES` of ``root`` beside itself; returns the shims built and one warning for each
     that was not.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        return [], ["no C compiler: tunnels that need an LD_PRELOAD shim will not work; install gcc and reinstall"]
+        lacking = "tunnels that need an LD_PRELOAD shim will not work, and short commands are slower"
+        return [], [f"no C compiler: {lacking}; install gcc and reinstall"]
     built, warnings = [], []
-    for file in sorted(source.glob("*.c")):
+    for file in sorted(file for place in PLACES for file in (root / place).glob("*.c")):
         target = file.with_suffix(".so")
         unfinished = target.with_suffix(f".{os.getpid()}.tmp")
         command = [*compiler.split(), *FLAGS, "-o", str(unfinished), str(file), "-ldl"]
@@ -62,7 +65,7 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg,misc]
         if self.target_name != "wheel":
             return
         root = Path(self.root)
-        built, warnings = compile_shims(root / "vpn" / "preload")
+        built, warnings = compile_shims(root)
         for warning in warnings:
             self.app.display_warning(f"hpcq: {warning}")
         if not built:
@@ -75,7 +78,7 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg,misc]
 
 
 if __name__ == "__main__":
-    shims, problems = compile_shims(Path(__file__).resolve().parent / "vpn" / "preload")
+    shims, problems = compile_shims(Path(__file__).resolve().parent)
     for shim in shims:
         print(shim.name)
     for problem in problems:

@@ -4,9 +4,9 @@ Last wins: the defaults; ``/etc/hpcq/config.toml``; ``~/.config/hpcq/config.toml
 tables ``[site.NAME]`` of both, in that order; variables ``HPCQ_BATCH``, ``HPCQ_CORES``, …; what the caller gives (the
 flags). The site is the one the caller names, else ``HPCQ_SITE``, else ``default_site = "NAME"`` in a file.
 
-Names are those of the flags of ``hpcq submit-pilots``, with ``_`` or ``-``; and ``address``, ``interface`` and ``port``,
-which say where a queue's program listens and may also be in a table ``[queue]``. Relative paths in a file are taken
-from its directory. May not live here: what a value means to a batch system (see `hpcq.batch.request`).
+Names are those of the flags of ``hpcq submit-pilots``, with ``_`` or ``-``, and those of `QUEUE_KINDS`, which may also
+be in a table ``[queue]``. Relative paths in a file are taken from its directory. May not live here: what a value means
+to a batch system (see `hpcq.batch.request`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KINDS: dict[str, str] = {
 }
 """Every setting and what it is: text, number, size (text or number), path, list of texts, flag, table of texts."""
 
-QUEUE_KINDS = {"address": "text", "interface": "text", "port": "port"}
+QUEUE_KINDS = {"address": "text", "interface": "text", "port": "port", "journal": "journal"}
 """The same for queues: what `Queue` takes by these names. Of address and interface the last that is given counts."""
 
 DEFAULTS: dict[str, Any] = {"batch": "local", "count": 1, "nodes": 1, "cores": 1}
@@ -55,6 +55,7 @@ _WANTED = {
     "size": "a text or a number",
     "flag": "true or false",
     "port": 'a number or a range such as "20000-20100"',
+    "journal": "true, false or a path",
 }
 _PORT = re.compile(r"\s*\d{1,5}\s*(?:[-:]\s*\d{1,5}\s*)?", re.ASCII)
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -92,8 +93,8 @@ def resolve(
 def resolve_queue(
     given: Mapping[str, Any] | None = None, *, site: str | None = None, origin: str = "program"
 ) -> Settings:
-    """As `resolve`, for where a queue's program listens."""
-    return _settle(QUEUE_KINDS, {"port": 0}, given, site, origin)
+    """As `resolve`, for queues: where the program listens, whether it keeps a journal."""
+    return _settle(QUEUE_KINDS, {"port": 0, "journal": False}, given, site, origin)
 
 
 def _settle(
@@ -192,13 +193,22 @@ def _checked(name: str, value: Any, where: str, directory: Path) -> Any:
         "size": isinstance(value, str) or number,
         "number": isinstance(value, int) and not isinstance(value, bool),
         "flag": isinstance(value, bool),
+        "journal": isinstance(value, bool | str),
         "port": isinstance(value, int | str) and _PORT.fullmatch(str(value)) is not None,
         "list": isinstance(value, list) and all(isinstance(item, str) for item in value),
         "table": isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
     }[kind]
     if not fits:
         raise UsageError(f"{where}: {name} must be {_WANTED.get(kind, f'a {kind}')}, not {value!r}")
-    return directory / Path(value).expanduser() if kind == "path" else value
+    is_path = kind == "path" or (kind == "journal" and isinstance(value, str))
+    return directory / _expanded(value, f"{where}: {name}") if is_path else value
+
+
+def _expanded(text: str, what: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{what}: there is no home directory for {text!r}") from None
 
 
 def _variables() -> list[tuple[str, str, Any]]:
@@ -218,6 +228,8 @@ def _from_text(variable: str, kind: str, text: str) -> Any:
             return int(text)
         if kind == "flag":
             return _FLAGS[text.lower()]
+        if kind == "journal" and text.lower() in _FLAGS:
+            return _FLAGS[text.lower()]
         if kind == "list":
             return shlex.split(text)
         if kind == "port" and _PORT.fullmatch(text) is None:
@@ -225,4 +237,4 @@ def _from_text(variable: str, kind: str, text: str) -> Any:
     except (ValueError, KeyError) as error:
         wanted = (_WANTED | {"number": "a number", "list": "words, quoted as for a shell"})[kind]
         raise UsageError(f"the variable {variable} must be {wanted}, not {text!r}") from error
-    return Path(text).expanduser() if kind == "path" else text
+    return _expanded(text, f"the variable {variable}") if kind in ("path", "journal") else text

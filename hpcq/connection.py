@@ -11,8 +11,8 @@ verify. Two files, both mode 0600, in the queue's state directory:
   Pilots that cannot see it get its content on their standard input (see `hpcq.batch.inline`).
 
 The identity outlives the program, so that ``submit-pilots --create`` can send pilots ahead of it; it is renewed when
-less than `RENEW_BEFORE` of its life is left. Times are set a day back: clocks of login and compute nodes differ.
-May not live here: sockets.
+less than `RENEW_BEFORE` of its life is left. May not live here: sockets; how certificates are made (see
+`hpcq.identity`).
 """
 
 from __future__ import annotations
@@ -28,19 +28,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hpcq import state_dir
 from hpcq.errors import ConnectionFileError, QueueNotFoundError
 
 MANAGER_NAME = "manager.hpcq.invalid"
 PILOT_NAME = "pilot.hpcq.invalid"
-LIFETIME = datetime.timedelta(days=365)
 RENEW_BEFORE = datetime.timedelta(days=60)
-SKEW = datetime.timedelta(days=1)
 T = TypeVar("T")
 LINE = "hpcq-connection-1:"
 """How connection data begin where they travel as one line of text, without a file."""
@@ -81,71 +75,22 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
     pilot: KeyPair
 
 
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-
-
-def _certificate(
-    subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, now: datetime.datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(_name(subject))
-        .issuer_name(_name(issuer))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - SKEW)
-        .not_valid_after(now + LIFETIME)
-    )
-
-
-def make_identity(queue: str, now: datetime.datetime | None = None) -> Identity:
-    """A new identity for ``queue``; the authority's key exists only during this call."""
-    now = now or datetime.datetime.now(datetime.UTC)
-    issuer = f"hpcq queue {queue}"
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = (
-        _certificate(issuer, authority_key, issuer, now)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-
-    def issue(subject: str, *usages: x509.ObjectIdentifier) -> KeyPair:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            _certificate(subject, key, issuer, now)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(subject)]), critical=False)
-            .sign(authority_key, hashes.SHA256())
-        )
-        return KeyPair(certificate.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
-
-    return Identity(
-        authority.public_bytes(serialization.Encoding.PEM).decode(),
-        issue(MANAGER_NAME, ExtendedKeyUsageOID.SERVER_AUTH),
-        issue(PILOT_NAME, ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH),
-        (now + LIFETIME).timestamp(),
-        pilots_serve=True,
-    )
-
-
 def own_identity(queue: str) -> Identity:
     """The queue's identity, made or renewed where needed."""
     path = state_dir.ensure_queue_dir(queue) / "identity.json"
     now = datetime.datetime.now(datetime.UTC)
+    is_first = not path.exists()
     with contextlib.suppress(FileNotFoundError, ConnectionFileError):
         known = _read(path, Identity)
         if known.expires - now.timestamp() > RENEW_BEFORE.total_seconds():
             return known
+    from hpcq.identity import make_identity  # noqa: PLC0415 - pilots only read what is there, and should start fast
+
     identity = make_identity(queue, now)
-    state_dir.write_private(path, msgspec.json.encode(identity))
+    try:
+        state_dir.write_private(path, msgspec.json.encode(identity), replace=not is_first)
+    except FileExistsError:  # two began at once, and the other one was first
+        return own_identity(queue)
     return identity
 
 
@@ -157,7 +102,8 @@ def create(queue: str) -> Path:
     if not path.exists():
         identity = own_identity(queue)
         info = ConnectionInfo(queue, PROTOCOL_VERSION, [], 0, "", 0, identity.authority, identity.pilot)
-        write(info)
+        with contextlib.suppress(FileExistsError):  # a program that listens by now has written a better one
+            state_dir.write_private(path, msgspec.json.encode(info), replace=False)
     return path
 
 

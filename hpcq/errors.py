@@ -7,6 +7,8 @@ Nothing here imports another module of hpcq.
 
 from __future__ import annotations
 
+import errno
+
 
 class HpcqError(Exception):
     """Base of every error of hpcq."""
@@ -18,6 +20,15 @@ class UsageError(HpcqError, ValueError):
     """A value or option of the user's that cannot be used; names it."""
 
     exit_status = 2
+
+
+class StateError(HpcqError, OSError):
+    """A file of the state directory that cannot be written; names it. Takes errno, the system's words, the path."""
+
+    def __str__(self) -> str:
+        full = self.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "; make room, or set XDG_STATE_HOME to another place" if full else ""
+        return f"cannot write {self.filename}: {self.strerror}{advice}"
 
 
 class TemplateError(UsageError):

@@ -41,6 +41,7 @@ class JobWatch:
         self._jobs: dict[str, BatchJob] = {}
         self.on_failed_start: Callable[[str], None] = lambda _story: None
         self.on_end: Callable[[], None] = lambda: None
+        self.on_pilot_gone: Callable[[], None] = lambda: None
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
         manager.on_pilot_gone = self._on_pilot_gone
@@ -118,6 +119,7 @@ class JobWatch:
         if batch in self._trackers:
             self._trackers[batch].pilot_gone(job_id, asyncio.get_running_loop().time())
             self._set_timer(batch)
+        self.on_pilot_gone()
         self.on_end()  # its job may be known to have ended before it hung up
 
     def _tracker(self, batch: str) -> JobTracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -31,7 +32,8 @@ class QueueLock:
             os.close(descriptor)
             raise UsageError(f"queue {queue!r} is already served by {owner}; end it or use another name") from error
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only the others cannot be told by whom
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         self._descriptor = descriptor
 
     def release(self) -> None:

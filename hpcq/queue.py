@@ -17,6 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,6 +27,7 @@ from hpcq.dispatch import Finished
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
 from hpcq.inquiry import Inquiry
 from hpcq.jobs import JobWatch
+from hpcq.journal import Journal, default_path
 from hpcq.mailbox import Mailbox, Receiver
 from hpcq.manager import Manager
 from hpcq.options import whole_number
@@ -50,9 +52,11 @@ class Queue:
     Args:
         name: how ``hpcq submit-pilots --name`` calls it: letters, digits and ``._-``; made up when not given.
         address: the address or name to listen on; all of this host's when not given, and pilots try them in turn.
-            This, ``interface`` and ``port`` can also be set in a ``config.toml`` or by ``HPCQ_ADDRESS`` and its like.
+            This, ``interface``, ``port``, ``journal`` can be set in ``config.toml`` too, or by ``HPCQ_ADDRESS`` …
         interface: the network interface (``"ib0"``) whose address to listen on, instead.
         port: the port, or a range (``"20000-20100"``) of which the first free one is taken; any free one when 0.
+        journal: note what becomes of each task and pilot, for ``hpcq report``: True (in the queue's directory: give it
+            a name) or a path. Not unless it is asked for.
         keep_pilots: leave batch jobs alone at the end; their pilots wait for a program with the same queue name.
         speculate: give a task that has run this many times longer than others of its category (or function) did a copy
             on another pilot, where there is room; the first result counts. Never by default: a task may run twice.
@@ -69,13 +73,15 @@ class Queue:
         address: str | None = None,
         interface: str | None = None,
         port: int | str | Sequence[int] | None = None,
+        journal: bool | str | os.PathLike[str] | None = None,
         keep_pilots: bool = False,
         speculate: float | None = None,
     ) -> None:
         _check_speculate(speculate)
-        listen = config.resolve_queue({"address": address, "interface": interface, "port": port}).values
-        where = addresses.place(listen.get("address"), listen.get("interface"))
-        candidates = addresses.ports(listen["port"])
+        given = {"address": address, "interface": interface, "port": port, "journal": journal}
+        settings = config.resolve_queue(given).values
+        where = addresses.place(settings.get("address"), settings.get("interface"))
+        candidates = addresses.ports(settings["port"])
         self._temporary = name is None
         self.name = name or f"queue-{os.getpid()}-{secrets.token_hex(3)}"
         self.keep_pilots = keep_pilots
@@ -85,6 +91,7 @@ class Queue:
         self._elsewhere: dict[int, Receiver] = {}  # for the tasks that do not go to the mailbox
         self._failure: BaseException | None = None
         self._closed = False
+        self._journal: Journal | None = None
         self._owner = os.getpid()
         self._lock = lock.QueueLock(state_dir.ensure_queue_dir(self.name) / "manager.lock")
         self._lock.take(self.name)
@@ -98,6 +105,7 @@ class Queue:
                 self._inquiry = Inquiry(
                     self.name, self._manager, self._scaling, self._jobs, self._unfinished, lambda: self._next_id - 1
                 )
+                self._keep_journal(settings["journal"])
             except BaseException:
                 self._manager.stop(0)
                 raise
@@ -252,7 +260,15 @@ class Queue:
 
     # --- waiting ---
 
+    def _keep_journal(self, where: bool | str | os.PathLike[str]) -> None:
+        if where is not False:
+            path = default_path(self.name) if where is True else Path(where)
+            self._journal = Journal(path, self.pilots, lambda: self._next_id - 1)
+            self._jobs.on_pilot_gone = self._journal.pilot_gone
+
     def _deliver(self, finished: list[Finished]) -> None:
+        if self._journal is not None:
+            self._journal.finished((self._unfinished(number), attempt) for number, attempt in finished)
         if not self._elsewhere:
             self._mailbox.put(finished)
             return
@@ -446,6 +462,8 @@ class Queue:
                 state_dir.connection_file(self.name).unlink()
             self._scaling.stop()
             self._jobs.stop()
+            if self._journal is not None:
+                self._journal.close()
             if self.keep_pilots:
                 self._manager.stop(0)
             else:

@@ -9,12 +9,13 @@ makes files with 0600.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 from pathlib import Path
 
-from hpcq.errors import UsageError
+from hpcq.errors import StateError, UsageError
 
 MAX_NAME_LENGTH = 64
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
@@ -101,13 +102,15 @@ def ensure_private_dir(path: Path) -> Path:
     return path
 
 
-def write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old content or the new, never a part.
 
-    The file has mode 0600 from its first moment, and the content is on disk before it gets its name.
+    The file has mode 0600 from its first moment, and the content is on disk before it gets its name. Without
+    ``replace`` the first of several writers wins.
 
     Raises:
-        OSError: as the system says; nothing is left behind.
+        StateError: it cannot be written; nothing is left behind.
+        FileExistsError: the file is there and ``replace`` is not set.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -116,12 +119,31 @@ def write_private(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+        if replace:
+            temporary.replace(path)
+        else:
+            _name(temporary, path)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and not isinstance(error, FileExistsError):
+            raise StateError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_directory(path.parent)
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless there is one of that name."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        temporary.replace(path)
+    else:
+        temporary.unlink()
 
 
 def _sync_directory(path: Path) -> None:

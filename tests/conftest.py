@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 # Machines are shared and noisy: no test is judged by its time. What CI runs is the same each time; people search on.
@@ -30,3 +34,23 @@ def _leave(process: subprocess.Popen[Any], kind: type[BaseException] | None, *re
 
 _leave_in_order = subprocess.Popen.__exit__
 subprocess.Popen.__exit__ = _leave
+
+
+@pytest.fixture(scope="module")
+def module_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state directory that the tests of a module share."""
+    directory = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(directory))
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Functions of the test's module travel by value: pilots cannot import them."""
+    import cloudpickle  # noqa: PLC0415 - few tests need it
+
+    module = sys.modules[request.module.__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)

@@ -32,7 +32,7 @@ from vpn.surroundings import (
 )
 
 VERSION_DEADLINE = 10.0
-SHIMS = ("tun_from_fd", "socks", "one_id", "host_sockets")
+SHIMS = ("tun_from_fd", "socks", "one_id", "last_words", "host_sockets")
 OR = " or "
 """Between what serves as well: the last is told of where all are missing."""
 NEEDS = {
@@ -49,6 +49,7 @@ NEEDS = {
         "slirp4netns",
         "nft",
         "one_id",
+        "last_words",
         "host_sockets",
     ),
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from hpcq.batch import inline, records
-from hpcq.batch.command import CommandResult, CommandRunner
+from hpcq.batch.command import CommandResult, CommandRunner, NoAnswerError
 from hpcq.batch.records import BatchJob, load_jobs, output_tail
 from hpcq.batch.text import refuse_unprintable
 from hpcq.errors import BatchError, UsageError
@@ -249,6 +249,11 @@ class BatchSystem(abc.ABC):
         except PartlySubmittedError as error:
             self.record(error.jobs, request, directory)
             raise
+        except NoAnswerError as error:
+            advice = (
+                f"a job {request.name!r} may be there all the same, unknown to us: look for it, and cancel it there"
+            )
+            raise BatchError(f"{error}; {advice}") from error
         self.record(jobs, request, directory)
         return jobs
 

@@ -40,6 +40,10 @@ _PREFIX = re.compile(r"^'?[a-z]+: (?:error|fatal): |^q[a-z]+: ")
 """What the lines begin with in which Slurm's or PBS's commands say what is wrong."""
 
 
+class NoAnswerError(BatchError):
+    """A command took longer than its time limit. What it was to do may have been done all the same."""
+
+
 @dataclass(frozen=True)
 class CommandResult:
     """What a command did: its argv, exit status (-N for signal N), standard output and standard error."""
@@ -159,8 +163,8 @@ class CommandRunner:
         if time.monotonic() >= deadline:
             raise self._too_slow(program)
 
-    def _too_slow(self, program: str) -> BatchError:
-        return BatchError(
+    def _too_slow(self, program: str) -> NoAnswerError:
+        return NoAnswerError(
             f"{program} on {socket.gethostname()} did not answer within {self.time_limit:g} s; "
             "the batch system may be overloaded or down: try again later"
         )

@@ -33,6 +33,8 @@ KILL_DELAY = 30.0
 """Seconds between SIGTERM and SIGKILL: Slurm's default KillWait, so that a pilot has the same time
 everywhere.
 """
+MAX_COUNT = 1000
+"""Pilots of one submission: whoever asks for more has forgotten ``--batch``."""
 KILL_TIME_LIMIT = 10.0
 """Seconds within which SIGKILL must have worked."""
 
@@ -68,6 +70,8 @@ class LocalBatch(BatchSystem):
                 raise UsageError(f"{name} means nothing to --batch local: there is no scheduler; leave it out")
         if request.nodes > 1:
             raise UsageError("nodes means nothing to --batch local: there is this host only; leave it out")
+        if request.count > MAX_COUNT:
+            raise UsageError(f"count {request.count} is more processes than hpcq starts on one host ({MAX_COUNT})")
         directory = directory or records.new_directory(request.queue)
         origin = f"template {request.template or 'local.sh.j2'}"
         script = render_template("local.sh.j2", request.template, template_values(request))
@@ -121,7 +125,8 @@ class LocalBatch(BatchSystem):
                 process = _running_process(job)
                 if process is not None:
                     running[job.id] = (process, stack.enter_context(_exit_descriptor(process)))
-                    write_private(_cancel_path(job), b"{}")
+                    with contextlib.suppress(OSError):  # a full disk: it is cancelled, and called killed
+                        write_private(_cancel_path(job), b"{}")
             _signal_groups([process for process, _ in running.values()], signal.SIGTERM, signal.SIGCONT)
             _wait_for_ends(running, self.kill_delay)
             _signal_groups([process for process, _ in running.values()], signal.SIGKILL)

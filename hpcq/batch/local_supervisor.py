@@ -16,6 +16,7 @@ lost.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -169,17 +170,22 @@ def _record_ends(directory: Path, jobs: dict[int, int]) -> None:
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if pid in jobs:
-            _write_json(directory / f"exit-{jobs.pop(pid)}.json", {"exit_code": os.waitstatus_to_exitcode(status)})
+            path = directory / f"exit-{jobs.pop(pid)}.json"
+            with contextlib.suppress(OSError):  # a full disk: the other jobs' ends are still to be waited for
+                _write_json(path, {"exit_code": os.waitstatus_to_exitcode(status)})
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:
     """Write a small record under its name in one step (the umask makes it private)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from hpcq import state_dir
 from hpcq.batch import pbs_listing, records
 from hpcq.batch.base import (
     BatchJob,
@@ -88,6 +89,11 @@ class PbsBatch(BatchSystem):
             raise UsageError("qos means nothing to PBS; where the scheduler is Moab, use --option='-l qos=NAME'")
         if request.reservation is not None and request.partition is not None:
             raise UsageError("a reservation of PBS is a queue of its own: leave partition out")
+        if ":" in str(state_dir.jobs_dir(request.queue)):
+            raise UsageError(
+                f"qsub would take the state directory {state_dir.state_root()} for a host and a path: set "
+                "XDG_STATE_HOME to one without a colon"
+            )
         if request.inline and request.nodes > 1:
             raise UsageError("connection inline reaches the first node of a PBS job only: use jobs of one node")
 

@@ -190,11 +190,14 @@ def _read_submission(directory: Path) -> list[BatchJob]:
 
 def save_ending(job: BatchJob, ending: Ending, *, replace: bool = False) -> None:
     """Record that ``job`` ended, so that nobody has to ask about it again; a record that exists is kept, unless
-    ``replace``.
+    ``replace``. One that cannot be written is logged and does without: it must keep nobody from cancelling jobs.
     """
     path = _ending_path(job)
     if replace or not path.exists():
-        state_dir.write_private(path, msgspec.json.encode(ending))
+        try:
+            state_dir.write_private(path, msgspec.json.encode(ending))
+        except OSError as error:
+            logger.warning("how job %s ended is not on record: %s", job.id, error)
 
 
 def load_ending(job: BatchJob) -> Ending | None:
@@ -210,8 +213,13 @@ def _ending_path(job: BatchJob) -> Path:
 
 
 def mark_reported(job: BatchJob) -> None:
-    """Record that the job's pilot has reported: whatever becomes of it, it did not fail to start."""
-    _report_path(job).touch(mode=0o600)
+    """Record that the job's pilot has reported: whatever becomes of it, it did not fail to start. Where that cannot be
+    written it is logged.
+    """
+    try:
+        _report_path(job).touch(mode=0o600)
+    except OSError as error:
+        logger.warning("that the pilot of job %s has reported is not on record: %s", job.id, error)
 
 
 def has_reported(job: BatchJob) -> bool:

@@ -60,7 +60,7 @@ def pilot_request(
     cores = given.get("cores", 1)
     gpus = _count(given["gpus"], shown("gpus")) if "gpus" in given else None
     drain_timeout = seconds("drain_timeout")
-    scratch = Path(given["scratch"]) if "scratch" in given else None
+    scratch = Path(given["scratch"]).absolute() if "scratch" in given else None
     environment = Path(given["environment"]) if "environment" in given else None
     inline = _inline(given, shown("connection"))
     argv = pilot_argv(

@@ -84,6 +84,8 @@ def render_template(name: str, template: Path | None, values: Mapping[str, objec
         raise TemplateError(f"template {where}, line {error.lineno}: {error.message}{hint}") from error
     except jinja2.TemplateNotFound as error:
         raise TemplateError(f"template {path}: the template {error.name!r} that it names was not found") from error
+    except TemplateError:
+        raise
     except UsageError as error:
         raise TemplateError(f"template {path}: {error}") from error
     except Exception as error:  # a template is a program: what it calls may raise anything

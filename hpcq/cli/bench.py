@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from hpcq import benchmark, benchmark_data, benchmark_pilots, benchmark_scheduler
+from hpcq import benchmark, benchmark_data, benchmark_jobs, benchmark_pilots, benchmark_scheduler
 from hpcq.cli.common import json_option, print_json, verbose_option
+from hpcq.cli.submit import settings_of, some_pilot_flags
 
 
 class _Bench(click.Group):
@@ -89,6 +90,62 @@ def pilots(count: int, processes: int, as_json: bool) -> None:
         print_json({"hostname": socket.gethostname(), **figures})
         return
     click.echo("\n".join(pilot_lines(figures)))
+
+
+_job_flags = some_pilot_flags("site", "batch", "partition", "account", "qos", "constraint", "options", "walltime")
+
+
+@bench.command("start")
+@_job_flags
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Jobs, one after the other.")
+@json_option
+@verbose_option
+def start(repeat: int, as_json: bool, **values: Any) -> None:
+    """From the start of a batch job to that of its first task, which waits for it; without a tunnel.
+
+    It counts from the first line of the job's script: what the batch system takes before is its own.
+    """
+    batch, _, options = settings_of(values)
+    figures = benchmark_jobs.measure_start(batch, repeat, options)
+    if as_json:
+        print_json({"hostname": socket.gethostname(), "batch": batch, **figures})
+        return
+    between = f"{figures['fastest']:.2f} to {figures['slowest']:.2f} s"
+    click.echo(f"first task    {figures['median']:>8.2f} s    after the job's start; median of {repeat} ({between})")
+
+
+@bench.command("poll")
+@_job_flags
+@click.option("-n", "--count", "jobs", type=click.IntRange(2), default=1000, show_default=True, help="Jobs, all held.")
+@json_option
+@verbose_option
+def poll(jobs: int, as_json: bool, **values: Any) -> None:
+    """CPU time of asking the batch system about many jobs at once. Submits them, held, and cancels them."""
+    batch, _, options = settings_of(values)
+    figures = benchmark_jobs.measure_poll(batch, jobs, options)
+    if as_json:
+        print_json({"hostname": socket.gethostname(), "batch": batch, **figures})
+        return
+    command = f"and the batch system's command {figures['command_cpu_seconds']:.3f} s"
+    click.echo(f"submitted     {figures['submit_seconds']:>8.3f} s    {jobs:,} jobs")
+    click.echo(
+        f"one poll      {figures['cpu_seconds']:>8.3f} s    of our CPU, {command}; median of {benchmark_jobs.POLLS}"
+    )
+
+
+@bench.command("ends")
+@click.option("-n", "--count", type=click.IntRange(1), default=100, show_default=True, help="Walltimes that end.")
+@click.option("--at-once", type=click.IntRange(1), default=10, show_default=True, help="Local pilots at a time.")
+@json_option
+@verbose_option
+def ends(count: int, at_once: int, as_json: bool) -> None:
+    """Walltimes of local pilots that end while tasks run: fails if a result is lost, wrong or there twice."""
+    figures = benchmark_jobs.measure_ends(count, at_once)
+    if as_json:
+        print_json({"hostname": socket.gethostname(), **figures})
+        return
+    cut = f"{figures['cut_short']:,} of them ran more than once"
+    click.echo(f"{count} ends of walltimes: {figures['tasks']:,} tasks, {cut}; no result lost, none doubled")
 
 
 @bench.command("scheduler")

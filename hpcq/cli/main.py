@@ -22,7 +22,6 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
 BROKEN_PIPE = 1
 """Exit status when the reader of our output went away; click's own, which it gives where it sees that first."""
-
 COMMANDS = {
     "submit-pilots": ("hpcq.cli.submit:submit_pilots", "Put pilots through the batch system."),
     "pilots": ("hpcq.cli.pilots:pilots", "Show the pilots of a queue and their batch jobs."),
@@ -34,6 +33,7 @@ COMMANDS = {
     "status": ("hpcq.cli.status:status", "Show what a queue is doing."),
     "tasks": ("hpcq.cli.tasks:tasks", "List a queue's tasks that wait or run."),
     "explain": ("hpcq.cli.tasks:explain", "Say why a task is not running, or where it runs."),
+    "report": ("hpcq.cli.report:report", "Tell what a queue's program has done, from its journal."),
     "doctor": ("hpcq.cli.doctor:doctor", "Say which tunnels a site allows, by trying them on a compute node."),
     "bench": ("hpcq.cli.bench:bench", "Measure the queue on this machine."),
     "vpn": ("vpn.cli:cli", "Tunnels by themselves: run a command in one, or run their gateway."),
@@ -125,8 +125,12 @@ def _meaning(error: Exception) -> tuple[int, str]:
     if isinstance(status, int):
         return status, str(error)
     if isinstance(error, OSError):
-        return 1, str(error)
+        return 1, _system_error(error)
     return 1, f"{type(error).__name__}: {error} (a fault of hpcq's; -v shows where)"
+
+
+def _system_error(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def _hint(error: click.ClickException) -> str:

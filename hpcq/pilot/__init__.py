@@ -6,7 +6,7 @@
 - `core`: which runner gets which task, limits, what is reported: a pure state machine; `choice`, `lanes`, `doom`,
   `durations`: what it works with;
 - `pool`: the runner processes and their sockets, performing what `core` orders; `rest`: when these are read;
-- `runner`: the interpreter that executes tasks one after the other, inside the tunnel's namespace; `commands`,
-  `forks` (both `children`), `forkhooks`, `guard`: what keeps tasks apart, `usage`: what they used;
+- `runner`: the interpreter that executes tasks one after the other, inside the tunnel's namespace; `commands`
+  (with `shells`), `forks` (both `children`), `forkhooks`, `guard`: what keeps tasks apart, `usage`: what they used;
 - `sampler`: what long tasks use, seen from outside; `host`: which CPUs and GPUs are the pilot's own.
 """

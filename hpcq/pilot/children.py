@@ -48,7 +48,7 @@ class ChildRunner(Runner):
         self._pieces = None
         end = self._run_child(task)
         cpu = end.cpu
-        if end_children():  # theirs is not in what the child was told to have used
+        if self._end_children():  # theirs is not in what the child was told to have used
             cpu = _children_cpu() - self._counted
         self._counted += cpu
         self._empty_home()
@@ -59,6 +59,10 @@ class ChildRunner(Runner):
             time.perf_counter() - began, left_out + errors_left_out, end.memory, self._disk / 2**20, cpu,
             parcel=self._pieces,
         )  # fmt: skip
+
+    def _end_children(self) -> bool:
+        """End what the task has left running; whether there was anything."""
+        return end_children()
 
     def _empty_home(self) -> None:
         """Remove what the task left, and undo what it did to the directory itself."""

@@ -1,21 +1,20 @@
 """Shell commands: a child of this process for each, ``/bin/sh -c`` in an environment that is the same for all.
 
 A command works in the runner's own directory, in one made for it when something there cannot be removed, or in its
-sandbox. ``posix_spawn`` does not copy the runner's memory map (glibc shares it until the ``exec``).
+sandbox. Its shell is a copy of one that is ready (see `shells`), or started for it; ``posix_spawn`` does not copy the
+runner's memory map (glibc shares it until the ``exec``).
 """
 
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 from hpcq import messages as m
 from hpcq.outcome import Outcome
 from hpcq.pilot.children import ChildRunner, End
-
-_DEFAULTS = (signal.SIGPIPE, signal.SIGINT, signal.SIGXFSZ)
-"""Signals that Python, or we, ignore and a command should not."""
+from hpcq.pilot.guard import end_children
+from hpcq.pilot.shells import DEFAULTS, ReadyShell
 
 
 class CommandRunner(ChildRunner):
@@ -24,6 +23,9 @@ class CommandRunner(ChildRunner):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._environment = dict(os.environb)
+        self._ready = ReadyShell(self._environment)
+        for captured in (self._output, self._errors):
+            captured.written()  # what the loader says where it cannot load our library
 
     def _run_child(self, task: m.TaskSpec) -> End:
         directory = self._sandbox
@@ -34,7 +36,7 @@ class CommandRunner(ChildRunner):
                 if not self._sandbox:
                     os.mkdir(directory, 0o700)  # noqa: PTH102 - a hot path of strings
                 os.chdir(directory)
-            return self._shell(task)
+            return self._shell(task, directory or self._home)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             message = f"the command could not be started in {directory or self._home}: {why}"
@@ -43,11 +45,20 @@ class CommandRunner(ChildRunner):
             if directory:
                 os.chdir(self._home)
 
-    def _shell(self, task: m.TaskSpec) -> End:
-        environment = {**self._environment, b"HPCQ_TASK_ID": b"%d" % task.id}
+    def _end_children(self) -> bool:
+        if self._ready.is_alone():
+            return False
+        self._counted += self._ready.stop()
+        return end_children()
+
+    def _shell(self, task: m.TaskSpec, directory: str) -> End:
+        changes = {b"HPCQ_TASK_ID": b"%d" % task.id}
         if task.env:
-            environment.update((os.fsencode(name), os.fsencode(value)) for name, value in task.env.items())
-        child = os.posix_spawn("/bin/sh", [b"sh", b"-c", task.payload], environment, setsigdef=_DEFAULTS)
+            changes.update((os.fsencode(name), os.fsencode(value)) for name, value in task.env.items())
+        child = self._ready.spawn(directory, task.payload, changes)
+        if not child:
+            environment = {**self._environment, **changes}
+            child = os.posix_spawn("/bin/sh", [b"sh", b"-c", task.payload], environment, setsigdef=DEFAULTS)
         _, status, used = os.wait4(child, 0)
         memory, cpu = used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
         code = os.waitstatus_to_exitcode(status)

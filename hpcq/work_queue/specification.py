@@ -106,7 +106,7 @@ class Specified:
     ) -> int:
         """A file or directory that goes to the task or comes from it; returns 1."""
         local = str(local_name)
-        remote = str(remote_name) if remote_name else os.path.basename(local)  # noqa: PTH119 - "a/" has none
+        remote = _remote(remote_name, local)
         return self._specify("file", local, remote, type, _flags(flags, cache, failure_only))
 
     def specify_url(
@@ -119,8 +119,7 @@ class Specified:
         failure_only: bool | None = None,
     ) -> int:
         """An input that the pilot fetches; returns 1."""
-        if type == WORK_QUEUE_OUTPUT:
-            raise ValueError("specify_url does not currently support output files.")
+        _refuse_output("specify_url", type)
         return self._specify("url", str(url), str(remote_name), type, _flags(flags, cache, failure_only))
 
     def specify_file_command(
@@ -133,8 +132,7 @@ class Specified:
         failure_only: bool | None = None,
     ) -> int:
         """An input that a shell command writes on a pilot, where ``%%`` stands for its name; returns 1."""
-        if type == WORK_QUEUE_OUTPUT:
-            raise ValueError("specify_file_command does not currently support output files.")
+        _refuse_output("specify_file_command", type)
         if "%%" not in cmd:
             raise ValueError("specify_file_command: the command must hold %%, which stands for the file to be written")
         return self._specify("command", cmd, str(remote_name), type, _flags(flags, cache, failure_only))
@@ -156,7 +154,7 @@ class Specified:
         if not 0 <= start_byte <= end_byte:
             raise ValueError(f"specify_file_piece: bytes {start_byte} to {end_byte} are no piece of a file")
         local = str(local_name)
-        remote = str(remote_name) if remote_name else os.path.basename(local)  # noqa: PTH119
+        remote = _remote(remote_name, local)
         span = (start_byte, end_byte)
         return self._specify("piece", local, remote, type, _flags(flags, cache, failure_only), span)
 
@@ -191,7 +189,7 @@ class Specified:
         if not local_name and not remote_name:
             raise ValueError("specify_directory: neither a local nor a remote name")
         local = str(local_name) if local_name else ""
-        remote = str(remote_name) if remote_name else os.path.basename(local)  # noqa: PTH119
+        remote = _remote(remote_name, local)
         kind = "file" if recursive or type == WORK_QUEUE_OUTPUT else "directory"
         return self._specify(kind, local, remote, type, _flags(flags, cache, failure_only))
 
@@ -287,6 +285,16 @@ class Specified:
     def specify_monitor_output(self, directory: str) -> None:
         """Refused."""
         unsupported("specify_monitor_output", "resources_measured has what the task used")
+
+
+def _remote(remote_name: Any, local: str) -> str:
+    """The name that the task sees."""
+    return str(remote_name) if remote_name else os.path.basename(local)  # noqa: PTH119 - "a/" has none
+
+
+def _refuse_output(name: str, type: int | None) -> None:
+    if type == WORK_QUEUE_OUTPUT:
+        raise ValueError(f"{name} does not currently support output files.")
 
 
 def _flags(flags: int | None, cache: bool | None, failure_only: bool | None) -> int:

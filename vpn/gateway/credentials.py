@@ -119,6 +119,10 @@ class Book:
         entry = self._entries.get(username)
         return entry is not None and entry.state == "disconnected"
 
+    def workers(self) -> list[str]:
+        """The processes of ocserv that serve a client each, by their number in its namespace."""
+        return [worker for entry in self._entries.values() for worker in entry.workers if worker.isdecimal()]
+
     def is_known(self, username: str) -> bool:
         """Whether it was issued and not revoked."""
         return username in self._entries

@@ -6,6 +6,8 @@ theirs) and needs no quoting.
 
 from __future__ import annotations
 
+import grp
+import pwd
 from dataclasses import dataclass
 
 from vpn.gateway.addresses import CLIENTS
@@ -14,6 +16,10 @@ EVENT_FD = 9
 SOCKETS_FD = 10
 MTU = 16000  # bytes: a TLS record holds 16384
 PROTOTYPE_MTU = 1472
+MAX_CLIENTS = 1024  # processes, those that have not logged in included: a stranger costs one for half a minute
+WRONG_LIMIT = 20  # wrong passwords from one address within
+WRONG_WITHIN = 10  # seconds are too many: nobody from there is let in for
+WRONG_PAUSE = 10  # seconds, again and again while it goes on
 COOKIE_LIFETIME = 300  # seconds after a connection's end within which its cookie can connect again
 
 READY = "initialized ocserv"
@@ -25,28 +31,37 @@ printf '%s %s %s %s\\n' "$REASON" "$USERNAME" "$ID" "$IP_REMOTE" >&{EVENT_FD}
 """
 
 
-def configuration(room: str, port: int, dns: list[str], listen: str, mtu: int = MTU) -> str:
-    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships. ``listen`` "" is any address."""
+def configuration(room: str, port: int, dns: list[str], listen: str, mtu: int = MTU, *, user: str = "") -> str:
+    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships. ``listen`` "" is any address. ``user``:
+    whom its workers become, each in its seccomp filter; "": nobody else, they are the namespace's root, the caller.
+    """
     network, _, _ = CLIENTS.partition("/")
     settings = {
         "auth": f'"plain[passwd={room}/passwd]"',
         **({"listen-host": listen} if listen else {}),
         "tcp-port": port,
         "udp-port": port,
-        "run-as-user": "root",  # the namespace's root, which is the caller
-        "run-as-group": "root",
+        "run-as-user": user or "root",
+        "run-as-group": grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name if user else "root",
         "socket-file": f"{room}/ocserv",
         "occtl-socket-file": f"{room}/occtl",
         "use-occtl": "true",
         "pid-file": f"{room}/ocserv.pid",
         "server-cert": f"{room}/cert.pem",
         "server-key": f"{room}/key.pem",
-        "isolate-workers": "false",  # its seccomp filter forbids what one_id.c does not know of
+        "isolate-workers": "true" if user else "false",  # its filter forbids what one_id.c does not know of
         "sec-mod-scale": 1,  # else one process a core of the login node
-        "max-clients": 0,
+        "max-clients": MAX_CLIENTS,
         "max-same-clients": 1,
         "rate-limit-ms": 0,
-        "max-ban-score": 0,  # the pilots of a node share its address: banning one would ban all
+        # The pilots of a node share its address, so what holds up who guesses there holds up all that log in there: not
+        # for long, and not by connections, of which they make many.
+        "max-ban-score": WRONG_LIMIT,
+        "ban-points-wrong-password": 1,
+        "ban-points-connection": 0,
+        "ban-points-kkdcp": 1,
+        "ban-reset-time": WRONG_WITHIN,
+        "min-reauth-time": WRONG_PAUSE,
         "keepalive": 300,
         "dpd": 30,
         "mobile-dpd": 30,

@@ -153,7 +153,7 @@ def test_a_cancel_that_is_refused(fake_slurm):
 
 def test_a_hanging_sbatch(fake_slurm):
     fake_slurm.behave({"sbatch": {"hang": True}})
-    with pytest.raises(BatchError, match=r"sbatch on .* did not answer within 1 s"):
+    with pytest.raises(BatchError, match=r"sbatch on .* did not answer within 1 s.*; a job 'hpcq-q' may be there all"):
         SlurmBatch(CommandRunner(time_limit=1)).submit(request())
 
 

@@ -10,6 +10,7 @@ import pytest
 from running import DEADLINE, eventually
 
 from hpcq import benchmark_pilots, connection, door, state_dir
+from hpcq.identity import make_identity
 
 
 class Guest(asyncio.Protocol):
@@ -33,7 +34,7 @@ class Guest(asyncio.Protocol):
 
 @pytest.fixture
 def keys():
-    identity = connection.make_identity("q")
+    identity = make_identity("q")
     info = connection.ConnectionInfo("q", 1, ["127.0.0.1"], 0, "", 0, identity.authority, identity.pilot)
     return connection.manager_tls(identity), connection.pilot_tls(info)
 

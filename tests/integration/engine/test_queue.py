@@ -15,7 +15,7 @@ from running import DEADLINE, begun, call, eventually, note_and_wait, ready, run
 
 import hpcq
 import hpcq.manager
-from hpcq import state_dir
+from hpcq import journal, state_dir
 from hpcq.client import ask
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -255,3 +255,20 @@ def test_where_it_listens_can_be_set_outside_the_program(monkeypatch):
         assert 20000 <= queue.connection.port <= 60000
     with hpcq.Queue("q", address="127.0.0.2", port=0) as queue:
         assert queue.connection.addresses == ["127.0.0.2"]
+
+
+def test_a_journal_of_what_was_done(open_queue, start_pilot, tmp_path):
+    queue = open_queue(journal=tmp_path / "journal")
+    start_pilot(queue)
+    for value in ("1", "x"):
+        queue.submit(hpcq.PythonTask(int, value).set(tag=value))
+    assert list(queue.map(abs, [-1, -2])) == [1, 2]
+    assert {task.outcome for task in iter(queue.wait, None)} == {"success", "exception"}
+    queue.close()
+    found = journal.read(tmp_path / "journal")
+    assert found.ended is not None
+    assert (found.submitted, len(found.tasks), len(found.pilots)) == (4, 4, 1)
+    assert {(row.kind, row.tag, row.outcome) for row in found.tasks} >= {
+        ("int(…)", "1", "success"),
+        ("int(…)", "x", "exception"),
+    }

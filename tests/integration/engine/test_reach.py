@@ -13,6 +13,7 @@ from running import call, ready, run
 from hpcq import connection as conn
 from hpcq.client import ask_at
 from hpcq.errors import AuthenticationError, QueueNotFoundError
+from hpcq.identity import make_identity
 from hpcq.reach import reach
 
 NOBODY = "127.0.0.9"
@@ -33,7 +34,7 @@ def silent(address, port):
 @contextlib.contextmanager
 def stranger(address, port):
     """Answers with a certificate of another queue."""
-    identity = conn.make_identity("another")
+    identity = make_identity("another")
     tls = conn.manager_tls(identity)
     with socket.create_server((address, port)) as listener:
 

@@ -13,6 +13,7 @@ import pytest
 from running import DEADLINE, begun, call, eventually, note_and_wait, ready, run, wait
 
 from hpcq import connection, state_dir
+from hpcq.identity import make_identity
 from hpcq.messages import PROTOCOL_VERSION, PilotHello, Ready, TaskResult, Update
 from hpcq.protocol import frame
 from hpcq.versions import versions
@@ -29,7 +30,7 @@ def altered(place, **changes):
 
 
 def test_a_pilot_with_keys_of_another_queue_is_refused_with_status_4(queue, start_pilot, place):
-    other = connection.make_identity("q")
+    other = make_identity("q")
     pilot = start_pilot(connection=altered(place, authority=other.authority, pilot=other.pilot), manager_timeout=60.0)
     assert pilot.wait() == 4
     assert "is not the manager of queue 'q'" in pilot.said()
@@ -37,7 +38,7 @@ def test_a_pilot_with_keys_of_another_queue_is_refused_with_status_4(queue, star
 
 
 def test_a_pilot_with_a_key_the_manager_does_not_know_is_refused_with_status_4(queue, start_pilot, place):
-    other = connection.make_identity("q")
+    other = make_identity("q")
     pilot = start_pilot(connection=altered(place, pilot=other.pilot), manager_timeout=1.0)
     assert pilot.wait() == 4
     assert "as if it did not know our key" in pilot.said()

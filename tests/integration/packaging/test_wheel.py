@@ -68,8 +68,9 @@ def test_the_templates_are_in_it(installed: Path, tmp_path: Path) -> None:
 
 
 def test_the_shims_are_in_it_and_load(installed: Path) -> None:
-    shims = sorted((installed / "vpn" / "preload").glob("*.so"))
-    assert [shim.stem for shim in shims] == sorted(path.stem for path in (ROOT / "vpn" / "preload").glob("*.c"))
+    shims = sorted(installed.glob("*/preload/*.so"))
+    assert [shim.stem for shim in shims] == [path.stem for path in sorted(ROOT.glob("*/preload/*.c"))]
+    assert "ready_shell" in [shim.stem for shim in shims]
     for shim in shims:
         done = subprocess.run(["true"], env={"LD_PRELOAD": str(shim)}, check=False, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")

@@ -263,7 +263,8 @@ def prerequisites():
         ["unshare", "--user", "--map-root-user", "--net", "--mount", "true"], capture_output=True, check=False
     )
     need(done.returncode == 0, "user namespaces")
-    shims = [ROOT / "vpn" / "preload" / f"{name}.so" for name in ("socks", "tun_from_fd", "one_id", "host_sockets")]
+    sources = (ROOT / "vpn" / "preload").glob("*.c")
+    shims = [source.with_suffix(".so") for source in sources]
     if not all(shim.exists() for shim in shims) and os.access(shims[0].parent, os.W_OK):
         subprocess.run([sys.executable, str(ROOT / "hatch_build.py")], check=False)
     need(all(shim.exists() for shim in shims), "compiled shims (python hatch_build.py)")

@@ -98,11 +98,7 @@ def test_killing_a_part_of_a_gateway_leaves_nothing_and_it_starts_again(gateway,
 
 @pytest.mark.parametrize("slirp", ["runs", "stands still"])
 def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
-    """Also with slirp4netns out of action: the last words go from ocserv's sockets, which are the host's.
-
-    TCP itself may lose them: a worker that ends with bytes unread resets its connection. Then openconnect dials until
-    its reconnect timeout, 60 s.
-    """
+    """Also with slirp4netns out of action: the last words go from ocserv's sockets, which are the host's."""
     process = gateway.start_vpn(
         "node",
         "run",

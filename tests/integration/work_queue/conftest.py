@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cloudpickle
 import pytest
 
 import hpcq.work_queue as wq
 
 
 @pytest.fixture(scope="module", autouse=True)
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A state directory of the module's own."""
-    directory = tmp_path_factory.mktemp("state")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(directory))
-        yield directory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def by_value(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Functions of the test's module travel by value."""
-    module = sys.modules[request.module.__name__]
-    cloudpickle.register_pickle_by_value(module)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+def state(module_state: Path, by_value: None) -> Path:
+    """The module's own; its functions travel by value."""
+    return module_state
 
 
 @pytest.fixture(scope="module")

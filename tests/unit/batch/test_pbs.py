@@ -275,3 +275,10 @@ def test_templates_with_mistakes(tmp_path, source, words):
     template.write_text(source)
     with pytest.raises(TemplateError, match=words):
         PbsBatch().render(request(template=template))
+
+
+@pytest.mark.parametrize("system", [PbsBatch(), TorqueBatch()])
+def test_a_state_directory_that_qsub_would_misread(system, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a:b"))
+    with pytest.raises(UsageError, match="set XDG_STATE_HOME to one without a colon"):
+        system.render(request())

@@ -1,5 +1,6 @@
 """What is kept of a submission, and that broken or half-written records do no harm."""
 
+import errno
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from hpcq.batch import records
 from hpcq.batch.pilot_command import pilot_argv
+from hpcq.errors import StateError
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +94,19 @@ def test_pilot_argv():
         "--cores 2 --memory 5 --walltime 60 --vpn relay --gateway login --require cvmfs:a --require root://b "
         "--scratch /scratch --manager-timeout 600 --batch slurm"
     )
+
+
+def test_what_cannot_be_put_on_record_is_logged_and_stops_nobody(monkeypatch, caplog):
+    [job, _] = submission()
+
+    def full(*_, **__):
+        raise StateError(errno.ENOSPC, "No space left on device", "x")
+
+    monkeypatch.setattr(records.state_dir, "write_private", full)
+    monkeypatch.setattr(Path, "touch", full)
+    records.save_ending(job, records.Ending(state="done", seen_at=1.0))
+    records.mark_reported(job)
+    assert [record.message.partition(" is not on record")[0] for record in caplog.records] == [
+        "how job 4711_0 ended",
+        "that the pilot of job 4711_0 has reported",
+    ]

@@ -1,5 +1,7 @@
 """Paths, names and private files."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -8,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcq import state_dir
-from hpcq.errors import UsageError
+from hpcq.errors import StateError, UsageError
+from hpcq.state_dir import write_private
 
 
 @pytest.fixture
@@ -85,3 +88,33 @@ def test_write_private_replaces_whole_and_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="directory"):
         state_dir.write_private(tmp_path / "d", b"three")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "x"]
+
+
+def test_the_first_of_several_writers_wins(tmp_path):
+    path = tmp_path / "x"
+    write_private(path, b"first", replace=False)
+    with pytest.raises(FileExistsError):
+        write_private(path, b"second", replace=False)
+    assert [(one.name, one.read_bytes(), one.stat().st_mode & 0o777) for one in tmp_path.iterdir()] == [
+        ("x", b"first", 0o600)
+    ]
+
+
+def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    test_the_first_of_several_writers_wins(tmp_path)
+
+
+def test_what_cannot_be_written_is_named_with_what_to_do(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StateError) as caught:
+        write_private(tmp_path / "x", b"data")
+    words = f"cannot write {tmp_path}/x: No space left on device; make room, or set XDG_STATE_HOME to another place"
+    assert str(caught.value) == words
+    assert list(tmp_path.iterdir()) == []

@@ -77,7 +77,7 @@ def refused(tmp_path: Path, source: str, **values: object) -> str:
     with pytest.raises(TemplateError) as caught:
         render(tmp_path, source, **values)
     message = str(caught.value)
-    assert str(tmp_path / "mine.sh.j2") in message
+    assert message.count(str(tmp_path / "mine.sh.j2")) == 1
     assert "\n" not in message
     return message
 

@@ -80,6 +80,7 @@ def test_variables_of_every_kind(monkeypatch):
         ("CORES", "many", "HPCQ_CORES must be a number"),
         ("EXCLUSIVE", "perhaps", "true or false"),
         ("SETUP", "'", "words"),
+        ("JOURNAL", "~nobody-of-that-name/x", "HPCQ_JOURNAL: there is no home directory for"),
         ("PORT", "any", "HPCQ_PORT must be a number or a range"),
     ],
 )
@@ -104,9 +105,11 @@ def test_variables_that_cannot_be_read(monkeypatch, name, value, words):
         ("[site]\nx = 1", "site.x must be a table"),
         ("default_site = 1", "default_site must be the name"),
         ("queue = 1", r"queue must be a table, as under a line \[queue\]"),
-        ("[queue]\ncores = 1", r"\[queue\]: unknown setting 'cores'; known are address, interface, port"),
+        ("[queue]\ncores = 1", r"\[queue\]: unknown setting 'cores'; known are address, interface, port, journal"),
         ("[queue]\nport = 'any'", r"port must be a number or a range such as .20000-20100., not 'any'"),
         ("[queue]\naddress = 5", "address must be a text, not 5"),
+        ("journal = 1", "journal must be true, false or a path, not 1"),
+        ("template = '~nobody-of-that-name/x'", "template: there is no home directory for"),
         ("port = 1.5", "port must be a number or a range"),
         ("[site.x]\ncorse = 1\n", r"\[site.x\]: unknown setting 'corse'"),
     ],
@@ -137,18 +140,26 @@ def test_paths_in_a_file_are_beside_it_and_dashes_are_as_good(files):
 
 
 def test_where_a_queue_listens(files, monkeypatch):
-    assert config.resolve_queue().values == {"port": 0}
+    assert config.resolve_queue().values == {"port": 0, "journal": False}
     files["system"].write_text('[queue]\naddress = "192.0.2.1"\nport = 20000\n[site.x]\ninterface = "ib0"\ncores = 3\n')
     files["user"].write_text('port = "20000-20100"\n')
     settings = config.resolve_queue()
+    assert settings.values.pop("journal") is False
     assert settings.values == {"address": "192.0.2.1", "port": "20000-20100"}
-    assert settings.origins == {"address": f"{files['system']} [queue]", "port": str(files["user"])}
-    assert config.resolve_queue(site="x").values == {"interface": "ib0", "port": "20000-20100"}
+    assert settings.origins == {
+        "address": f"{files['system']} [queue]",
+        "journal": "default",
+        "port": str(files["user"]),
+    }
+    values = config.resolve_queue(site="x").values
+    assert values == {"interface": "ib0", "port": "20000-20100", "journal": False}
     monkeypatch.setenv("HPCQ_ADDRESS", "192.0.2.2")
     monkeypatch.setenv("HPCQ_PORT", "20001")
-    assert config.resolve_queue(site="x").values == {"address": "192.0.2.2", "port": "20001"}
-    given = {"address": None, "interface": "eth0", "port": 0}
-    assert config.resolve_queue(given, site="x").values == {"interface": "eth0", "port": 0}
+    monkeypatch.setenv("HPCQ_JOURNAL", "yes")
+    values = config.resolve_queue(site="x").values
+    assert values == {"address": "192.0.2.2", "port": "20001", "journal": True}
+    given = {"address": None, "interface": "eth0", "port": 0, "journal": False}
+    assert config.resolve_queue(given, site="x").values == {"interface": "eth0", "port": 0, "journal": False}
     assert not set(config.resolve(site="x").values) & set(config.QUEUE_KINDS)
 
 

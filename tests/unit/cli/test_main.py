@@ -36,7 +36,7 @@ def failing(monkeypatch):
         (QueueNotFoundError("no queue"), 4, "hpcq: no queue\n"),
         (click.UsageError("what?"), 2, "hpcq: what? (see hpcq pilots --help)\n"),
         (KeyboardInterrupt(), 130, "hpcq: interrupted\n"),
-        (OSError(122, "Disk quota exceeded", "/f"), 1, "hpcq: [Errno 122] Disk quota exceeded: '/f'\n"),
+        (OSError(122, "Disk quota exceeded", "/f"), 1, "hpcq: /f: Disk quota exceeded\n"),
         (ZeroDivisionError("x"), 1, "hpcq: ZeroDivisionError: x (a fault of hpcq's; -v shows where)\n"),
     ],
 )

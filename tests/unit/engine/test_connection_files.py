@@ -10,6 +10,7 @@ import pytest
 import hpcq
 from hpcq import connection, state_dir
 from hpcq.errors import ConnectionFileError, UsageError
+from hpcq.identity import make_identity
 from hpcq.lock import QueueLock
 
 
@@ -90,7 +91,7 @@ def test_a_queue_that_is_prepared_only_is_told_so(path):
 def test_the_identity_outlives_the_program_and_is_renewed_in_time(state):
     first = connection.own_identity("q")
     assert connection.own_identity("q") == first
-    old = connection.make_identity("q", datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=330))
+    old = make_identity("q", datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=330))
     state_dir.write_private(state / "q" / "identity.json", msgspec.json.encode(old))
     assert connection.own_identity("q").expires > old.expires
 
@@ -129,7 +130,7 @@ def handshake(server, client):
 
 
 def sides(queue="q"):
-    identity = connection.make_identity(queue)
+    identity = make_identity(queue)
     info = connection.ConnectionInfo(queue, 1, [], 1, "", 1, identity.authority, identity.pilot)
     return identity, info
 
@@ -176,3 +177,23 @@ def test_the_lock_is_held_by_one_and_names_the_holder(state):
     first.release()
     second.take("q")
     second.release()
+
+
+def test_of_two_that_make_a_queue_at_once_the_first_counts(state, monkeypatch):
+    def interrupted(name, now):
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_STATE_HOME", str(state.parent))
+        connection.create(name)  # the other one, from beginning to end
+        return make_identity(name, now)
+
+    monkeypatch.setattr("hpcq.identity.make_identity", interrupted)
+    info = connection.read(connection.create("q"))
+    assert info.authority == connection.own_identity("q").authority
+
+
+def test_a_queue_that_is_made_again_keeps_what_its_program_has_written(path, monkeypatch):
+    info = msgspec.structs.replace(connection.read(path), addresses=["192.0.2.1"], port=1234)
+    path.unlink()
+    own = connection.own_identity
+    monkeypatch.setattr(connection, "own_identity", lambda name: connection.write(info) and own(name))
+    assert connection.read(connection.create("q")) == info

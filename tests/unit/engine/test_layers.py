@@ -41,7 +41,8 @@ ALLOWED = {
     "functions": {"messages"},
     "roster": {"messages"},
     "scheduler": {"errors", "outcome"},
-    "connection": {"errors", "messages", "state_dir"},
+    "connection": {"errors", "identity", "messages", "state_dir"},
+    "identity": {"connection"},
     "transport": {"reach", "connection", "errors", "messages", "protocol"},
     "credentials": {"messages", "roster", "transport"},
     "questions": {"addresses", "messages", "roster", "scheduler", "transport"},
@@ -63,6 +64,8 @@ ALLOWED = {
     },
     "autoscale": {"errors"},
     "config": {"errors"},
+    "journal": {"errors", "outcome", "roster", "state_dir", "task"},
+    "report": {"journal", "outcome"},
     "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "scheduler", "units"},
     "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
     "batch": {"connection", "errors", "state_dir", "units"},
@@ -104,6 +107,7 @@ PURE = [
     "outcome",
     "autoscale",
     "doctor/report",
+    "report",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Connection data in the batch script: in what is submitted, and in nothing that is shown."""
+"""From options to requests; connection data in what is submitted, and in nothing that is shown."""
 
 import msgspec
 import pytest
@@ -99,3 +99,14 @@ def test_what_cannot_be_asked_for():
         pilot_request("q", "slurm", 1, {"connection": "by mail"})
     with pytest.raises(UsageError, match="first node of a PBS job only"):
         get_batch_system("pbs").render(pilot_request("q", "pbs", 1, {"connection": "inline", "nodes": 2}))
+
+
+def test_a_scratch_directory_does_not_depend_on_where_a_job_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = pilot_request("q", "slurm", 1, {"scratch": "here"}).pilot_argv
+    assert argv[argv.index("--scratch") + 1] == str(tmp_path / "here")
+
+
+def test_too_many_processes_for_one_host():
+    with pytest.raises(UsageError, match="more processes than hpcq starts on one host"):
+        get_batch_system("local").render(pilot_request("q", "local", 1001, {}))
