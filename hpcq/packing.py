@@ -11,7 +11,7 @@ from hpcq import serialize
 from hpcq.dispatch import Submission
 from hpcq.errors import SerializationError
 from hpcq.messages import TaskSpec
-from hpcq.options import Options
+from hpcq.options import DEFAULTS, Options
 from hpcq.parcels import Load, Pieces, Shelf
 from hpcq.protocol import FRAME_LIMIT
 from hpcq.scheduler import NewTask
@@ -27,6 +27,7 @@ class Packer:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._functions = serialize.FunctionCache()
+        self._named = b"", ""
 
     def pack(self, task: Task, number: int) -> Submission:
         """The task, under that number, with its arguments as they are now.
@@ -40,7 +41,7 @@ class Packer:
             key, body = self._functions.body(task.function)
             arguments = serialize.dump_arguments(task.args, task.kwargs)
             payload, parcel = (arguments, None) if isinstance(arguments, bytes) else (b"", self._stored(arguments))
-            kind = options.category or key.hex()
+            kind = options.category or self._name(key)
         else:
             key, body, parcel = b"", b"", None
             payload, kind = task.command.encode(errors="surrogateescape"), options.category or ""
@@ -48,6 +49,8 @@ class Packer:
             raise SerializationError(
                 f"the function is {len(body)} bytes pickled, over the limit of 1 GiB; pass large data as arguments"
             )
+        if options is DEFAULTS and parcel is None:  # as most are: no need to look at each option
+            return Submission(NewTask(number, kind=kind), TaskSpec(number, key, payload), body)
         spec = TaskSpec(
             number, key, payload, options.cores, options.memory, options.walltime or 0.0, options.network,
             dict(options.env) if options.env else None, options.disk, options.gpus, options.isolation,
@@ -59,6 +62,14 @@ class Packer:
         )  # fmt: skip
         files = self._files(task, options) if options.inputs or options.outputs else None
         return Submission(needs, spec, body, files, None if parcel is None else parcel.parcel)
+
+    def _name(self, key: bytes) -> str:
+        """The kind of task that calls this function."""
+        last, name = self._named
+        if last is not key:
+            name = key.hex()
+            self._named = key, name
+        return name
 
     def _stored(self, arguments: Pieces) -> Load:
         """A copy of large arguments, as they are now."""

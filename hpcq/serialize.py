@@ -20,7 +20,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 
@@ -238,12 +238,38 @@ def digest(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=16).digest()
 
 
+class _Plain(NamedTuple):
+    """A function with constants alone, and its body: what is looked at to see that it is unchanged is little."""
+
+    function: weakref.ref[types.FunctionType]
+    code: types.CodeType
+    defaults: tuple[Any, ...] | None
+    globals: tuple[tuple[str, object], ...]
+    key: bytes
+    body: bytes
+
+    def is_still(self, function: Callable[..., Any]) -> bool:
+        """Whether this is that function, unchanged."""
+        if (
+            self.function() is not function
+            or not isinstance(function, types.FunctionType)
+            or function.__code__ is not self.code
+            or function.__defaults__ is not self.defaults
+            or function.__kwdefaults__
+            or function.__dict__
+        ):
+            return False
+        find = function.__globals__.get
+        return all(find(name, _MISSING) is value for name, value in self.globals) if self.globals else True
+
+
 class FunctionCache:
     """Bodies of functions already pickled, for as long as they are provably unchanged."""
 
     def __init__(self) -> None:
         self._known: weakref.WeakKeyDictionary[Any, tuple[list[object], bytes, bytes]]
         self._known = weakref.WeakKeyDictionary()
+        self._last: _Plain | None = None
 
     def body(self, function: Callable[..., Any]) -> tuple[bytes, bytes]:
         """Digest and bytes of ``function``.
@@ -251,16 +277,31 @@ class FunctionCache:
         Raises:
             SerializationError: it cannot be pickled.
         """
-        parts = _parts(function) if type(function) is types.FunctionType else None
-        if parts is not None:
-            known = self._known.get(function)
-            if known is not None and len(known[0]) == len(parts) and all(map(is_, known[0], parts)):
-                return known[1], known[2]
-        body = dump_function(function)
-        key = digest(body)
-        if parts is not None:
-            self._known[function] = (parts, key, body)
-        return key, body
+        last = self._last
+        if last is not None and last.is_still(function):
+            return last.key, last.body
+        if not isinstance(function, types.FunctionType) or (parts := _parts(function)) is None:
+            body = dump_function(function)
+            return digest(body), body
+        known = self._known.get(function)
+        if known is None or len(known[0]) != len(parts) or not all(map(is_, known[0], parts)):
+            body = dump_function(function)
+            known = self._known[function] = parts, digest(body), body
+        self._last = _plain(function, *known)
+        return known[1], known[2]
+
+
+def _plain(function: types.FunctionType, parts: list[object], key: bytes, body: bytes) -> _Plain | None:
+    if function.__closure__ or function.__kwdefaults__ or not all(map(_is_constant, parts)):
+        return None
+    namespace, code = function.__globals__, function.__code__
+    names = tuple((name, namespace.get(name, _MISSING)) for name in _referenced(code))
+    return _Plain(weakref.ref(function), code, function.__defaults__, names, key, body)
+
+
+def _is_constant(value: object) -> bool:
+    """Whether it can neither change nor be found elsewhere, as a class or module may."""
+    return all(map(_is_constant, value)) if type(value) is tuple else type(value) in _FIXED
 
 
 _names: weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]] = weakref.WeakKeyDictionary()

@@ -195,8 +195,10 @@ install_dependencies() {
     if [[ $2 == full ]]; then extras="hep,plots,test,dev"; fi
     build="$(dirname "$venv")/build"
     copy_sources "$build"
-    logged "pip install .[$extras]" pip_install "$venv" "$build[$extras]" hatchling ||
+    logged "pip install .[$extras]" pip_install "$venv" --no-compile "$build[$extras]" hatchling ||
         fail "cannot install the dependencies"
+    # On all CPUs, which pip does not; files for other Pythons are among them, so its status says nothing.
+    logged "compile" "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" || true
 }
 
 install_project() {

@@ -259,6 +259,7 @@ _json = click.option("--json", "as_data", is_flag=True, help="Print data.")
 )
 @click.option("--limit", type=click.FloatRange(min=0), default=0.0, help="Mbit/s each way, all pilots together.")
 @click.option("--limit-per-pilot", type=click.FloatRange(min=0), default=0.0, help="Mbit/s each way of one pilot.")
+@click.option("--privileged", is_flag=True, help="Run by root: the kernel's NAT, no user namespaces, no slirp4netns.")
 @_json
 def start(
     *,
@@ -273,10 +274,13 @@ def start(
     allow: tuple[str, ...],
     limit: float,
     limit_per_pilot: float,
+    privileged: bool,
 ) -> None:
     """Start the gateway; returns when it accepts pilots."""
+    if privileged and os.geteuid() != 0:
+        raise UsageError("--privileged is for root; without it the gateway needs no privilege")
     rates = limit * _MBIT, limit_per_pilot * _MBIT
-    config = GatewayConfig(name, listen, port, dns, uplink, relay_port, allow, *rates)
+    config = GatewayConfig(name, listen, port, dns, uplink, relay_port, allow, *rates, privileged)
     if foreground:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         run_daemon(

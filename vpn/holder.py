@@ -7,7 +7,8 @@ slaves → /proc → lo up → ``Ready`` → serves requests (see ``messages``) 
 
 Identity ``user`` maps the caller's own ids to themselves: the holder keeps every capability because it never
 execs, while the programs it starts lose theirs at exec and are an ordinary user inside too. Identity ``root``
-maps root to the caller, for a server that insists on being root. Network ``host`` leaves the network alone: such a
+maps root to the caller, for a server that insists on being root. ``privileged`` is for root itself: no user namespace.
+Network ``host`` leaves the network alone: such a
 namespace is for mounts only.
 
 Failure cases, each explained by ``explain_unshare``: namespaces forbidden (EPERM, EACCES), used up (ENOSPC),
@@ -150,8 +151,9 @@ def configure_link(message: Configure) -> None:
         netlink.perform(netlink.ROUTE, [netlink.link_up(index, message.mtu)])
         for route in message.routes:
             step = f"add the route {route} through"
-            wanted = "0.0.0.0/0" if route == "default" else route
-            netlink.perform(netlink.ROUTE, [netlink.route_add(index, wanted)])
+            where, _, via = route.partition(" via ")
+            wanted = "0.0.0.0/0" if where == "default" else where
+            netlink.perform(netlink.ROUTE, [netlink.route_add(index, wanted, via)])
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {reason}") from None
@@ -207,6 +209,9 @@ def enter(identity: str, network: str) -> None:
     inner = (0, 0) if identity == "root" else (uid, gid)
     try:
         own_network = 0 if network == "host" else kernel.CLONE_NEWNET
+        if identity == "privileged":
+            kernel.unshare(own_network | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
+            return
         kernel.unshare(kernel.CLONE_NEWUSER | own_network | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{inner[0]} {uid} 1")

@@ -67,7 +67,7 @@ class Redirect(Message, frozen=True):
 
 class Configure(Message, frozen=True):
     """Give ``device`` an address (CIDR), an MTU in bytes (0: leave it), set it up, add routes (CIDR or
-    "default").
+    "default", and perhaps "via" a router).
     """
 
     id: int

@@ -18,7 +18,7 @@ from vpn.kernel import RESEND
 from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Report, Resolve, WriteFile
 from vpn.process import REAP_DEADLINE, Client, Process, python_argv
 
-Identity = Literal["user", "root"]
+Identity = Literal["user", "root", "privileged"]
 Network = Literal["own", "host"]
 
 

@@ -23,6 +23,7 @@ _decode = msgspec.msgpack.Decoder(m.ToRunner).decode
 _decode_left = msgspec.msgpack.Decoder(m.Leaves).decode
 _ITEM = array.array("i").itemsize
 _ANCILLARY = socket.CMSG_SPACE(2 * _ITEM)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # flags that are enums take longer to join than to receive
 NONE: tuple[int, ...] = ()
 
 
@@ -69,7 +70,7 @@ def receive(channel: socket.socket, flags: int = 0) -> Any:
 
 
 def _receive(channel: socket.socket, flags: int) -> tuple[bytes, tuple[int, ...]]:
-    body, ancillary, _, _ = channel.recvmsg(DATAGRAM_LIMIT + 4096, _ANCILLARY, flags | socket.MSG_CMSG_CLOEXEC)
+    body, ancillary, _, _ = channel.recvmsg(DATAGRAM_LIMIT + 4096, _ANCILLARY, flags | _CLOEXEC)
     if not ancillary:
         return body, NONE
     found = array.array("i")

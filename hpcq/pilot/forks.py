@@ -17,13 +17,17 @@ from typing import Any, NoReturn
 import msgspec
 
 from hpcq import messages as m
+from hpcq import serialize
 from hpcq.outcome import Outcome
 from hpcq.pilot.children import ChildRunner, End
-from hpcq.pilot.guard import die_with
+from hpcq.pilot.guard import die_with, forks_die_with_us
 from hpcq.pilot.runner import flush_c_streams
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, bytes, str, list[int] | None]).decode
+
+REHEARSALS = 32
+"""How often what a child does is done before there is one: until the interpreter has specialised all of it."""
 
 
 class ForkRunner(ChildRunner):
@@ -31,7 +35,9 @@ class ForkRunner(ChildRunner):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._dies_with_us = forks_die_with_us()
         self._answer = os.memfd_create("hpcq-answer", os.MFD_CLOEXEC)
+        self._rehearse()
 
     def _run_child(self, task: m.TaskSpec) -> End:
         if isinstance(self._functions[task.function], bytes):
@@ -53,6 +59,18 @@ class ForkRunner(ChildRunner):
         died = how_it_died(os.waitstatus_to_exitcode(status))
         return End(Outcome.CRASH, died, memory=memory, cpu=cpu)
 
+    def _rehearse(self) -> None:
+        """Do what every child does: what is looked up and specialised on the way is then so in all of them, and not
+        written, each time, to pages that they share with us."""
+        self._functions[b""] = int
+        arguments = serialize.dump_arguments((), {})
+        assert isinstance(arguments, bytes)
+        task = m.TaskSpec(0, b"", arguments)
+        for _ in range(REHEARSALS):
+            self._leave_answer(self._answer_to(task))
+            self._take_answer()
+        del self._functions[b""]
+
     def _take_answer(self) -> bytes:
         size = os.fstat(self._answer).st_size
         answer = os.pread(self._answer, size, 0)
@@ -62,22 +80,27 @@ class ForkRunner(ChildRunner):
     def _run_in_child(self, task: m.TaskSpec) -> NoReturn:
         status = 1
         try:
-            die_with(self._pid)
+            if not self._dies_with_us:
+                die_with(self._pid)
             _seed_numpy()
             me = os.getpid()
             if task.env:
                 os.environ.update(task.env)
-            outcome, payload, message = self._call(task)
+            answer = self._answer_to(task)
             if os.getpid() == me:  # else a fork of the function's came back from it
-                self._output.flush()
-                self._errors.flush()
-                flush_c_streams(None)
-                self._give_answer(_encode((outcome.value, payload, message, self._pieces)))
+                self._leave_answer(answer)
             status = 0
         finally:
             os._exit(status)
 
-    def _give_answer(self, answer: bytes) -> None:
+    def _answer_to(self, task: m.TaskSpec) -> bytes:
+        outcome, payload, message = self._call(task)
+        return _encode((outcome.value, payload, message, self._pieces))
+
+    def _leave_answer(self, answer: bytes) -> None:
+        self._output.flush()
+        self._errors.flush()
+        flush_c_streams(None)
         written = 0
         while written < len(answer):
             written += os.pwrite(self._answer, memoryview(answer)[written:], written)

@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import socket
+from pathlib import Path
 
 from hpcq.pilot.processes import kill_own_descendants
 
@@ -32,6 +33,16 @@ def die_with(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def forks_die_with_us() -> bool:
+    """Have every fork of this process killed when it ends, without anything that the fork has to do for it; whether
+    that can be had: not where no C compiler was, then each fork says `die_with`."""
+    library = Path(__file__).resolve().parents[1] / "preload" / "forks_die.so"
+    try:
+        return not ctypes.CDLL(str(library)).forks_die()
+    except OSError:
+        return False
 
 
 def end_children() -> bool:

@@ -29,7 +29,7 @@ from hpcq.pilot.core import Core
 from hpcq.pilot.deaths import NEWS_TIMEOUT
 from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import task_environment
-from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Pin, Recall, Report, Start
+from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Kind, Pin, Recall, Report, Start
 from hpcq.pilot.process import Runner, Spawn
 from hpcq.pilot.processes import kill_descendants, kill_session, kill_tree, pin_tree
 from hpcq.pilot.rest import Readers
@@ -207,7 +207,7 @@ class Pool:
             process = await self._spawn[kind.network](
                 [sys.executable, "-P", "-m", "hpcq.pilot.run", *map(str, far), kind.isolation, f"{share:g}"],
                 cwd=runner.directory / "home",
-                env=task_environment(kind.cores, command.gpus, self._core.has_gpus, os.environ),
+                env=_environment(kind, task_environment(kind.cores, command.gpus, self._core.has_gpus, os.environ)),
                 stdin=nothing.fileno(),
                 stdout=runner.output,
                 stderr=runner.errors,
@@ -408,6 +408,12 @@ def _killed(runner: Runner, killing: asyncio.Future[None]) -> None:
     runner.kills.discard(killing)
     if error := killing.exception():
         log.error("the processes of runner %d could not be ended: %s", runner.lane, error)
+
+
+def _environment(kind: Kind, environment: dict[str, str]) -> dict[str, str]:
+    """For a runner: one that forks has its libraries bound when it starts (`run` takes the variable away again), so
+    that not every child looks up in them what it is the first to call."""
+    return {"LD_BIND_NOW": "hpcq", **environment} if kind.isolation == "fork" else environment
 
 
 def _dated(report: Report) -> Report:

@@ -92,6 +92,7 @@ class Association:
                 sock.connect((str(address), target.port))
             except OSError as error:
                 raise OutsideError("unreachable", f"{address} port {target.port}: {error.strerror}") from None
+            self.outside.refuse_own(sock, target.port)
             way = self._ways[target] = Way(target, sock, one, stack.pop_all())
         self.loop.add_reader(way.sock, self._on_readable, way)
         return way

@@ -101,8 +101,9 @@ class Daemon:
     async def _start_relay(self, stack: AsyncExitStack) -> None:
         config = self.config
         settings = relay_process.Settings(
-            str(self.directory), self.server.ledger, config.allow, config.dns, config.rate, config.rate_per_pilot
-        )
+            str(self.directory), self.server.ledger, config.allow, config.dns, config.rate, config.rate_per_pilot,
+            self.server.user,
+        )  # fmt: skip
         where = (config.listen, config.relay_port, config.port or self.server.port)
         self.relay: Relay = await start_relay(stack, settings, where, self._on_session)
         self.server.spent = self.relay.spend

@@ -6,6 +6,8 @@ theirs) and needs no quoting.
 
 from __future__ import annotations
 
+import grp
+import pwd
 from dataclasses import dataclass
 
 from vpn.gateway.addresses import CLIENTS
@@ -29,23 +31,25 @@ printf '%s %s %s %s\\n' "$REASON" "$USERNAME" "$ID" "$IP_REMOTE" >&{EVENT_FD}
 """
 
 
-def configuration(room: str, port: int, dns: list[str], listen: str, mtu: int = MTU) -> str:
-    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships. ``listen`` "" is any address."""
+def configuration(room: str, port: int, dns: list[str], listen: str, mtu: int = MTU, *, user: str = "") -> str:
+    """ocserv.conf; sources: ocserv(8) and the sample configuration it ships. ``listen`` "" is any address. ``user``:
+    whom its workers become, each in its seccomp filter; "": nobody else, they are the namespace's root, the caller.
+    """
     network, _, _ = CLIENTS.partition("/")
     settings = {
         "auth": f'"plain[passwd={room}/passwd]"',
         **({"listen-host": listen} if listen else {}),
         "tcp-port": port,
         "udp-port": port,
-        "run-as-user": "root",  # the namespace's root, which is the caller
-        "run-as-group": "root",
+        "run-as-user": user or "root",
+        "run-as-group": grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name if user else "root",
         "socket-file": f"{room}/ocserv",
         "occtl-socket-file": f"{room}/occtl",
         "use-occtl": "true",
         "pid-file": f"{room}/ocserv.pid",
         "server-cert": f"{room}/cert.pem",
         "server-key": f"{room}/key.pem",
-        "isolate-workers": "false",  # its seccomp filter forbids what one_id.c does not know of
+        "isolate-workers": "true" if user else "false",  # its filter forbids what one_id.c does not know of
         "sec-mod-scale": 1,  # else one process a core of the login node
         "max-clients": MAX_CLIENTS,
         "max-same-clients": 1,

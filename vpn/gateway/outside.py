@@ -158,7 +158,22 @@ class Outside:
         allowed = self.permit(await self.resolve(one.host), one.port)
         sock = await connect_first(allowed, one.port)
         one.address = str(sock.getpeername()[0])
+        try:
+            self.refuse_own(sock, one.port)
+        except OutsideError:
+            sock.close()
+            raise
         return ready(sock)
+
+    def refuse_own(self, sock: socket.socket, port: int) -> None:
+        """Raise OutsideError when a connected socket ended at this host itself, at an address it has got since the
+        policy was made: what comes from an address to the same one has not left.
+        """
+        here, there = (str(name[0]) for name in (sock.getsockname(), sock.getpeername()))
+        if here == there:
+            address = ipaddress.ip_address(there.partition("%")[0])
+            self.policy.learn_own(address)
+            self.permit([(address, self.names.of(address, time.monotonic()))], port)
 
     async def resolve(self, host: str) -> list[tuple[Address, frozenset[str]]]:
         """The addresses of a host and the names each is known by here; raises OutsideError."""

@@ -33,6 +33,7 @@ import msgspec
 
 from vpn.gateway.accesslog import AccessLog
 from vpn.gateway.ledger import PLANE, Ledger
+from vpn.gateway.lesser import become
 from vpn.gateway.outside import Outside, OutsideError, OutsideLimits, own_addresses
 from vpn.gateway.plane_messages import (
     CONTROL_FD,
@@ -218,9 +219,10 @@ def main(argv: list[str]) -> None:
     raise_file_limit()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     settings = msgspec.json.decode(argv[0].encode(), type=Settings)
-    access = AccessLog(Path(settings.log)) if settings.log else None
-    limits = OutsideLimits(rate=settings.rate, rate_per_client=settings.rate_per_client)
     policy = Policy(settings.rules, own_addresses())
+    log_file = become(settings.user, Path(settings.log))
+    access = AccessLog(log_file) if settings.log else None
+    limits = OutsideLimits(rate=settings.rate, rate_per_client=settings.rate_per_client)
     ledger = Ledger(LEDGER_FD, PLANE) if settings.rate else None
     outside = Outside(policy, access, limits, ledger)
     resolver = Resolver(policy, outside.names, settings.dns)

@@ -14,13 +14,15 @@ LEDGER_FD = 7  # … and, when there is a common limit, the ledger
 
 class Settings(msgspec.Struct, frozen=True):
     """How the data plane works, fixed at its start: allow-list, access log ("": none), bytes a second
-    each way (0: no limit; ``rate`` together with the relay), name servers (none: the host's)."""
+    each way (0: no limit; ``rate`` together with the relay), name servers (none: the host's), the user to become ("":
+    none)."""
 
     rules: tuple[str, ...] = ()
     log: str = ""
     rate: float = 0.0
     rate_per_client: float = 0.0
     dns: tuple[str, ...] = ()
+    user: str = ""
 
 
 class Arrived(msgspec.Struct, tag=True, frozen=True):

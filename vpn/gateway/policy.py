@@ -34,7 +34,7 @@ _NEVER = (
 )  # fmt: skip
 _PRIVATE = (
     "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15",
-    "fc00::/7", "fec0::/10",
+    "fc00::/7", "fec0::/10", "64:ff9b:1::/48",
 )  # fmt: skip
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
@@ -90,6 +90,10 @@ class _Ground(NamedTuple):
         return self.opened_by_name and bool(rule.name) and not rule.name.startswith(".")
 
 
+def _own(address: Address) -> _Ground:
+    return _Ground(ipaddress.ip_network(address), "the gateway's own host", False)
+
+
 class Policy:
     """Rules, and what is denied here; ``own`` are this host's addresses. Raises UsageError for a bad rule."""
 
@@ -98,11 +102,14 @@ class Policy:
         self._grounds = tuple(
             [_Ground(ipaddress.ip_network(text), "an address only for this host or link", False) for text in _NEVER]
             + [_Ground(ipaddress.ip_network(text), "a private address of the site", True) for text in _PRIVATE]
-            + [
-                _Ground(ipaddress.ip_network(text.partition("%")[0]), "the gateway's own host", False)
-                for text in dict.fromkeys(own)
-            ]
+            + [_own(ipaddress.ip_address(text.partition("%")[0])) for text in dict.fromkeys(own)]
         )
+
+    def learn_own(self, address: Address) -> None:
+        """This host has got another address since."""
+        ground = _own(plain_address(address))
+        if ground not in self._grounds:
+            self._grounds = (*self._grounds, ground)
 
     def decide(self, address: Address, port: int, names: Collection[str] = ()) -> Verdict:
         """Whether a pilot may connect to this address and port."""

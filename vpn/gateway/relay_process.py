@@ -27,6 +27,7 @@ from vpn.errors import GatewayError
 from vpn.gateway.accesslog import AccessLog
 from vpn.gateway.host_sockets import ANY, PORTS, has_ipv6
 from vpn.gateway.ledger import RELAY, Ledger
+from vpn.gateway.lesser import access_log, become
 from vpn.gateway.outside import Outside, OutsideLimits, own_addresses
 from vpn.gateway.policy import Policy
 from vpn.gateway.resolver import Resolver
@@ -46,7 +47,7 @@ _NEAR = 16  # ports after ocserv's that are tried first, so that one range is en
 
 class Settings(msgspec.Struct, frozen=True):
     """What the process is to do: rates are bytes a second, each way; 0 is no limit. ``ledger`` is a descriptor
-    (-1: none): ``rate`` is then the data plane's as well."""
+    (-1: none): ``rate`` is then the data plane's as well. ``user`` is whom to become, "" nobody else."""
 
     directory: str
     ledger: int = -1
@@ -54,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True):
     dns: tuple[str, ...] = ()
     rate: float = 0.0
     rate_per_pilot: float = 0.0
+    user: str = ""
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
@@ -303,11 +305,11 @@ class Process:
     def __init__(self, settings: Settings, sock: socket.socket) -> None:
         directory = Path(settings.directory)
         policy = Policy(settings.allow, own_addresses())
-        self.access = AccessLog(directory / "access.log")
+        context = server_context(directory / "server-cert.pem", directory / "server-key.pem")
+        self.access = AccessLog(become(settings.user, access_log(directory, settings.user)))
         limits = OutsideLimits(rate=settings.rate, rate_per_client=settings.rate_per_pilot)
         ledger = Ledger(settings.ledger, RELAY) if settings.ledger >= 0 else None
         self.outside = Outside(policy, self.access, limits, ledger)
-        context = server_context(directory / "server-cert.pem", directory / "server-key.pem")
         resolver = Resolver(policy, self.outside.names, settings.dns)
         self.service = SocksService(context, self.outside, resolver, self._tell)
         self._sock = sock

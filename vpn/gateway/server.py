@@ -2,8 +2,8 @@
 sequence.
 
 1. a keeper outside, a namespace whose root is the caller (``vpn.holder``);
-2. slirp4netns gives it ``tap0``; ocserv's port, TCP and UDP, is the host's own (``host_sockets``), or with
-   ``uplink=slirp4netns`` forwarded by slirp4netns;
+2. slirp4netns gives it ``tap0``, or for root a veth pair (``veth``); ocserv's port, TCP and UDP, is the host's own
+   (``host_sockets``), or with ``uplink=slirp4netns`` forwarded by slirp4netns;
 3. the packet filter (``rules``): clients' TCP and DNS to the data plane (``plane``), the rest masqueraded to ``tap0``;
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
 5. ocserv, with the shims ``preload/one_id.c``, ``last_words.c`` and ``host_sockets.c``; ready when it says so.
@@ -33,6 +33,7 @@ from vpn.gateway.addresses import DNS_PORT, PLANE, UPLINK_DNS
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import UNUSED, UNUSED_LIFETIME, Book
 from vpn.gateway.host_sockets import HostSockets, has_ipv6, inherit, open_sockets
+from vpn.gateway.lesser import access_log, lesser_user
 from vpn.gateway.outside import own_addresses
 from vpn.gateway.passwords import file_text
 from vpn.gateway.plane_client import DataPlane
@@ -42,6 +43,7 @@ from vpn.gateway.rules import ruleset
 from vpn.gateway.slirp import PROTOTYPE_MTU, TAP_MTU, start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.gateway.store import Store
+from vpn.gateway.veth import Veth
 from vpn.namespace import open_namespace
 from vpn.pipes import read_lines
 from vpn.process import Client, Process, run, start_keeper
@@ -64,6 +66,7 @@ class Server:
         self.directory = directory
         self.sockets = sockets
         self.book = Book()
+        self.user = lesser_user() if config.privileged else ""  # whom what needs no privilege becomes
         self.port = 0
         self.pin = ""
         self.room = ""
@@ -97,8 +100,11 @@ class Server:
             log.warning("openconnect is not offered: %s", error)
 
     async def _start(self) -> None:
-        programs = {name: find_program(name) for name in ("slirp4netns", "ocserv", "occtl", "nft")}
-        names = ("one_id", "last_words", *(("host_sockets",) if self.config.uplink == "sockets" else ()))
+        privileged = self.config.privileged
+        needed = ("ocserv", "occtl", "nft", *(() if privileged else ("slirp4netns",)))
+        programs = {name: find_program(name) for name in needed}
+        sockets = ("host_sockets",) if self.config.uplink == "sockets" else ()
+        names = (*(() if privileged else ("one_id",)), "last_words", *sockets)
         shims = [find_shim(name) for name in names]
         try:
             if self.config.uplink == "sockets":
@@ -108,11 +114,16 @@ class Server:
             keeper = await start_keeper()
             self._stack.push_async_callback(keeper.close)
             self._watch(keeper.client.lost, "the process keeper")
-            self.namespace = await open_namespace(keeper.client, "root")
+            self.namespace = await open_namespace(keeper.client, "privileged" if privileged else "root")
             self._stack.push_async_callback(self.namespace.close)
             self._watch(self.namespace.client.lost, "the namespace's holder")
             plane_port = await self._start_plane(keeper.client) if self._host is not None else 0
-            await self._connect_outside(keeper.client)
+            if privileged:
+                veth = Veth(keeper.client, programs["nft"])
+                self._stack.push_async_callback(veth.close)
+                await veth.open(self.namespace)
+            else:
+                await self._connect_outside(keeper.client)
             await self._filter(programs["nft"], plane_port)
             await self._furnish()
             await self._start_ocserv(programs["ocserv"], shims)
@@ -221,8 +232,8 @@ class Server:
         config = self.config
         if config.rate:
             sockets[LEDGER_FD] = os.dup(self.ledger)
-        log_file = str(self.directory / "access.log")
-        settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns)
+        log_file = str(access_log(self.directory, self.user))
+        settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns, self.user)
         self._plane = DataPlane(keeper, sockets, settings, lambda: self._lines("plane"), self._end)
         self._stack.push_async_callback(self._plane.close)
         await self._plane.start()
@@ -243,6 +254,8 @@ class Server:
     async def _furnish(self) -> None:
         key, certificate = load_or_make(self.directory, self.config.name)
         self.room = room = await self.namespace.private_directory()
+        if self.user:
+            await self._run(["chmod", "0711", room])  # its workers pass through to a socket
         listen = self.config.listen if self._host else "0.0.0.0"  # noqa: S104  (only slirp4netns reaches it)
         write = self.namespace.write
         await write(f"{room}/key.pem", key, 0o600)
@@ -250,7 +263,7 @@ class Server:
         await self._publish()
         await write(f"{room}/event", ocserv.SCRIPT, 0o700)
         mtu = ocserv.PROTOTYPE_MTU if self.config.uplink == "prototype" else ocserv.MTU
-        text = ocserv.configuration(room, self.port, self._name_servers, listen, mtu)
+        text = ocserv.configuration(room, self.port, self._name_servers, listen, mtu, user=self.user)
         await write(f"{room}/ocserv.conf", text, 0o600)
 
     async def _start_ocserv(self, program: str, shims: list[str]) -> None:

@@ -3,7 +3,8 @@
 A connection's states: TLS handshake → methods → login → request → carried, all before the last within
 ``LOGIN_DEADLINE``. A login is the one-time password, which is spent by it, or the token of a session that is open
 (``vpn.gateway.tickets``). Wrong ones are logged and answered late. Connections that have not logged in are limited;
-beyond ``STRANGERS`` the oldest is dropped, so that those who never speak cannot keep pilots out.
+beyond ``STRANGERS`` the oldest of the address with most of them is dropped, so that those who never speak cannot keep
+pilots out.
 
 A session ends by its pilot's word, by ``revoke``, or when it was away for too long; with it every connection of
 the pilot. What the daemon must know is told by ``on_event``.
@@ -23,6 +24,7 @@ from typing import Literal
 
 from vpn.gateway import strangers
 from vpn.gateway.association import Association
+from vpn.gateway.crowd import Crowd
 from vpn.gateway.outside import Outside, OutsideError
 from vpn.gateway.resolver import Resolver
 from vpn.gateway.tickets import AWAY_LIFETIME, Tickets
@@ -65,7 +67,7 @@ class SocksService:
         self._outside = outside
         self._resolver = resolver
         self._on_event = on_event
-        self._strangers: dict[asyncio.Task[None], None] = {}  # in the order they came
+        self._strangers: Crowd[asyncio.Task[None]] = Crowd(STRANGERS)
         self._serving: dict[str, set[asyncio.Task[None]]] = {}
         self._sessions: dict[str, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
@@ -85,16 +87,14 @@ class SocksService:
 
     def _begin(self, connection: socket.socket, address: str) -> None:
         task = self._loop.create_task(self._serve(connection, address))
-        self._strangers[task] = None
         task.add_done_callback(functools.partial(self._forget, connection))
-        if len(self._strangers) > STRANGERS:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
-            oldest.cancel()
+        one_too_many = self._strangers.add(task, address)
+        if one_too_many is not None:
+            one_too_many.cancel()
 
     def _forget(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         connection.close()  # a task that is cancelled before it runs closes nothing
-        self._strangers.pop(task, None)
+        self._strangers.remove(task)
         for tasks in self._serving.values():
             tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
@@ -142,7 +142,7 @@ class SocksService:
     def _admitted(self, username: str, address: str, *, first: bool) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._strangers.pop(task, None)
+        self._strangers.remove(task)
         self._serving.setdefault(username, set()).add(task)
         if first:
             self._on_event("connect", username, address)

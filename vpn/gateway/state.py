@@ -24,6 +24,7 @@ import msgspec
 
 from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
+from vpn.gateway.addresses import UPLINK_DEVICE
 from vpn.gateway.policy import parse_rule
 
 Uplink = Literal["sockets", "slirp4netns", "prototype"]
@@ -56,7 +57,8 @@ class GatewayConfig:
     ``dns`` are the name servers given to pilots; none means this host's own, through slirp4netns. ``uplink`` is
     what carries clients' packets to ocserv: the host's own sockets, or slirp4netns (``prototype``: by its MTU and
     TCP alone, for comparison). ``relay_port`` 0 is one after
-    ``port``. ``allow`` are rules of ``vpn.gateway.policy``; ``rate`` and ``rate_per_pilot`` bytes a second each way.
+    ``port``. ``privileged``: by root, with the kernel's own NAT instead of slirp4netns, and no user namespace.
+    ``allow`` are rules of ``vpn.gateway.policy``; ``rate`` and ``rate_per_pilot`` bytes a second each way.
     """
 
     name: str = "default"
@@ -68,11 +70,14 @@ class GatewayConfig:
     allow: tuple[str, ...] = ()
     rate: float = 0.0
     rate_per_pilot: float = 0.0
+    privileged: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.name)
         for rule in self.allow:
             parse_rule(rule)
+        if self.privileged and self.uplink != "sockets":
+            raise UsageError(f"--uplink {self.uplink} means nothing with --privileged")
         if self.relay_port:
             check_port(self.relay_port)
         if self.listen and ":" in check_address(self.listen) and self.uplink != "sockets":
@@ -236,7 +241,7 @@ def host_addresses(families: Collection[int] = (socket.AF_INET,)) -> list[str]:
     found = [
         ipaddress.ip_address(entry.address)
         for name, entries in psutil.net_if_addrs().items()
-        if name in stats and stats[name].isup
+        if name in stats and stats[name].isup and name != UPLINK_DEVICE
         for entry in entries
         if entry.family in families and "%" not in entry.address  # with an interface's name: of this host only
     ]

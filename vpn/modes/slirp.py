@@ -1,9 +1,12 @@
 """Mode ``slirp``: a namespace whose only way out is pasta or slirp4netns, over the node's own outside access.
 
 For nodes that can reach outside, but where tasks are to have a network of their own: nothing of the host's loopback,
-no ports of other jobs. Sequence: the namespace → pasta, which is faster, or where it is missing or does not come up
-slirp4netns, attached, with IPv6 where the node has a route for it → name servers: its own forwarder, which asks the
-node's. There is no gateway, so no credential. Its end loses the tunnel.
+no ports of other jobs. Sequence: the namespace → pasta, which is faster, or slirp4netns where that is missing, old or
+does not come up, attached, with IPv6 where the node has a route for it → name servers: its own forwarder, which asks
+the node's. There is no gateway, so no credential. Its end loses the tunnel.
+
+An old pasta (seen with that of March 2023) does not tell a program that its peer has closed when the program had ended
+its own direction before: so it is used only where there is nothing else.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ import asyncio
 import collections
 import contextlib
 import os
+import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vpn.config import TunnelConfig
@@ -22,11 +27,13 @@ from vpn.gateway.addresses import UPLINK_DNS, UPLINK_GUEST
 from vpn.modes.base import BringUp, TunnelInfo
 from vpn.namespace import Namespace, open_namespace
 from vpn.pipes import read_lines
-from vpn.process import Client
-from vpn.programs import missing_program, search_path
+from vpn.process import Client, run
+from vpn.programs import environment, find_program, missing_program, search_path
 from vpn.uplink import MTU, Uplink, start_pasta, start_uplink
 
 STACKS = ("pasta", "slirp4netns")
+FIRST_GOOD = 2024  # the year of pasta's version
+VERSION_DEADLINE = 10.0
 _ANYWHERE = "0" * 32 + " 00"  # destination and prefix length of a default route in /proc/net/ipv6_route
 
 
@@ -72,12 +79,28 @@ def find_stacks() -> list[str]:
     return found
 
 
+def in_order(programs: Sequence[str], version: str) -> list[str]:
+    """Which of the programs found to try, one after the other; ``version`` is what pasta says of its own. Pure."""
+    year = re.search(r"20[2-9]\d", version)
+    last = "" if year is not None and int(year[0]) >= FIRST_GOOD else "pasta"
+    return sorted(programs, key=lambda name: name == last)
+
+
+async def _pasta_version(keeper: Client) -> str:
+    try:
+        _, text = await run(keeper, [find_program("pasta"), "--version"], env=environment(), deadline=VERSION_DEADLINE)
+    except (OSError, TimeoutError):
+        return ""
+    return text.partition("\n")[0]
+
+
 async def _attach(
     programs: list[str], namespace: Namespace, config: TunnelConfig, up: BringUp
 ) -> tuple[str, list[str]]:
     """The first of the programs that comes up: its name, and a line for each that did not."""
     problems: list[str] = []
-    for name in programs:
+    version = await _pasta_version(up.keeper) if len(programs) > 1 else ""
+    for name in in_order(programs, version):
         up.step = ("tunnel", f"starting {name}")
         try:
             _watch(await _start(name, namespace, config, up), up)

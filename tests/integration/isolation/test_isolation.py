@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cloudpickle
+import psutil
 import pytest
 from running import DEADLINE, appears, eventually, gone, run
 
@@ -16,6 +17,7 @@ import hpcq
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 KINDS = ("warm", "fork", "fresh")
+PRELOAD = Path(hpcq.__file__).parent / "preload"
 
 
 def call(isolation, function, *args, **options):
@@ -26,6 +28,10 @@ def count():
     """How often this was called in this interpreter."""
     builtins.hpcq_count = getattr(builtins, "hpcq_count", 0) + 1
     return builtins.hpcq_count
+
+
+def variable(name):
+    return os.environ.get(name)
 
 
 def daemon(path, end):
@@ -118,6 +124,42 @@ def test_a_crash_of_a_fork_leaves_its_parent(queue, pilot):
     parent = run(queue, call("fork", os.getppid)).output
     assert run(queue, call("fork", os._exit, 1)).outcome == "crash"
     assert run(queue, call("fork", os.getppid)).output == parent
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["by the library", "by itself"])
+def test_a_fork_dies_with_its_runner(library):
+    if library and not (PRELOAD / "forks_die.so").is_file() and not os.environ.get("HPCQ_TESTS_MUST_RUN"):
+        pytest.skip("it is not compiled")
+    program = f"""
+import os
+from hpcq.pilot import guard
+runner = os.getpid()
+if {library}:
+    assert guard.forks_die_with_us()
+child = os.fork()
+if child == 0:
+    {library} or guard.die_with(runner)
+    grandchild = os.fork()
+    if grandchild == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    print(os.getpid(), flush=True)
+    os.read(0, 1)
+os.read(0, 1)
+"""
+    reader, writer = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", program], stdin=reader, stdout=subprocess.PIPE, text=True) as runner:
+        child = int(runner.stdout.readline())
+        (grandchild,) = eventually(lambda: psutil.Process(child).children(), "it forks as well")
+        runner.kill()
+    eventually(lambda: gone(child), "the fork dies with it")
+    assert not gone(grandchild.pid)
+    os.close(writer)  # that one is nobody's but its own
+    os.close(reader)
+    eventually(lambda: gone(grandchild.pid), "all has ended")
+
+
+def test_a_runner_that_forks_leaves_nothing_of_its_own_to_tasks(queue, pilot):
+    assert run(queue, call("fork", variable, "LD_BIND_NOW")).result() is None
 
 
 def test_a_fork_task_that_leaves_by_exception_or_with_a_value_that_cannot_travel(queue, pilot):

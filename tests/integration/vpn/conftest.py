@@ -194,15 +194,15 @@ class Site:
                 return False
         return False
 
-    def start_gateway(self):
-        """Run the default gateway on the login node."""
-        done = self.vpn("login", "gateway", "start", "--json")
+    def start_gateway(self, *options):
+        """Run a gateway on the login node, the default one."""
+        done = self.vpn("login", "gateway", "start", "--json", *options)
         assert done.returncode == 0, done.stderr
 
-    def credential(self, name):
+    def credential(self, name, gateway="default"):
         """A credential file that a node can use."""
         file = str(self.directory / name)
-        done = self.vpn("login", "gateway", "credential", "--label", name, "--output", file)
+        done = self.vpn("login", "gateway", "credential", "--name", gateway, "--label", name, "--output", file)
         assert done.returncode == 0, done.stderr
         return file
 

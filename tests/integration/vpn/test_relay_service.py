@@ -18,7 +18,7 @@ from vpn.config import Credential, Secret
 from vpn.errors import TunnelError
 from vpn.gateway import resolver, socks, tickets
 from vpn.gateway.certificate import load_or_make, pin_of
-from vpn.gateway.outside import Outside, OutsideLimits
+from vpn.gateway.outside import Outside, OutsideError, OutsideLimits
 from vpn.gateway.policy import Policy
 from vpn.gateway.resolver import Resolver
 from vpn.relay import socks5
@@ -499,5 +499,16 @@ def test_names_are_asked_by_the_gateway_and_remembered_for_its_rules(tmp_path, m
             assert gateway.outside.names.of(ipaddress.ip_address("127.0.0.4"), time.monotonic()) == {"www.example.org"}
             stream.close()
             transport.close()
+
+    run(main)
+
+
+def test_what_ends_at_the_gateways_own_host_is_refused_unless_a_rule_names_it():
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            where = server.getsockname()  # as if the address had come after the policies were made
+            with pytest.raises(OutsideError, match="the gateway's own host"):
+                await Outside(Policy(["127.0.0.0/8"])).connect("pilot", *where)
+            (await Outside(Policy(["127.0.0.1"])).connect("pilot", *where)).close()
 
     run(main)

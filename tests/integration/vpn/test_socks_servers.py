@@ -77,7 +77,7 @@ def ssh(site, needs):
     room = site.directory / "ssh"
     room.mkdir()
     for name in ("host_key", "user_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(room / name)], check=True)
+        site.check("login", "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(room / name))
     config = room / "sshd_config"
     config.write_text(SSHD.format(port=SSHD_PORT, address=LOGIN, room=room))
     # As root it would become the user "sshd", whom a user namespace of one id does not have; another serves himself.

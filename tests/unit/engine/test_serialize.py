@@ -360,6 +360,34 @@ def test_an_imported_modules_attribute_in_a_by_value_function_is_left_to_the_pil
     assert value_of(cache, platform) == sys.platform
 
 
+@pytest.mark.parametrize("change", ["__defaults__", "__kwdefaults__", "__code__", "A", "attribute"])
+def test_a_plain_function_that_changes_is_pickled_anew(cache, change):
+    namespace = {"A": 1}
+    exec("def f(x=1, *, y=2):\n    return A, x, y\ndef g(x=1, *, y=2):\n    return A, x, y, 'g'", namespace)
+    function = namespace["f"]
+    function.__kwdefaults__ = None  # as few functions have any
+    first = cache.body(function)
+    assert cache._last is not None
+    assert cache.body(function) == first
+    if change == "A":
+        namespace["A"] = 3
+    elif change == "attribute":
+        function.known = []
+    else:
+        new = {"__defaults__": (5,), "__kwdefaults__": {"y": 7}, "__code__": namespace["g"].__code__}
+        setattr(function, change, new[change])
+    assert cache.body(function)[0] != first[0]
+
+
+def test_what_a_plain_function_calls_may_change(cache):
+    namespace = {}
+    exec("def g():\n    return 1\ndef f():\n    return g()", namespace)
+    assert value_of(cache, namespace["f"]) == 1
+    exec("def h():\n    return 2", namespace)
+    namespace["g"].__code__ = namespace["h"].__code__
+    assert value_of(cache, namespace["f"]) == 2
+
+
 def test_the_cache_keeps_no_function_alive(cache):
     def function():
         return 1

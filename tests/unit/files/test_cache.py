@@ -11,6 +11,7 @@ import pytest
 from hpcq.files import cache as module
 from hpcq.files.cache import Cache
 from hpcq.files.digests import of_bytes
+from hpcq.pilot.contents import Contents
 
 
 def put(cache, data):
@@ -71,6 +72,23 @@ def test_what_is_kept_stays(cache):
     assert get(cache, kept)
     cache.close()
     assert cache.make_room(500)
+
+
+def test_an_output_that_stays_for_later_tasks_counts_and_is_not_displaced(cache):
+    contents = Contents(cache, "p", None, lambda digests: None)
+    kept = contents.keep(iter([b"k" * 300, b"k" * 300]), "file", False).digest
+    first = put(cache, b"a" * 300)
+    assert put(cache, b"b" * 500) is None  # not even without the first
+    second = put(cache, b"c" * 300)
+    assert get(cache, first) is None
+    assert get(cache, second)
+    assert get(cache, kept) == b"k" * 600
+    with pytest.raises(OSError, match="does not fit into the node's cache"):
+        contents.keep(iter([b"m" * 500]), "file", False)
+    assert get(cache, kept)
+    cache.close()  # its pilot ends: nobody needs it
+    assert put(cache, b"d" * 900)
+    assert get(cache, kept) is None
 
 
 def test_a_reader_has_all_of_what_is_removed_meanwhile(cache):

@@ -71,6 +71,7 @@ from vpn.gateway.accesslog import Access, AccessLog, now_text
 log = AccessLog(Path(sys.argv[1]), limit=2000, keep=1000)
 for number in range(300):
     log.record(Access(now_text(), sys.argv[2], "web.example.org", 80, "203.0.113.1", "ok", number, 2, 0.5))
+log.flush()  # in whatever time it takes
 log.close()
 """
 

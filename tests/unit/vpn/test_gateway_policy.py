@@ -125,3 +125,14 @@ def test_names_are_learned_for_a_time():
     names.learn("c.example.org", [ip("7.7.7.7"), ip("6.6.6.6")], 10, 200.0)
     assert not names.of(ip("9.9.9.9"), 200)  # the oldest went
     assert names.of(ip("6.6.6.6"), 200)
+
+
+def test_an_address_the_host_has_got_since_is_closed_too():
+    policy = Policy(["default", "192.0.2.7:22"])
+    address = ipaddress.ip_address("::ffff:192.0.2.7")
+    assert policy.decide(address, 80).allowed
+    policy.learn_own(address)
+    policy.learn_own(ipaddress.ip_address("192.0.2.7"))
+    assert "own host" in policy.decide(address, 80).reason
+    assert policy.decide(address, 22).allowed  # named by its address
+    assert policy.decide(ipaddress.ip_address("192.0.2.8"), 80).allowed

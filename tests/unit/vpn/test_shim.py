@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vpn.config import Credential, Secret, TunnelConfig
 from vpn.modes.auto import refused_by_settings
-from vpn.modes.slirp import has_ipv6_route, search_domains
+from vpn.modes.slirp import has_ipv6_route, in_order, search_domains
 from vpn.relay import dns
 from vpn.shim import requests as q
 from vpn.shim.gate import is_waiting
@@ -202,3 +202,19 @@ def test_routes_and_search_lists(tmp_path):
 def test_clocks(date, ok):
     assert check_clock_against(date, time.time(), "http://x/").ok is ok
     assert check_clock_against("Thu, 01 Jan 1970 00:00:30 GMT", 0, "http://x/").ok
+
+
+@pytest.mark.parametrize(
+    ("version", "first"),
+    [
+        ("pasta 2024_05_23.765eb0b", "pasta"), ("pasta 0^20250121.g4f2c8e7-1.fc41", "pasta"),
+        ("pasta 0.0~git20230309.7c7625d-1", "slirp4netns"), ("pasta unknown version", "slirp4netns"),
+        ("", "slirp4netns"),
+    ],
+)  # fmt: skip
+def test_an_old_pasta_is_the_last_resort(version, first):
+    both = in_order(["pasta", "slirp4netns"], version)
+    assert both[0] == first
+    assert sorted(both) == ["pasta", "slirp4netns"]
+    assert in_order(["pasta"], version) == ["pasta"]
+    assert in_order(["slirp4netns"], "") == ["slirp4netns"]

@@ -1,0 +1,125 @@
+"""A gateway that root runs: the same clients, the kernel's NAT, nothing left on the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import until
+from simulated_site import plan
+from simulated_site.client import Site
+
+ASK = """
+import socket, struct, urllib.request, sys
+url, server = sys.argv[1:]
+print(len(urllib.request.urlopen(url).read()))
+question = struct.pack(">6H", 7, 256, 1, 0, 0, 0) + b"\\x06xrootd\\x03wan\\x04test\\0" + struct.pack(">HH", 1, 1)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.settimeout(5)
+    for _ in range(12):
+        sock.sendto(question, (server, 53))
+        try:
+            print(len(sock.recv(999)) > len(question))
+            break
+        except TimeoutError:
+            pass
+"""
+
+
+class Host:
+    """The site's login node, as its root."""
+
+    def __init__(self, site: Site, directory: Path) -> None:
+        self.site = site
+        self.directory = directory
+
+    def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        env = {"XDG_STATE_HOME": str(self.directory / "state")}
+        answer = self.site.run("login", argv, user=False, env=env, timeout=100)
+        assert answer.returncode == 0 or not check, f"{argv}: {answer.stdout}{answer.stderr}"
+        return answer
+
+    def gateway(self, *arguments: str, check: bool = True) -> str:
+        return self.run("hpcq", "vpn", "gateway", *arguments, check=check).stdout
+
+    def credential(self) -> str:
+        file = self.directory / "one-login"
+        self.gateway("credential", "--output", str(file))
+        ids = self.site.description["user"]
+        os.chown(file, ids["uid"], ids["gid"])
+        return str(file)
+
+    def traces(self) -> tuple[str, str, bool]:
+        """Forwarding, our table, our device."""
+        forwarding = self.run("cat", "/proc/sys/net/ipv4/ip_forward").stdout.strip()
+        table = self.run("nft", "list", "table", "ip", "hpcq_gateway", check=False).stdout
+        return forwarding, table, self.run("ip", "link", "show", "hpcq-gateway", check=False).returncode == 0
+
+
+@pytest.fixture
+def host(site: Site, shared_path: Path) -> Iterator[Host]:
+    if not site.description["root"]:
+        pytest.skip("the root of this site is none outside it")
+    shared_path.chmod(0o755)
+    one = Host(site, shared_path)
+    yield one
+    one.gateway("stop", check=False)
+
+
+def test_clients_are_served_as_by_any_gateway_and_nothing_is_left(host: Host, site: Site) -> None:
+    before = host.traces()
+    assert before == ("0", "", False)
+    record = json.loads(host.gateway("start", "--privileged", "--json"))
+    forwarding, table, device = host.traces()
+    assert (forwarding, device) == ("1", True)
+    assert "policy drop" in table  # the host still forwards for nobody else
+    size = (plan.STORE / plan.ROOT_FILES[0]).stat().st_size
+    python = site.description["python"]
+    for mode in ("relay", "openconnect"):
+        ask = ["--", python, "-c", ASK, plan.HTTP_URL + plan.ROOT_FILES[0], plan.WAN_ADDRESS]
+        argv = ["hpcq", "vpn", "run", "--mode", mode, "--credential", host.credential(), *ask]
+        assert site.run("cn1", argv, check=True, timeout=100).stdout.split() == [str(size), "True"]
+        denied = ["--", python, "-c", "import socket, sys; socket.create_connection((sys.argv[1], 22), 20).recv(1)"]
+        argv = [
+            "hpcq",
+            "vpn",
+            "run",
+            "--mode",
+            mode,
+            "--credential",
+            host.credential(),
+            *denied,
+            record["addresses"][0],
+        ]
+        assert site.run("cn1", argv, timeout=100).returncode == 1
+    ps = host.run("ps", "-eo", "user=,args=").stdout.splitlines()
+    owners = {name: line.split()[0] for line in ps for name in ("gateway.plane", "gateway.relay") if name in line}
+    assert owners == dict.fromkeys(("gateway.plane", "gateway.relay"), "ocserv")
+    assert len((host.directory / "state/hpcq-gateway/default/access/access.log").read_text().splitlines()) >= 4
+    refused = host.run("hpcq", "vpn", "gateway", "start", "--privileged", "--name", "second", check=False)
+    assert refused.returncode == 5
+    assert "another privileged gateway" in refused.stderr
+    assert host.traces() == (forwarding, table, device)
+    host.gateway("stop")
+    assert host.traces() == before
+
+
+def test_what_sigkill_leaves_forwards_for_nobody_and_goes_with_the_next(host: Host) -> None:
+    record = json.loads(host.gateway("start", "--privileged", "--json"))
+    os.kill(record["pid"], signal.SIGKILL)
+    until(lambda: not host.traces()[2], "the device goes with its namespace")
+    assert "policy drop" in host.traces()[1]
+    host.gateway("start", "--privileged")
+    host.gateway("stop")
+    assert host.traces() == ("0", "", False)
+
+
+def test_it_is_for_root(site: Site) -> None:
+    answer = site.run("login", ["hpcq", "vpn", "gateway", "start", "--privileged"])
+    assert answer.returncode == 2
+    assert "--privileged is for root" in answer.stderr
