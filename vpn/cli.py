@@ -37,7 +37,6 @@ from vpn.errors import GatewayError, UsageError, VpnError
 from vpn.gateway import control
 from vpn.gateway.choice import gateway_names
 from vpn.gateway.client import GatewayClient, issue_from, known_gateways, start_gateway
-from vpn.gateway.daemon import describe, run_daemon
 from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink
 from vpn.probes import check_target
 
@@ -277,6 +276,8 @@ def start(
     privileged: bool,
 ) -> None:
     """Start the gateway; returns when it accepts pilots."""
+    from vpn.gateway.daemon import describe, run_daemon  # noqa: PLC0415 - slow to import, and wanted here only
+
     if privileged and os.geteuid() != 0:
         raise UsageError("--privileged is for root; without it the gateway needs no privilege")
     rates = limit * _MBIT, limit_per_pilot * _MBIT
