@@ -77,7 +77,8 @@ class ConnectionInfo(msgspec.Struct, frozen=True):
 
 def own_identity(queue: str) -> Identity:
     """The queue's identity, made or renewed where needed."""
-    path = state_dir.ensure_queue_dir(queue) / "identity.json"
+    state_dir.ensure_queue_dir(queue)
+    path = state_dir.identity_file(queue)
     now = datetime.datetime.now(datetime.UTC)
     is_first = not path.exists()
     with contextlib.suppress(FileNotFoundError, ConnectionFileError):

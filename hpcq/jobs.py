@@ -206,6 +206,9 @@ class JobWatch:
                 self._cancel(self._systems[batch], jobs)
             except BatchError as error:
                 log.warning("the %s jobs of queue %s may still be there: %s", batch, self._queue, error)
+            else:
+                if self._systems[batch].cancel_waits:
+                    jobs.clear()
 
     def _cancel(self, system: BatchSystem, jobs: list[BatchJob]) -> None:
         if not jobs:
@@ -220,7 +223,7 @@ class JobWatch:
 
     @property
     def any_left(self) -> bool:
-        """Whether jobs were not known to have ended when we stopped."""
+        """Whether there are jobs that are not known to have ended: what they write still has its place here."""
         return any(self._left.values())
 
 

@@ -475,8 +475,10 @@ class Queue:
             self._remove_if_temporary()
 
     def _remove_if_temporary(self) -> None:
-        if self._temporary and not self.keep_pilots and not self._jobs.any_left:
-            shutil.rmtree(state_dir.queue_dir(self.name), ignore_errors=True)
+        if self._temporary and not self.keep_pilots:
+            if not self._jobs.any_left:
+                shutil.rmtree(state_dir.queue_dir(self.name), ignore_errors=True)
+            state_dir.identity_file(self.name).unlink(missing_ok=True)  # nobody will trust its keys again
 
     def __repr__(self) -> str:
         return f"<hpcq.Queue {self.name!r} port {self.connection.port} {'closed' if self._closed else 'open'}>"

@@ -55,6 +55,11 @@ def connection_file(name: str) -> Path:
     return queue_dir(name) / "connection.json"
 
 
+def identity_file(name: str) -> Path:
+    """Return the path of the file that makes a program the manager of a queue: its keys."""
+    return queue_dir(name) / "identity.json"
+
+
 def jobs_dir(name: str) -> Path:
     """Return the directory with one subdirectory for each batch submission of a queue."""
     return queue_dir(name) / "jobs"

@@ -217,6 +217,9 @@ class BatchSystem(abc.ABC):
     min_gap: ClassVar[float] = 10.0
     """Seconds that two questions about jobs are apart at least: sites ban users who poll more."""
 
+    cancel_waits: ClassVar[bool] = False
+    """Whether ``cancel`` returns only when the jobs have ended."""
+
     def __init__(self, runner: CommandRunner | None = None) -> None:
         self.runner = runner or CommandRunner()
 

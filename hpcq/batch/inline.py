@@ -16,7 +16,7 @@ can have its program unpickle what he likes, so is its user. It can be read by w
 
 Not by other users. Those named could become the user without it; a site where this is not so (scripts kept in places
 that more people read, a hook that copies them) is one not to use it on. The key is that of the queue: it is worthless
-once the queue's directory is removed, which for a queue without a name happens when its program ends.
+once the queue's ``identity.json`` is removed, which for a queue without a name happens when its program ends.
 
 The data name the address and port of the program that runs at the submission: a program that is started again is found
 only if it listens at the same (``port``), with the same queue name.

@@ -61,6 +61,7 @@ class LocalBatch(BatchSystem):
 
     name = "local"
     min_gap = 0.2  # nobody else is asked
+    cancel_waits = True
     kill_delay: float = KILL_DELAY
 
     def render(self, request: PilotRequest, directory: Path | None = None) -> RenderedJob:
@@ -133,6 +134,7 @@ class LocalBatch(BatchSystem):
             _wait_for_ends(running, KILL_TIME_LIMIT)
             if running:
                 raise BatchError(f"SIGKILL did not end {', '.join(running)} on {socket.gethostname()}")
+        _wait_for_records(jobs)
 
 
 def template_values(request: PilotRequest) -> dict[str, object]:
@@ -265,6 +267,7 @@ def _signal_groups(processes: Sequence[_Process], *signals: signal.Signals) -> N
 
 _Running = dict[str, tuple[_Process, int | None]]
 _LOOK_INTERVAL = 0.2
+_RECORD_INTERVAL = 0.01
 
 
 def _wait_for_ends(running: _Running, time_limit: float) -> None:
@@ -281,6 +284,16 @@ def _wait_for_ends(running: _Running, time_limit: float) -> None:
         # Where a process has no descriptor (old kernels) there is no event to wait for: look again shortly.
         complete = len(descriptors) == len(running)
         _poll(descriptors, left if complete else min(left, _LOOK_INTERVAL))
+
+
+def _wait_for_records(jobs: Sequence[BatchJob]) -> None:
+    """Wait until how the jobs ended is on record, or their supervisor is gone: nothing is written for them after that.
+
+    There is no event to wait for: the supervisor is nobody's child.
+    """
+    deadline = time.monotonic() + KILL_TIME_LIMIT
+    while any(_status(job).state is JobState.COMPLETING for job in jobs) and time.monotonic() < deadline:
+        time.sleep(_RECORD_INTERVAL)
 
 
 def _poll(descriptors: Sequence[int], time_limit: float) -> None:
