@@ -3,19 +3,54 @@
 ``open_session`` brings a tunnel up and runs programs inside it; ``GatewayClient`` gets a pilot's credential
 from the gateway its user runs on a login node. Start reading at ``vpn/session.py``; ``python -m vpn --help``
 is the command line.
+
+What it offers is loaded when first used: every process of a tunnel and of a gateway imports this package too, and few
+need more than their own module.
 """
 
-from vpn.capabilities import Capabilities, examine
-from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
-from vpn.cvmfs.settings import Cvmfs, make_cvmfs
-from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
-from vpn.gateway.choice import Choice, gateway_names
-from vpn.gateway.client import GatewayClient, temporary_gateway
-from vpn.modes.base import TunnelInfo
-from vpn.probes import ProbeResult
-from vpn.process import Process
-from vpn.session import Session, open_session
-from vpn.surroundings import Check
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vpn.capabilities import Capabilities, examine
+    from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
+    from vpn.cvmfs.settings import Cvmfs, make_cvmfs
+    from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
+    from vpn.gateway.choice import Choice, gateway_names
+    from vpn.gateway.client import GatewayClient, temporary_gateway
+    from vpn.modes.base import TunnelInfo
+    from vpn.probes import ProbeResult
+    from vpn.process import Process
+    from vpn.session import Session, open_session
+    from vpn.surroundings import Check
+
+_HOMES = {
+    "Capabilities": "vpn.capabilities",
+    "examine": "vpn.capabilities",
+    "MODES": "vpn.config",
+    "WITHOUT_CREDENTIAL": "vpn.config",
+    "Credential": "vpn.config",
+    "Secret": "vpn.config",
+    "TunnelConfig": "vpn.config",
+    "Cvmfs": "vpn.cvmfs.settings",
+    "make_cvmfs": "vpn.cvmfs.settings",
+    "GatewayError": "vpn.errors",
+    "TunnelError": "vpn.errors",
+    "UsageError": "vpn.errors",
+    "VpnError": "vpn.errors",
+    "Choice": "vpn.gateway.choice",
+    "gateway_names": "vpn.gateway.choice",
+    "GatewayClient": "vpn.gateway.client",
+    "temporary_gateway": "vpn.gateway.client",
+    "TunnelInfo": "vpn.modes.base",
+    "ProbeResult": "vpn.probes",
+    "Process": "vpn.process",
+    "Session": "vpn.session",
+    "open_session": "vpn.session",
+    "Check": "vpn.surroundings",
+}
 
 __all__ = [
     "MODES",
@@ -42,3 +77,15 @@ __all__ = [
     "open_session",
     "temporary_gateway",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

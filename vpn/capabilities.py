@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -28,7 +28,7 @@ from vpn.surroundings import (
     check_clock_against,
     check_dns,
     check_loopback,
-    check_server,
+    check_servers,
 )
 
 VERSION_DEADLINE = 10.0
@@ -45,7 +45,6 @@ NEEDS = {
         "user namespaces",
         "tun",
         "ocserv",
-        "ocpasswd",
         "occtl",
         "slirp4netns",
         "nft",
@@ -68,8 +67,8 @@ class Capabilities(msgspec.Struct, frozen=True):
         return [f"{need}: {details.get(need.split(OR)[-1], 'not tried')}" for need in self.uses[use]]
 
 
-async def examine(server: tuple[str, int] | None = None, against: str = "") -> Capabilities:
-    """Try everything; also a gateway's address, and the clock ``against`` a web server, where they are given."""
+async def examine(server: tuple[Sequence[str], int] | None = None, against: str = "") -> Capabilities:
+    """Try everything; also a gateway (addresses, port) and the clock ``against`` a web server, where they are given."""
     async with AsyncExitStack() as stack:
         keeper = await start_keeper()
         stack.push_async_callback(keeper.close)
@@ -80,7 +79,7 @@ async def examine(server: tuple[str, int] | None = None, against: str = "") -> C
     checks += [_compiler(), await check_loopback(), await check_dns(), *(check() for check in SURROUNDINGS)]
     checks.append(await asyncio.to_thread(_clock, against))
     if server is not None:
-        checks += await check_server(*server)
+        checks += await check_servers(*server)
     return Capabilities(checks, uses_of(checks))
 
 
@@ -151,8 +150,14 @@ async def _program(keeper: Client, name: str) -> Check:
         _, text = await run(keeper, [path, "--version"], env=environment(), deadline=VERSION_DEADLINE)
     except (OSError, TimeoutError) as error:
         return Check(name, False, f"{path} cannot be run: {error}")
-    version = re.search(r"\bv?\d+(\.\d+)+\S*", text)
-    return Check(name, True, f"{version[0] if version else 'of unknown version'} ({path})")
+    return Check(name, True, f"{version_in(text) or 'of unknown version'} ({path})")
+
+
+def version_in(text: str) -> str:
+    """The version in what a program says of itself, licences and their addresses left out; "" when there is none."""
+    plain = "\n".join(line for line in text.splitlines() if "://" not in line)
+    found = re.search(r"\bv?\d+(\.\d+)+\S*|\b20\d\d_\d\d_\d\d\S*", plain)
+    return found[0].rstrip(",;)") if found else ""
 
 
 def _shim(name: str) -> Check:

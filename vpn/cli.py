@@ -370,7 +370,8 @@ def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
 @_json
 def probe(*, as_data: bool, server: str | None, against: str) -> None:
     """Say what this host allows, what each tunnel mode lacks here, and what to ask the site for."""
-    report = asyncio.run(capabilities.examine(None if server is None else parse_server(server), against))
+    host, port = parse_server(server) if server is not None else ("", 0)
+    report = asyncio.run(capabilities.examine(([host], port) if host else None, against))
     if as_data:
         click.echo(as_json(report))
         return

@@ -22,7 +22,6 @@ class Package(NamedTuple):
 PACKAGES = {
     "openconnect": Package("openconnect", "openconnect (EPEL)"),
     "ocserv": Package("ocserv", "ocserv (EPEL)"),
-    "ocpasswd": Package("ocserv", "ocserv (EPEL)"),
     "occtl": Package("ocserv", "ocserv (EPEL)"),
     "slirp4netns": Package("slirp4netns", "slirp4netns"),
     "pasta": Package("passt", "passt"),

@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -139,6 +139,12 @@ def check_clock_against(date: str | None, now: float, url: str) -> Check:
     if abs(off) > CLOCK_WANTED:
         return Check("clock", False, f"{off:+.0f} s against {url}: certificates will fail; ask the site to set it")
     return Check("clock", True, f"{off:+.0f} s against {url}")
+
+
+async def check_servers(hosts: Sequence[str], port: int) -> list[Check]:
+    """A gateway by the first of its addresses that answers; by the first, when none does."""
+    found = await asyncio.gather(*(check_server(host, port) for host in hosts))
+    return next((checks for checks in found if all(check.ok for check in checks[:1])), found[0])
 
 
 async def check_server(host: str, port: int) -> list[Check]:

@@ -9,6 +9,7 @@ their own, which do the same more slowly. May not live here: what becomes of a c
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -30,6 +31,9 @@ SHOWN = 256
 
 _AT_START = (b"LD_", b"GLIBC_", b"MALLOC_")
 """Variables that a program heeds before it is ready: with these a command needs a shell of its own."""
+
+_NOT_HERE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM})
+"""What a kernel says, or a container, that does not let a child be its parent's sibling."""
 
 _ANSWER = struct.Struct("=i")
 
@@ -66,6 +70,10 @@ class ReadyShell:
         answer = self._ask(request)
         if answer is None:
             return self._killed()
+        if -answer in _NOT_HERE:
+            self._usable = False
+            self.stop()
+            return 0
         if answer < 0:
             raise OSError(-answer, os.strerror(-answer))
         return answer
@@ -91,6 +99,8 @@ class ReadyShell:
             self._usable = not os.pread(self._children, 1, 0) and self._begin()
         except OSError:
             self._usable = False
+            with contextlib.suppress(OSError):
+                self.stop()
         return self._usable
 
     def _begin(self) -> bool:
@@ -111,7 +121,15 @@ class ReadyShell:
             self.stop()
             return False
         self._alone = os.pread(self._children, 64, 0)
-        return True
+        return self._works()
+
+    def _works(self) -> bool:
+        """Have it do nothing once: whether that is a child of ours, and ends as it should."""
+        child = self._ask(b"/\0:\0") or -1
+        if child > 0 and os.wait4(child, 0)[1] == 0:
+            return True
+        self.stop()
+        return False
 
     def _ask(self, request: bytes) -> int | None:
         """Its answer; None when it has been killed."""

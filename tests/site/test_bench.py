@@ -11,8 +11,8 @@ from vpn.config import MODES
 
 def test_a_short_run(xrootd: Site) -> None:
     python = xrootd.description["python"]
-    options = ["--site", "--workers", "1", "--rounds", "1", "--seconds", "0.5", "--json"]
-    done = xrootd.run("login", [python, "-m", "hpcq", "bench", "tunnel", *options], user=False, timeout=110)
+    options = ["--site", "--workers", "1", "--rounds", "1", "--seconds", "0.3", "--warmup", "0.2", "--json"]
+    done = xrootd.run("login", [python, "-m", "hpcq", "bench", "tunnel", *options], user=False, timeout=280)
     assert done.returncode in (0, 1), done.stderr
     report = json.loads(done.stdout)
     rows = {row["label"]: row for row in report["rows"]}

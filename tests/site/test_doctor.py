@@ -9,7 +9,7 @@ from cluster import Cluster, wrapping_template
 
 WITHOUT_NAMESPACES = "exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"' sh"
 WITHOUT_PROGRAMS = (
-    "exec unshare -Urm sh -c 'PATH=$PATH:/usr/sbin; for one in openconnect slirp4netns; do "
+    "exec unshare -Urm sh -c 'PATH=$PATH:/usr/sbin; for one in openconnect slirp4netns pasta; do "
     'mount --bind /dev/null "$(command -v $one)"; done; exec "$@"\' sh'
 )
 

@@ -26,7 +26,7 @@ def script_command(fd: int) -> str:
 @dataclass(frozen=True)
 class NetworkSettings:
     """The ``connect`` or ``reconnect`` of the script: address (with prefix), MTU in bytes (0: unsaid),
-    routes, DNS.
+    routes, DNS; ``address6`` and ``routes6`` where the server gives IPv6 as well.
     """
 
     address: str
@@ -34,6 +34,8 @@ class NetworkSettings:
     routes: tuple[str, ...]
     dns: tuple[str, ...]
     search: tuple[str, ...]
+    address6: str = ""
+    routes6: tuple[str, ...] = ()
 
 
 class ScriptReader:
@@ -60,23 +62,29 @@ def parse_settings(env: Mapping[str, str]) -> NetworkSettings:
     address.
     """
     address = _ipv4(env, "INTERNAL_IP4_ADDRESS")
+    address6 = _ipv6(env)
     mtu = env.get("INTERNAL_IP4_MTU", "")
+    dns = [word for name in ("INTERNAL_IP4_DNS", "INTERNAL_IP6_DNS") for word in env.get(name, "").split()]
     return NetworkSettings(
         address=f"{address}/32",
         mtu=int(mtu) if mtu.isascii() and mtu.isdigit() and 576 <= int(mtu[:9]) <= 65535 else 0,
-        routes=tuple(_routes(env)) or ("default",),
-        dns=tuple(word for word in env.get("INTERNAL_IP4_DNS", "").split() if _is_address(word)),
+        routes=tuple(_routes(env, "CISCO_SPLIT_INC", ipaddress.IPv4Network)) or ("default",),
+        dns=tuple(word for word in dns if _is_address(word) and (address6 or ":" not in word)),
         search=tuple(re.findall(r"[A-Za-z0-9._-]+", env.get("CISCO_DEF_DOMAIN", ""))),
+        address6=address6,
+        routes6=(tuple(_routes(env, "CISCO_IPV6_SPLIT_INC", ipaddress.IPv6Network)) or ("::/0",)) if address6 else (),
     )
 
 
-def _routes(env: Mapping[str, str]) -> Iterator[str]:
-    count = env.get("CISCO_SPLIT_INC", "")
+def _routes(
+    env: Mapping[str, str], variable: str, kind: type[ipaddress.IPv4Network | ipaddress.IPv6Network]
+) -> Iterator[str]:
+    count = env.get(variable, "")
     for index in range(min(int(count), 10000) if count.isascii() and count.isdigit() and len(count) < 9 else 0):
-        name = f"CISCO_SPLIT_INC_{index}_"
+        name = f"{variable}_{index}_"
         network = f"{env.get(name + 'ADDR', '')}/{env.get(name + 'MASKLEN', '')}"
         try:
-            yield str(ipaddress.IPv4Network(network, strict=False))
+            yield str(kind(network, strict=False))
         except ValueError:
             raise TunnelError("openconnect", f"the server sent a route that is none: {network!r}") from None
 
@@ -86,6 +94,15 @@ def _ipv4(env: Mapping[str, str], name: str) -> str:
         return str(ipaddress.IPv4Address(env.get(name, "")))
     except ValueError:
         raise TunnelError("openconnect", f"the server gave no IPv4 address ({name}={env.get(name, '')!r})") from None
+
+
+def _ipv6(env: Mapping[str, str]) -> str:
+    """ADDRESS/128, or "" when the server gives none that is one: the tunnel does without."""
+    text = env.get("INTERNAL_IP6_ADDRESS") or env.get("INTERNAL_IP6_NETMASK", "")
+    try:
+        return f"{ipaddress.IPv6Address(text.partition('/')[0])}/128"
+    except ValueError:
+        return ""
 
 
 def _is_address(word: str) -> bool:

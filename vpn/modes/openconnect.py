@@ -46,6 +46,7 @@ from vpn.process import Client, Process, first_of
 from vpn.programs import environment, find_program, find_shim
 
 DEVICE = "tun0"
+LEAST_MTU6 = 1280  # bytes: IPv6 needs them (RFC 8200, section 5)
 CONNECT_DEADLINE = 10.0  # seconds for a server's address to accept a connection
 KEPT_LINES = 40
 _TUN_FD, _SCRIPT_FD = 3, 4
@@ -138,7 +139,7 @@ class OpenconnectTunnel:
         size = config.mtu or (0 if self.dtls else credential.mtu)
         mtu = [f"--base-mtu={size + 100}", f"--mtu={size}"] if size else []
         return [
-            program, "--protocol=anyconnect", "--non-inter", "--no-proxy", "--disable-ipv6",
+            program, "--protocol=anyconnect", "--non-inter", "--no-proxy",
             *_login(credential), f"--servercert={credential.pin}",
             f"--script={script_command(_SCRIPT_FD)}", f"--interface={DEVICE}",
             f"--reconnect-timeout={config.reconnect_timeout}", f"--force-dpd={config.probe_interval}", *mtu,
@@ -154,13 +155,17 @@ class OpenconnectTunnel:
 
     async def _configure(self, settings: NetworkSettings) -> None:
         self.up.step = ("tunnel", "configuring the namespace")
-        routes = list(settings.routes)
-        with suppress(TunnelError, OSError):  # a kernel without IPv6
-            # Nobody answers what the kernel would say there by IPv6. And a server that ends with packets unread resets
-            # the connection: its last word, that it ended the session, is lost then.
-            await self.namespace.write(f"/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6", "1")
+        if not settings.address6 or 0 < settings.mtu < LEAST_MTU6:
+            settings = replace(settings, address6="", routes6=())
+            with suppress(TunnelError, OSError):  # a kernel without IPv6
+                # Nobody answers what the kernel would say there by IPv6. And a server that ends with packets unread
+                # resets the connection: its last word, that it ended the session, is lost then.
+                await self.namespace.write(f"/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6", "1")
         await self.namespace.resume_soon()
-        await self.namespace.configure(DEVICE, settings.address, mtu=settings.mtu, routes=routes)
+        await self.namespace.configure(DEVICE, settings.address, mtu=settings.mtu, routes=list(settings.routes))
+        if settings.address6:
+            with suppress(TunnelError):  # a kernel that has IPv6 switched off does without
+                await self.namespace.configure(DEVICE, settings.address6, routes=list(settings.routes6))
         dns = self.config.dns or settings.dns
         if dns:
             await self.namespace.resolve_with(list(dns), list(settings.search))

@@ -63,6 +63,7 @@ class Link:
         """Seconds the last sign of life took."""
         self.lost: asyncio.Future[TunnelError] = asyncio.get_running_loop().create_future()
         self._reconnect_timeout = reconnect_timeout
+        self._dialling = CONNECT_DEADLINE  # seconds the gateway has to accept a connection
         self._secret = credential.password.reveal()
         self._session: TlsStream | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -160,7 +161,8 @@ class Link:
 
     async def _encrypted(self) -> TlsStream:
         addresses = [self.server] if self.server else list(self.credential.addresses)
-        sock, self.server = await first_connected(addresses, self.credential.relay_port)
+        async with asyncio.timeout(self._dialling):
+            sock, self.server = await first_connected(addresses, self.credential.relay_port)
         stream = TlsStream(resume_soon(ready(sock)), client_context(), server_side=False)
         try:
             await stream.handshake()
@@ -212,6 +214,7 @@ class Link:
         while True:
             await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
             attempt += 1
+            self._dialling = max(REDIAL, until - time.monotonic())  # it may be gone without a word: others may not be
             try:
                 self._session = await self._open_again()
             except TunnelError as error:
@@ -221,6 +224,8 @@ class Link:
                     return self._unreachable(error)
             else:
                 return None
+            finally:
+                self._dialling = CONNECT_DEADLINE
 
     async def _open_again(self) -> TlsStream:
         """By the token; a gateway that was started again knows none, but takes the password once more."""

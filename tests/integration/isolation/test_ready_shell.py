@@ -119,6 +119,39 @@ print(ready.is_alone())
 """) == ["0 0", "True"]
 
 
+@pytest.mark.parametrize("answer", ["EINVAL", "ENOSYS", "EPERM"])
+def test_where_the_kernel_does_not_make_siblings_there_is_none(answer):
+    assert told(f"""
+import errno
+ready._ask = lambda request: -errno.{answer}
+print([ready.spawn("/", b"true", {{}}) for _ in range(2)], ready.is_alone())
+print(os.read(ready._children, 10))
+""") == ["[0, 0] False", "b''"]
+
+
+def test_one_whose_children_are_not_ours_is_not_used():
+    assert told("""
+ready.stop()
+
+def nobodys(self, request):
+    return os.getppid()
+
+ReadyShell._ask = nobodys
+other = ReadyShell(dict(os.environb))
+print(other.spawn("/", b"true", {}), other.is_alone(), os.pread(os.open("/proc/thread-self/children", 0), 9, 0))
+""") == ["0 False b''"]
+
+
+@pytest.mark.parametrize("command", ["exit 1", "kill -9 $$"])
+def test_one_that_does_not_do_as_it_should_is_not_used(command):
+    assert told(f"""
+ready.stop()
+asked = ReadyShell._ask
+ReadyShell._ask = lambda self, request: asked(self, b"/\\0" + {command.encode()!r} + b"\\0")
+print(ReadyShell(dict(os.environb)).spawn("/", b"true", {{}}))
+""") == ["0"]
+
+
 @pytest.mark.parametrize("library", ["/no/such.so", "/etc/passwd", "/bin/sh"])
 def test_without_the_library_there_is_none(library):
     lines = told(f"""

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+import vpn
+
 ROOT = Path(__file__).resolve().parents[3]
 LOGIN, NODE, WAN = "192.0.2.1", "192.0.2.11", "203.0.113.1"
 DEADLINE = 90.0
@@ -136,7 +138,7 @@ class Site:
             **os.environ,
             "HOME": str(self.directory / "home"),
             "XDG_STATE_HOME": str(self.directory / "home"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(Path(vpn.__file__).parents[1]),  # installed, or the checkout
             "PYTHONWARNINGS": "error",
             "PYTHONDONTWRITEBYTECODE": "1",
         }

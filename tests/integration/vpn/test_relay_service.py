@@ -21,7 +21,7 @@ from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.outside import Outside, OutsideError, OutsideLimits
 from vpn.gateway.policy import Policy
 from vpn.gateway.resolver import Resolver
-from vpn.relay import socks5
+from vpn.relay import link, socks5
 from vpn.relay.link import Link
 from vpn.relay.pump import pump, ready
 from vpn.relay.socks5 import Command, Datagram, Target
@@ -223,17 +223,29 @@ def test_a_session_that_breaks_comes_back_and_its_connections_stay(tmp_path):
     run(main)
 
 
-def test_a_gateway_that_is_gone_loses_the_session_in_time(tmp_path):
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_gateway_that_is_gone_loses_the_session_in_time(tmp_path, monkeypatch, answers):
+    async def swallowed(*_):
+        await asyncio.Event().wait()
+
     async def main():
         async with Gateway(tmp_path) as gateway:
             gateway.service.tickets.add("pilot", "password")
-            link = gateway.link(reconnect_timeout=1)
-            await link.open()
-            gateway.listener.close()
-            link._session.sock.shutdown(socket.SHUT_RDWR)  # as by a machine that died
-            error = await asyncio.wait_for(link.lost, 90)
+            session = gateway.link(reconnect_timeout=1)
+            await session.open()
+            gateway.accepting.cancel()
+            await asyncio.gather(gateway.accepting, return_exceptions=True)
+            gateway.listener.close()  # its machine answers that nobody listens, or not at all
+            if not answers:
+                monkeypatch.setattr(link, "CONNECT_DEADLINE", 1e6)
+                monkeypatch.setattr(link, "REDIAL", 0.1)
+                monkeypatch.setattr(link, "first_connected", swallowed)
+            session._session.sock.shutdown(socket.SHUT_RDWR)
+            error = await asyncio.wait_for(session.lost, 90)
             assert "no relay answers" in str(error)
-        await link.close()
+        await session.close()
+
+    run(main)
 
 
 def test_a_gateway_that_ends_in_order_says_so(tmp_path):

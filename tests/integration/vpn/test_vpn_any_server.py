@@ -20,7 +20,7 @@ from vpn.gateway.certificate import make_certificate, pin_of
 from vpn.gateway.passwords import file_text, hash_password
 
 ROOT = Path(__file__).resolve().parents[3]
-WAN = "203.0.113.1"
+WAN, WAN6 = "203.0.113.1", "2001:db8:1::1"
 PORT = 4443
 PASSWORD = "correct horse"
 GET = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1], timeout=90).read()))"
@@ -159,6 +159,36 @@ def test_by_password_and_dtls(server):
     assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
     assert ": DTLS (" in done.stderr
     assert 1300 < mtu(done) < 1500
+
+
+def test_ipv6_where_the_server_has_it(site):
+    site.check("login", "ip", "addr", "add", "2001:db8:1::2/64", "dev", "to-wan", "nodad")
+    site.check("login", "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+    site.check("wan", "ip", "addr", "add", f"{WAN6}/64", "dev", "eth0", "nodad")
+    site.check("wan", "ip", "route", "add", "fd00:6::/64", "via", "2001:db8:1::2")
+    script = f"""
+import socket
+with socket.create_server(("{WAN6}", 8080), family=socket.AF_INET6) as s:
+    print("up", flush=True)
+    connection, peer = s.accept()
+    connection.sendall(peer[0].encode())
+    connection.close()
+"""
+    fetch = f"""
+import socket
+with socket.create_connection(("{WAN6}", 8080), 60) as s:
+    print(s.recv(100).decode(), s.getsockname()[0])
+"""
+    more = "ipv6-network = fd00:6::/64\nipv6-subnet-prefix = 128\nroute = default"
+    argv = (sys.executable, "-c", script)
+    with serving(site, more) as server, site.start("wan", *argv, stdout=subprocess.PIPE, text=True) as far:
+        assert far.stdout.readline() == "up\n"
+        done = server.run("--user", "alice", argv=(sys.executable, "-c", fetch), input=PASSWORD + "\n")
+        assert done.returncode == 0, done.stderr
+        seen, own = done.stdout.split()
+        assert seen == own
+        assert seen.startswith("fd00:6::")
+        assert far.wait(60) == 0
 
 
 def test_a_wrong_password(server):

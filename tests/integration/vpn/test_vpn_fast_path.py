@@ -125,14 +125,14 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
     sock.sendto(question, (server, 53))
     answer, where = sock.recvfrom(512)
     assert where == (server, 53), where
-with socket.create_connection((server, 53), timeout=10) as sock, sock.makefile("rb") as file:
+with socket.create_connection((server, 53), timeout=90) as sock, sock.makefile("rb") as file:
     sock.sendall(len(question).to_bytes(2, "big") + question)
     assert file.read(int.from_bytes(file.read(2), "big"))[12:] == answer[12:]
 print(len(urllib.request.urlopen("http://web.example.org/1000", timeout=90).read()))
 try:
     urllib.request.urlopen("http://web.example.org:8080/", timeout=90)
 except OSError as error:
-    print(type(error).__name__)
+    print(type(getattr(error, "reason", error)).__name__)  # in the middle of the request it is an URLError
 """
 
 

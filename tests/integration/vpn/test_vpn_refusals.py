@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vpn.surroundings import check_servers
 
 WAN = "203.0.113.1"
 
@@ -192,3 +196,14 @@ def test_a_program_that_cannot_be_executed(gateway, credential):
     done = gateway.run("login", *path, "gateway", "start", "--name", "other")
     assert done.returncode == 5
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_gateway_is_asked_by_the_first_address_that_answers():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        found = asyncio.run(check_servers(["127.0.0.9", "127.0.0.1"], port))
+    assert found[0].ok, found
+    assert found[0].detail.startswith("127.0.0.1 ")
+    found = asyncio.run(check_servers(["127.0.0.9", "127.0.0.1"], port))
+    assert [check.ok for check in found] == [False]
+    assert found[0].detail.startswith("127.0.0.9 ")

@@ -220,3 +220,15 @@ def test_a_printed_template_is_the_packaged_one(capsys, tmp_path, batch):
 def without_directory(text):
     """Each rendering names a directory of its own."""
     return re.sub(r"\d{8}T\d{6}\.\d{6}-[0-9a-f]{6}|local-[0-9a-f]{6}", "X", text)
+
+
+@pytest.mark.parametrize("gateway", ["login1,login2", " login1 , login2", ["login1", "login2"]])
+def test_several_gateways(gateway):
+    argv = pilot_request("q", "local", 1, {"vpn": "relay", "gateway": gateway}).pilot_argv
+    assert argv[argv.index("--gateway") + 1] == "login1,login2"
+
+
+@pytest.mark.parametrize("gateway", ["a,,b", "a,a", "../a", ["a", 1]])
+def test_gateways_that_cannot_be(gateway):
+    with pytest.raises(UsageError, match="--gateway"):
+        pilot_request("q", "local", 1, {"gateway": gateway}, flags=True)

@@ -47,6 +47,29 @@ def test_split_routes():
 
 
 @pytest.mark.parametrize(
+    ("given", "address", "routes"),
+    [
+        ({"INTERNAL_IP6_ADDRESS": "fd00::5"}, "fd00::5/128", ("::/0",)),
+        ({"INTERNAL_IP6_NETMASK": "fd00::5/64"}, "fd00::5/128", ("::/0",)),
+        (
+            {
+                "INTERNAL_IP6_ADDRESS": "fd00::5", "CISCO_IPV6_SPLIT_INC": "1",
+                "CISCO_IPV6_SPLIT_INC_0_ADDR": "2001:db8::", "CISCO_IPV6_SPLIT_INC_0_MASKLEN": "32",
+            },
+            "fd00::5/128", ("2001:db8::/32",),
+        ),
+        ({"INTERNAL_IP6_ADDRESS": "nonsense"}, "", ()),
+        ({}, "", ()),
+    ],
+)  # fmt: skip
+def test_ipv6_is_taken_where_it_is_given(given, address, routes):
+    settings = parse_settings(ENV | {"INTERNAL_IP6_DNS": "2001:db8::53"} | given)
+    assert (settings.address6, settings.routes6) == (address, routes)
+    assert ("2001:db8::53" in settings.dns) == bool(address)
+    assert settings.address == "198.18.0.7/32"
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"INTERNAL_IP4_ADDRESS": ""},
@@ -62,7 +85,18 @@ def test_what_is_no_address_is_refused(change):
 
 @given(
     st.dictionaries(
-        st.sampled_from([*ENV, "CISCO_SPLIT_INC", "CISCO_SPLIT_INC_0_ADDR", "CISCO_SPLIT_INC_0_MASKLEN"]),
+        st.sampled_from(
+            [
+                *ENV,
+                "CISCO_SPLIT_INC",
+                "CISCO_SPLIT_INC_0_ADDR",
+                "CISCO_SPLIT_INC_0_MASKLEN",
+                "INTERNAL_IP6_ADDRESS",
+                "INTERNAL_IP6_DNS",
+                "CISCO_IPV6_SPLIT_INC",
+                "CISCO_IPV6_SPLIT_INC_0_ADDR",
+            ]
+        ),
         st.text(),
     )
 )

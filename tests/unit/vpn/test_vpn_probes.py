@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vpn.capabilities import uses_of, version_in
 from vpn.errors import UsageError
 from vpn.probes import _HANDSHAKE, _KXR_PROTOCOL, check_target, parse_handshake, parse_protocol
 from vpn.refusals import explain_tun, explain_unshare
+from vpn.surroundings import Check
 
 TARGETS = [
     "root://h",
@@ -87,3 +89,27 @@ def test_refusals_get_their_own_advice(code, switches, words):
 )
 def test_tun_refusals(code, words):
     assert words in explain_tun(OSError(code, "an error"))
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("OpenConnect version v9.01-3\nUsing GnuTLS 3.7.9.\n", "v9.01-3"),
+        ("pasta unknown version\nGNU AGPL <https://www.gnu.org/licenses/agpl-3.0.html>\n", ""),
+        ("pasta 2024_05_23.765eb0b\n", "2024_05_23.765eb0b"),
+        ("pasta 0.0~git20230309.7c7625d-1\n", "0.0~git20230309.7c7625d-1"),
+        ("slirp4netns version 1.2.0\ncommit: 656041d\nlibslirp: 4.7.0\n", "1.2.0"),
+        ("nftables v1.0.6 (Lester Gooch #5)\n", "v1.0.6"),
+        ("", ""),
+    ],
+)
+def test_a_programs_version(text, version):
+    assert version_in(text) == version
+
+
+def test_what_serves_as_well_is_enough():
+    def lacking(*names):
+        return uses_of([Check(name, True, "") for name in ("user namespaces", "tun", "default route", *names)])
+
+    assert lacking("pasta")["mode slirp"] == lacking("slirp4netns")["mode slirp"] == []
+    assert lacking()["mode slirp"] == ["pasta or slirp4netns"]
