@@ -14,6 +14,7 @@ _OURS = {
     "array": "use -n",
     "parsable": "hpcq needs it to learn the job's id",
     "output": "hpcq keeps the output with its own files",
+    "error": "hpcq keeps the output with its own files",
     "wrap": "use --template",
     "wait": "it would block until the job ends",
     "test-only": "use --dry-run",
@@ -28,6 +29,7 @@ _OURS = {
 _SHORT_NAMES = {
     "a": "array",
     "o": "output",
+    "e": "error",
     "W": "wait",
     "t": "time",
     "c": "cpus-per-task",

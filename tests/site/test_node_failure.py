@@ -93,6 +93,15 @@ def row_of(cluster: Cluster, job: str) -> dict[str, Any]:
     return next(row for row in cluster.pilots() if row["job_id"] == job)
 
 
+def serves_again(cluster: Cluster, job: str) -> bool:
+    """Slurm waits two minutes before it starts a requeued job, from each time it requeues it, unless it is told."""
+    row = row_of(cluster, job)
+    print(f"{row['state']} {row['reason']}: {row['message']}")
+    if row["state"] == "pending":
+        cluster.site.run("login", ["scontrol", "update", f"JobId={job}", "StartTime=now"])
+    return row["state"] == "ready"
+
+
 @pytest.mark.usefixtures("attentive")
 def test_a_node_that_crashes(cluster: Cluster) -> None:
     """Its task runs again elsewhere, `hpcq pilots` tells, and its job's next pilot is another one under the same id."""
@@ -114,9 +123,7 @@ def test_a_node_that_crashes(cluster: Cluster) -> None:
         assert waiting["message"].startswith(f"requeued; its pilot on {failed} has ended: ")
     finally:
         repair(cluster.site, failed)
-    at_once = ["scontrol", "update", f"JobId={job}", "StartTime=now"]  # else Slurm waits two minutes
-    cluster.site.run("login", at_once)
-    until(lambda: row_of(cluster, job)["state"] == "ready", "its next pilot serves")
+    until(lambda: serves_again(cluster, job), "its next pilot serves")
     program.stdin.write("go on\n")
     program.stdin.flush()
     results = json.loads(finished(program))
