@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -39,8 +39,8 @@ class Mailbox:
         self._changed = threading.Condition()
         self._expected: dict[int, Task] = {}
         self._expected_tags: Counter[str] = Counter()
-        self._tasks: dict[int, Task] = {}
-        self._by_tag: dict[str, dict[int, None]] = {}
+        self._tasks: OrderedDict[int, Task] = OrderedDict()  # a dict would look for its first behind all that were
+        self._by_tag: dict[str, OrderedDict[int, None]] = {}
         self._failure: BaseException | None = None
 
     def expect(self, number: int, task: Task) -> None:
@@ -80,7 +80,7 @@ class Mailbox:
                 self._tasks[number] = task
                 tag = task.options.tag
                 if tag is not None:
-                    self._by_tag.setdefault(tag, {})[number] = None
+                    self._by_tag.setdefault(tag, OrderedDict())[number] = None
                     self._expected_tags[tag] -= 1
                     if not self._expected_tags[tag]:
                         del self._expected_tags[tag]

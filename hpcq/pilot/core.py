@@ -23,7 +23,7 @@ May not live here: processes, sockets, clocks.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence, Set
 
 from msgspec import structs
@@ -65,7 +65,7 @@ class Core:
         self._choice = Choice(cores, memory, disk, cpus, gpus)
         self.free, self.lanes = self._choice.free, self._choice.lanes
         self._durations, self._orders = self._choice.durations, self._choice.orders
-        self.waiting: dict[int, TaskSpec] = {}
+        self.waiting: OrderedDict[int, TaskSpec] = OrderedDict()  # its first is found at once, however many were before
         self.draining = False
         self.job_ends = ""
         """Why tasks may die that are not to blame for it: the batch system ends our job and signals them too."""
@@ -368,15 +368,17 @@ class Core:
 
     def _requeue(self, tasks: list[TaskSpec]) -> None:
         """Put unbegun tasks first in line, or hand them back when we drain or they are to be cancelled."""
-        again = {}
+        again = []
         for task in tasks:
             del self._where[task.id]
             if task.id in self._to_cancel or not self._takes(task):
                 self._to_cancel.discard(task.id)
                 self._returned.append(task.id)
             else:
-                again[task.id] = task
-        self.waiting = {**again, **self.waiting}
+                again.append(task)
+        for task in reversed(again):
+            self.waiting[task.id] = task
+            self.waiting.move_to_end(task.id, last=False)
 
     def _conclude(self, task: TaskSpec, result: TaskResult) -> None:
         """A task has ended by itself, perhaps for want of the network."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -53,7 +54,7 @@ class Pilot:
         self.blocked = False
         self.paused = False
         self.claimed: dict[int, Record] = {}
-        self.backlog: dict[int, Record] = {}
+        self.backlog: OrderedDict[int, Record] = OrderedDict()  # taken from its beginning, which a dict is slow to find
         self.load = 0.0
         self.listed = 0
         self.asked_back = False

@@ -1,6 +1,7 @@
 """Finished tasks on their way to who waits for them."""
 
 import threading
+from collections import OrderedDict
 
 import pytest
 
@@ -120,3 +121,17 @@ def test_who_waits_for_a_task_that_another_takes_is_woken(box):
     for thread in threads:
         thread.join(10)
     assert sorted(task is None for task in taken) == [False, True, True]
+
+
+def test_the_first_of_many_is_found_at_once_and_in_order():
+    """By the kind of container: a dict passes over all that were taken before, sixty microseconds for 100,000."""
+    box = Mailbox()
+    for number in range(100):
+        box.expect(number, hpcq.Task("true").set(tag="t"))
+    box.put([Finished(number, DONE) for number in range(100)])
+    assert isinstance(box._tasks, OrderedDict)
+    assert isinstance(box._by_tag["t"], OrderedDict)
+    for number in range(100):
+        assert box.first() == box.first_tagged("t") == number
+        assert box.take(box.first, box.expects_any, 0) is not None
+    assert box.empty
