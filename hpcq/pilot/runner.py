@@ -54,6 +54,11 @@ flush_c_streams.argtypes = [ctypes.c_void_p]
 flush_c_streams.restype = None
 
 
+SETTLED_NS = 3 * 10**9
+"""Nanoseconds after which a time of change would be another one if there were another change; some file systems count
+in seconds."""
+
+
 class Ready(msgspec.Struct, array_like=True, tag=True):
     """The runner's first word."""
 
@@ -138,6 +143,7 @@ class Runner:
         self._meter = Meter()
         self._new = resident_mb()
         self._disk = 0
+        self._empty_since = 0
         self._sandbox = ""
         self._attached = -1
         self._spill = False
@@ -251,12 +257,22 @@ class Runner:
         self._disk = 0
         try:
             os.chdir(self._home)
-            for name in os.listdir(self._home):  # noqa: PTH208 - a hot path of strings
-                self._disk += remove(f"{self._home}/{name}")
+            changed = os.stat(".").st_ctime_ns  # noqa: PTH116 - a hot path
+            if changed != self._empty_since:
+                self._clear(changed)
         except OSError:  # a task has removed it, or made something that cannot be removed
             with contextlib.suppress(OSError):
                 os.makedirs(self._home, 0o700, exist_ok=True)  # noqa: PTH103
                 os.chdir(self._home)
+
+    def _clear(self, changed: int) -> None:
+        """Remove what is there. As long as the directory is not ``changed`` any more it need not be listed: a look at
+        its time costs a fifth of that. Times may be coarse, so one that is quite new proves nothing."""
+        left = os.listdir(self._home)  # noqa: PTH208
+        for name in left:
+            self._disk += remove(f"{self._home}/{name}")
+        settled = not left and time.time_ns() - changed > SETTLED_NS
+        self._empty_since = changed if settled else 0
 
 
 def remove(path: str) -> int:

@@ -14,6 +14,7 @@ from hpcq import connection, state_dir
 from hpcq.files import wire
 from hpcq.files.cache import Cache
 from hpcq.files.digests import of_bytes
+from hpcq.identity import make_identity
 from hpcq.pilot.contents import Contents
 
 DATA = bytes(range(256)) * 40_000
@@ -69,7 +70,7 @@ class Taker(Contents):
 def test_what_a_peer_has_not_given_whole_is_taken_elsewhere(how, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     state_dir.ensure_queue_dir("q")
-    identity = connection.make_identity("q")
+    identity = make_identity("q")
     info = connection.ConnectionInfo("q", 1, [], 1, "here", os.getpid(), identity.authority, identity.pilot)
     connection.write(info)
     file = state_dir.connection_file("q")
