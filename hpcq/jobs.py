@@ -41,7 +41,7 @@ class JobWatch:
         self._jobs: dict[str, BatchJob] = {}
         self.on_failed_start: Callable[[str], None] = lambda _story: None
         self.on_end: Callable[[], None] = lambda: None
-        self.on_pilot_gone: Callable[[], None] = lambda: None
+        self.on_pilot_change: Callable[[], None] = lambda: None
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
         manager.on_pilot_gone = self._on_pilot_gone
@@ -110,6 +110,7 @@ class JobWatch:
         return self._systems[name]
 
     def _on_pilot(self, batch: str, job_id: str) -> None:
+        self.on_pilot_change()
         if batch and job_id:
             self._tell(self._tracker(batch).reported(job_id, asyncio.get_running_loop().time()))
             if job_id in self._jobs:
@@ -119,7 +120,7 @@ class JobWatch:
         if batch in self._trackers:
             self._trackers[batch].pilot_gone(job_id, asyncio.get_running_loop().time())
             self._set_timer(batch)
-        self.on_pilot_gone()
+        self.on_pilot_change()
         self.on_end()  # its job may be known to have ended before it hung up
 
     def _tracker(self, batch: str) -> JobTracker:

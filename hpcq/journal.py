@@ -31,8 +31,8 @@ log = logging.getLogger("hpcq.journal")
 
 INTERVAL = 1.0
 """Seconds between two writes."""
-PILOTS_INTERVAL = 60.0
-"""Seconds between two looks at the pilots, while none ends."""
+PILOTS_INTERVAL = 10.0
+"""Seconds between two looks at the pilots, while none comes or ends."""
 KEPT = 1_000_000
 """Rows kept in memory while they cannot be written; the oldest are dropped."""
 LAST_WRITE = 20.0
@@ -173,8 +173,8 @@ class Journal:
         with self._lock:
             self._rows += rows
 
-    def pilot_gone(self) -> None:
-        """A pilot has ended: have a look soon. Does not wait."""
+    def pilot_changed(self) -> None:
+        """A pilot has come or ended: have a look soon. Does not wait."""
         self._look.set()
 
     def close(self) -> None:

@@ -264,7 +264,7 @@ class Queue:
         if where is not False:
             path = default_path(self.name) if where is True else Path(where)
             self._journal = Journal(path, self.pilots, lambda: self._next_id - 1)
-            self._jobs.on_pilot_gone = self._journal.pilot_gone
+            self._jobs.on_pilot_change = self._journal.pilot_changed
 
     def _deliver(self, finished: list[Finished]) -> None:
         if self._journal is not None:

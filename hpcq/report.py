@@ -72,7 +72,7 @@ class Report(msgspec.Struct, frozen=True):
 def summarize(run: Run) -> Report:
     """The report of a run."""
     seconds = max((run.ended or run.seen) - run.began, 0.0)
-    core_seconds = sum(max(pilot.seen - pilot.came, 0.0) * pilot.cores for pilot in run.pilots)
+    core_seconds = sum(max(_last_seen(pilot, run) - pilot.came, 0.0) * pilot.cores for pilot in run.pilots)
     busy = sum(_wall(task) * task.cores for task in run.tasks)
     outcomes = Counter(task.outcome for task in run.tasks)
     failed = [pilot for pilot in run.pilots if pilot.state == "failed"]
@@ -95,6 +95,11 @@ def summarize(run: Run) -> Report:
         failures=_failures(run.tasks),
         failed_pilots=[_told(pilot) for pilot in failed],
     )
+
+
+def _last_seen(pilot: PilotRow, run: Run) -> float:
+    """Pilots are looked at now and then: one that had not ended was there as long as the program was."""
+    return pilot.seen if pilot.state in ("gone", "failed") else max(pilot.seen, run.seen)
 
 
 def _wall(task: TaskRow) -> float:

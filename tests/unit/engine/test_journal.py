@@ -160,6 +160,11 @@ def test_a_report():
     assert [one["message"] for one in told.failed_pilots] == ["tunnel no way"]
 
 
+def test_pilots_that_had_not_ended_were_there_as_long_as_the_program():
+    told = summarize(run([task(1)], [pilot("a", state="ready", seen=1001.0), pilot("b", seen=1005.0)]))
+    assert told.core_hours == pytest.approx((10 + 5) * 4 / 3600)
+
+
 def test_a_report_of_nothing():
     told = summarize(run([])._replace(ended=None, seen=1000.0))
     assert (told.rate, told.used, told.kinds, told.failures) == (0.0, None, [], [])
