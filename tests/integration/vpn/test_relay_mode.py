@@ -130,18 +130,18 @@ def test_an_allow_list(site):
     started = site.vpn("login", "gateway", "start", "--allow", "*.example.org:80", "--allow", "192.0.2.1:7000")
     assert started.returncode == 0, started.stderr
     with serving(site):
-        for number, (what, status) in enumerate(
+        for number, (what, statuses) in enumerate(
             (
-                (f"curl -sf -o /dev/null http://{WAN}/", 56),
-                ("curl -sf -o /dev/null http://web.example.org/", 0),
-                (f"curl -sf -o /dev/null http://web.example.org/ && curl -sf -o /dev/null http://{WAN}/", 0),
-                ("curl -sf -o /dev/null http://web.example.org:7000/", 56),
+                (f"curl -sf -o /dev/null http://{WAN}/", (7, 56)),  # curl may see the reset as its connection comes up
+                ("curl -sf -o /dev/null http://web.example.org/", (0,)),
+                (f"curl -sf -o /dev/null http://web.example.org/ && curl -sf -o /dev/null http://{WAN}/", (0,)),
+                ("curl -sf -o /dev/null http://web.example.org:7000/", (7, 56)),
             )
         ):
             file = str(site.directory / f"c{number}")
             site.vpn("login", "gateway", "credential", "--output", file)
             done = site.vpn("node", "run", "--mode", "relay", "--credential", file, "--", "sh", "-c", what)
-            assert done.returncode == status, (what, done.stderr)
+            assert done.returncode in statuses, (what, done.stderr)
             site.vpn("login", "gateway", "stop")  # what one pilot asked for is forgotten for the next
             site.vpn("login", "gateway", "start", "--allow", "*.example.org:80")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import vpn
 from vpn.surroundings import check_servers
 
 WAN = "203.0.113.1"
@@ -102,8 +103,8 @@ def hide(site, program):
 
 def test_shim_missing(gateway, credential):
     file = credential()
-    root = Path(__file__).resolve().parents[3]
-    gateway.check("login", "mount", "-t", "tmpfs", "none", f"{root}/vpn/preload")
+    installed = Path(vpn.__file__).parent  # which need not be the checkout's
+    gateway.check("login", "mount", "-t", "tmpfs", "none", f"{installed}/preload")
     assert "install gcc" in one_line(gateway.vpn("node", "run", "--credential", file, "--", "true"), "shim")
 
 
