@@ -11,9 +11,9 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, WAN
+from conftest import VPN, WAN
 
-TRAFFIC = [sys.executable, "-I", str(ROOT / "vpn" / "bench" / "traffic.py")]
+TRAFFIC = [sys.executable, "-I", str(VPN / "bench" / "traffic.py")]
 SHORT = ["--workers", "1,3", "--rounds", "1", "--seconds", "0.4", "--warmup", "0.2"]
 
 

@@ -10,14 +10,13 @@ import os
 import socket
 import struct
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import SHIMS
 
 from vpn.errors import GatewayError
 from vpn.gateway.host_sockets import HostSockets, inherit, open_sockets
 
-ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("prerequisites")
 
 
@@ -154,7 +153,7 @@ def test_the_shim_asks_for_its_port_and_nothing_else():
     async def main():
         async with serving() as (sockets, _):
             with sockets.serve() as asking:
-                shim = str(ROOT / "vpn" / "preload" / "host_sockets.so")
+                shim = str(SHIMS / "host_sockets.so")
                 env = {**os.environ, "LD_PRELOAD": shim, "VPN_HOST_SOCKETS": inherit(asking.fileno(), sockets.port)}
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-c", SERVER, str(sockets.port), f"test-{os.getpid()}",
@@ -174,7 +173,7 @@ def test_the_shim_asks_for_its_port_and_nothing_else():
 @pytest.mark.parametrize("setting", ["", "x", "3", "3:", "3:0", "3:70000", "999:1", "3:1x"])
 def test_the_shim_refuses_a_setting_that_is_none(setting):
     async def main():
-        env = {"LD_PRELOAD": str(ROOT / "vpn" / "preload" / "host_sockets.so"), "VPN_HOST_SOCKETS": setting}
+        env = {"LD_PRELOAD": str(SHIMS / "host_sockets.so"), "VPN_HOST_SOCKETS": setting}
         process = await asyncio.create_subprocess_exec("/bin/true", env=env, stderr=asyncio.subprocess.PIPE)
         _, error = await process.communicate()
         assert process.returncode == -6

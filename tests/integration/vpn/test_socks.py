@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import SHIMS
 
 LOGIN, NODE, WAN = "192.0.2.1", "192.0.2.11", "203.0.113.1"
 TELLER = Path(__file__).with_name("told_socks.py")
@@ -618,8 +619,7 @@ def test_the_forwarder_killed(site, microsocks):
 
 
 def test_a_session_that_is_gone_lets_nothing_out(site, microsocks):
-    library = Path(__file__).resolve().parents[3] / "vpn" / "preload" / "socks.so"
-    env = ["env", f"LD_PRELOAD={library}", "VPN_SHIM=vpn-0123456789abcdef"]
+    env = ["env", f"LD_PRELOAD={SHIMS / 'socks.so'}", "VPN_SHIM=vpn-0123456789abcdef"]
     done = site.run("login", *env, "curl", "-sS", "--max-time", "60", f"http://{WAN}/")
     assert done.returncode == 7
     done = site.run("login", *env, "curl", "-sS", "--max-time", "60", "http://web.example.org/")

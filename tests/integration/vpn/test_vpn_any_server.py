@@ -8,9 +8,9 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import SHIMS
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,7 +19,6 @@ from cryptography.x509.oid import NameOID
 from vpn.gateway.certificate import make_certificate, pin_of
 from vpn.gateway.passwords import file_text, hash_password
 
-ROOT = Path(__file__).resolve().parents[3]
 WAN, WAN6 = "203.0.113.1", "2001:db8:1::1"
 PORT = 4443
 PASSWORD = "correct horse"
@@ -79,7 +78,7 @@ class Server:
         site.check("login", "nft", "-f", "-", input=NAT)
         self.process = subprocess.Popen(
             [*site.enter("login"), "ocserv", "--foreground", "--config", str(self.room / "ocserv.conf")],
-            env={**os.environ, "LD_PRELOAD": str(ROOT / "vpn" / "preload" / "one_id.so"), "PATH": "/usr/sbin:/usr/bin"},
+            env={**os.environ, "LD_PRELOAD": str(SHIMS / "one_id.so"), "PATH": "/usr/sbin:/usr/bin"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/",
         )  # fmt: skip
         said = []

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, WAN, has, need
+from conftest import VPN, WAN, has, need
 
 CMS, LHCB = "cms.cern.ch", "lhcb.cern.ch"
 DEADLINE = 90
@@ -68,7 +68,7 @@ def environment(tmp_path, path=None):
         "HOME": str(tmp_path),
         "XDG_STATE_HOME": str(tmp_path),
         "TMPDIR": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(VPN.parent),
         "PYTHONWARNINGS": "error",
         "PATH": f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"],
     }
