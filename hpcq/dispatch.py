@@ -134,5 +134,7 @@ class Dispatch:
                 report.disk,
                 report.cpu,
                 load,
+                report.sent,
+                report.received,
             ),
         )

@@ -39,24 +39,32 @@ LAST_WRITE = 20.0
 """Seconds the last write may take at the end."""
 MESSAGE = 500
 """Characters of a message that are kept."""
-VERSION = 1
+VERSION = 2
+_OLDER = """
+alter table tasks add column sent integer;
+alter table tasks add column received integer;
+alter table pilots add column sent integer;
+alter table pilots add column received integer;
+"""
+"""What makes a journal of version 1 one of this version."""
 _TABLES = """
 create table if not exists runs (
     id integer primary key, began real, seen real, ended real, hostname text, pid integer, submitted integer);
 create table if not exists tasks (
     run integer, id integer, kind text, tag text, outcome text, attempts integer, pilot text, hostname text,
     cores integer, submitted real, started real, finished real, cpu real, memory real, disk real,
-    exit_code integer, message text);
+    exit_code integer, message text, sent integer, received integer);
 create table if not exists pilots (
     run integer, name text, batch text, job text, hostname text, cores integer, came real, seen real, state text,
-    tunnel text, tasks integer, message text, primary key (run, name)) without rowid;
+    tunnel text, tasks integer, message text, sent integer, received integer, primary key (run, name)) without rowid;
 """
 
 
 class TaskRow(NamedTuple):
     """A finished task. Times are wall-clock seconds, those of its attempt by the pilot's clock; MB and CPU seconds.
 
-    ``kind`` is its category, else the function's name or the command's first word.
+    ``kind`` is its category, else the function's name or the command's first word. ``sent`` and ``received`` are bytes
+    through the tunnel, None where they were not counted.
     """
 
     id: int
@@ -75,6 +83,8 @@ class TaskRow(NamedTuple):
     disk: float
     exit_code: int | None
     message: str
+    sent: int | None = None
+    received: int | None = None
 
 
 class PilotRow(NamedTuple):
@@ -91,6 +101,8 @@ class PilotRow(NamedTuple):
     tunnel: str
     tasks: int
     message: str
+    sent: int | None = None
+    received: int | None = None
 
 
 class Run(NamedTuple):
@@ -121,6 +133,7 @@ def task_row(task: Task, attempt: Attempt) -> TaskRow:
         task.id or 0, kind, options.tag, attempt.outcome.value, attempt.attempts, attempt.pilot, attempt.hostname,
         options.cores, task.submitted_at, attempt.started_at, attempt.finished_at,
         attempt.cpu, attempt.memory, attempt.disk, attempt.exit_code, message,
+        attempt.sent, attempt.received,
     )  # fmt: skip
 
 
@@ -159,7 +172,8 @@ class Journal:
             if not database.execute("select count(*) from sqlite_master").fetchone()[0]:
                 database.executescript(_TABLES)
                 database.execute(f"pragma user_version = {VERSION}")
-            _check_version(database, self.path)
+            if _check_version(database, self.path) < VERSION:
+                database.executescript(f"begin; {_OLDER} pragma user_version = {VERSION}; commit")
             now = time.time()
             made = database.execute(
                 "insert into runs (began, seen, hostname, pid, submitted) values (?, ?, ?, ?, 0)",
@@ -222,6 +236,7 @@ class Journal:
                 view.name, view.batch, view.job_id, view.hostname, view.cores, view.connected_at,
                 known.seen if known and known.state == view.state and ended else now, view.state,
                 view.tunnel_kind or view.tunnel_mode, view.tasks_done, f"{view.failed_layer} {view.message}".strip(),
+                view.bytes_sent, view.bytes_received,
             )  # fmt: skip
             if row != known:
                 changed.append(row)
@@ -273,7 +288,8 @@ def _opened(path: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-def _check_version(database: sqlite3.Connection, path: Path) -> None:
-    version = database.execute("pragma user_version").fetchone()[0]
-    if version != VERSION:
+def _check_version(database: sqlite3.Connection, path: Path) -> int:
+    version = int(database.execute("pragma user_version").fetchone()[0])
+    if not 0 < version <= VERSION:
         raise UsageError(f"{path} is no journal, or one of another version of hpcq ({version}); name another file")
+    return version

@@ -353,6 +353,8 @@ class Manager:
         kind = type(message)
         if kind is m.Update:
             self._updated(link, entry, message)
+        elif kind is m.Traffic:
+            self._roster.traffic(entry, message)
         elif kind is m.Holding:
             self.files.holding(entry.name, message.digests)
         elif kind is m.Returned:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import msgspec
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=16384)]
@@ -103,7 +103,8 @@ class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
     happened for the other outcomes. ``left_out`` counts the bytes of output that were over the limit and dropped.
     ``lost_input`` is the digest of an input that nobody has any more, ``kept`` the outputs that stayed on the pilot.
     ``memory`` and ``disk`` are the most it used, ``cpu`` its CPU seconds, as measured. ``parcel`` has the sizes of the
-    pieces of a value (or exception) that was brought apart, before this was said; ``payload`` is empty then.
+    pieces of a value (or exception) that was brought apart, before this was said; ``payload`` is empty then. ``sent``
+    and ``received`` are the bytes of its connections through the tunnel, None where they were not counted.
     """
 
     id: int
@@ -122,6 +123,8 @@ class TaskResult(msgspec.Struct, array_like=True, tag="result", gc=False):
     lost_input: bytes = b""
     kept: list[KeptFile] | None = None
     parcel: list[NonNegative] | None = None
+    sent: NonNegative | None = None
+    received: NonNegative | None = None
 
 
 class FunctionBody(msgspec.Struct, array_like=True, gc=False):
@@ -250,6 +253,16 @@ class Update(Message):
     results: list[TaskResult]
 
 
+class Traffic(Message):
+    """Bytes that went through the pilot's tunnel since it began; ``unattributed`` are those of both directions that
+    were no task's, as far as is known.
+    """
+
+    sent: NonNegative
+    received: NonNegative
+    unattributed: NonNegative
+
+
 class Holding(Message):
     """Contents this pilot can now give to others."""
 
@@ -341,6 +354,7 @@ FromPilot = (
     | TunnelUp
     | StartFailed
     | Update
+    | Traffic
     | Holding
     | Returned
     | Draining

@@ -34,7 +34,8 @@ class Outcome(enum.StrEnum):
 class Attempt(msgspec.Struct, frozen=True, gc=False):
     """What the queue knows of a finished task; times are wall-clock seconds since the epoch, by the pilot's clock.
 
-    ``load`` is a large value or exception (`hpcq.parcels.Load`); ``payload`` is empty then.
+    ``load`` is a large value or exception (`hpcq.parcels.Load`); ``payload`` is empty then. ``sent`` and ``received``
+    are bytes through the tunnel, None where they were not counted.
     """
 
     outcome: Outcome
@@ -53,3 +54,5 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     disk: float = 0.0
     cpu: float = 0.0
     load: Any = None
+    sent: int | None = None
+    received: int | None = None

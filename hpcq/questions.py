@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -49,8 +49,9 @@ def views(scheduler: Scheduler, roster: Roster) -> list[PilotView]:
 
 
 def status(queue: str, scheduler: Scheduler, roster: Roster, waiting_for_files: int) -> dict[str, Any]:
-    """Counts of tasks by state and outcome, of pilots by state, and of cores."""
-    states = [entry.state for entry in roster.entries.values()]
+    """Counts of tasks by state and outcome, of pilots by state, of cores, and of bytes through all tunnels."""
+    entries = roster.entries.values()
+    states = [entry.state for entry in entries]
     held = [record.state.name.lower() for pilot in scheduler.pilots.values() for record in pilot.held()]
     return {
         "queue": queue,
@@ -66,4 +67,12 @@ def status(queue: str, scheduler: Scheduler, roster: Roster, waiting_for_files: 
         "cores": sum(pilot.cores for pilot in scheduler.pilots.values()),
         "descriptors": descriptors(),
         "cores_busy": sum(pilot.cores - pilot.free_cores for pilot in scheduler.pilots.values()),
+        "bytes_sent": _sum(entry.bytes_sent for entry in entries),
+        "bytes_received": _sum(entry.bytes_received for entry in entries),
     }
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Of what was counted; None if nothing was."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

@@ -23,7 +23,8 @@ FAILURES = 20
 
 class Group(msgspec.Struct, frozen=True):
     """Tasks of one kind, or of one host. ``memory`` is the most of any, in MB; ``cpu`` is CPU time in parts of the time
-    that their cores were theirs.
+    that their cores were theirs; ``sent`` and ``received`` are bytes through the tunnel, of those for which they were
+    counted.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Group(msgspec.Struct, frozen=True):
     longest: float | None
     cpu: float | None
     memory: float
+    sent: int | None
+    received: int | None
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -48,7 +51,9 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What is told of a run. ``used`` is None without pilots."""
+    """What is told of a run. ``used`` is None without pilots. ``sent`` and ``received`` are bytes through the pilots'
+    tunnels, None where none were counted.
+    """
 
     run: int
     began: float
@@ -62,6 +67,8 @@ class Report(msgspec.Struct, frozen=True):
     rate: float
     core_hours: float
     used: float | None
+    sent: int | None
+    received: int | None
     pilots: dict[str, int]
     kinds: list[Group]
     hosts: list[Group]
@@ -89,6 +96,8 @@ def summarize(run: Run) -> Report:
         rate=len(run.tasks) / seconds if seconds else 0.0,
         core_hours=core_seconds / 3600,
         used=min(1.0, busy / core_seconds) if core_seconds else None,
+        sent=_sum(pilot.sent for pilot in run.pilots),
+        received=_sum(pilot.received for pilot in run.pilots),
         pilots=dict(Counter(pilot.state for pilot in run.pilots).most_common()),
         kinds=_groups(run.tasks, lambda task: task.kind),
         hosts=_groups(run.tasks, lambda task: task.hostname or ""),
@@ -134,7 +143,14 @@ def _group(name: str, tasks: Sequence[TaskRow]) -> Group:
         longest=max(walls, default=None),
         cpu=sum(task.cpu for task in ran) / held if held else None,
         memory=max((task.memory for task in ran), default=0.0),
+        sent=_sum(task.sent for task in ran),
+        received=_sum(task.received for task in ran),
     )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _failures(tasks: Iterable[TaskRow]) -> list[Failure]:

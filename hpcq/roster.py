@@ -36,7 +36,7 @@ class Entry(msgspec.Struct):
     """One pilot. Times are wall-clock seconds since the epoch (``ends_at``: of its walltime, or 0), memory in MB.
 
     ``gateway`` is what it was started with, one name or several; ``tunnel_gateway`` the one it was last sent to, and
-    ``credentials`` are the user names it has, each with the gateway that knows it.
+    ``credentials`` are the user names it has, each with the gateway that knows it. Bytes: None while none are counted.
     """
 
     name: str
@@ -63,6 +63,9 @@ class Entry(msgspec.Struct):
     message: str = ""
     credentials: dict[str, str] = {}
     tunnel_gateway: str = ""
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    bytes_unattributed: int | None = None
 
     @property
     def ended(self) -> bool:
@@ -74,7 +77,8 @@ class PilotView(msgspec.Struct, frozen=True):
     """What `Queue.pilots` and ``hpcq pilots`` show of one pilot; also readable as a mapping.
 
     ``ends_at`` is the end of its walltime in seconds since the epoch, 0 without one; ``blocked`` says why nothing new
-    is placed on its host; empty when nothing forbids it.
+    is placed on its host; empty when nothing forbids it. ``bytes_sent`` and ``bytes_received`` went through its tunnel
+    so far, ``bytes_unattributed`` of both for no task that is known; None where they are not counted.
     """
 
     name: str
@@ -97,6 +101,9 @@ class PilotView(msgspec.Struct, frozen=True):
     blocked: str = ""
     ends_at: float = 0.0
     tunnel_gateway: str = ""
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    bytes_unattributed: int | None = None
 
     def __getitem__(self, key: str) -> Any:
         if key in self.__struct_fields__:
@@ -157,6 +164,11 @@ class Roster:
         entry.message = ""
         entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
         entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
+
+    def traffic(self, entry: Entry, message: m.Traffic) -> None:
+        """Its tunnel has carried so much."""
+        entry.bytes_sent, entry.bytes_received = message.sent, message.received
+        entry.bytes_unattributed = message.unattributed
 
     def failed(self, entry: Entry, message: m.StartFailed) -> None:
         """It cannot serve, or no longer."""

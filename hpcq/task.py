@@ -171,13 +171,17 @@ class Task:
         """What the last attempt used: ``memory`` and ``disk`` at their most (MB), ``cpu`` and ``wall`` in seconds.
 
         Empty when it never ran. ``memory`` counts the interpreter too. What a task used for less than half a second
-        in other processes than its own may be missed.
+        in other processes than its own may be missed. Where its bytes through the tunnel were counted, ``sent`` and
+        ``received`` are those of its TCP connections.
         """
         attempt = self._attempt
         if attempt is None or attempt.started_at is None or attempt.finished_at is None:
             return {}
         wall = attempt.finished_at - attempt.started_at
-        return {"memory": attempt.memory, "disk": attempt.disk, "cpu": attempt.cpu, "wall": wall}
+        used = {"memory": attempt.memory, "disk": attempt.disk, "cpu": attempt.cpu, "wall": wall}
+        if attempt.sent is not None and attempt.received is not None:
+            used.update(sent=attempt.sent, received=attempt.received)
+        return used
 
     @property
     def exception(self) -> BaseException | None:

@@ -111,6 +111,17 @@ def format_duration(seconds: float) -> str:
     return f"{whole // _HOUR}:{whole % _HOUR // _MINUTE:02}:{whole % _MINUTE:02}"
 
 
+def format_bytes(count: int) -> str:
+    """Write a number of bytes for people, in powers of 1000: 34567890 → "34.6 MB"."""
+    if count < 1000:
+        return f"{count} B"
+    value, units = count / 1000, ["kB", "MB", "GB", "TB", "PB", "EB"]
+    while value >= 999.95 and len(units) > 1:
+        value /= 1000
+        del units[0]
+    return f"{value:.1f} {units[0]}"
+
+
 def format_slurm_time(seconds: float) -> str:
     """Write seconds as Slurm's ``D-HH:MM:SS`` (see ``--time`` in sbatch(1)): 100000 → "1-03:46:40"."""
     whole = math.ceil(seconds)

@@ -25,13 +25,24 @@ import signal
 import socket
 import struct
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from vpn import kernel, netlink
 from vpn.errors import TunnelError
 from vpn.keeper import Keeper, attach, say
-from vpn.messages import Configure, Done, Listen, OpenTun, PrivateDirectory, Redirect, Resolve, Stage, WriteFile
+from vpn.messages import (
+    Configure,
+    Diagnose,
+    Done,
+    Listen,
+    OpenTun,
+    PrivateDirectory,
+    Redirect,
+    Resolve,
+    Stage,
+    WriteFile,
+)
 from vpn.refusals import explain_nat, explain_tun, explain_unshare
 from vpn.roots import stage
 from vpn.spawn import leave_terminal_alone, raise_file_limit
@@ -63,6 +74,7 @@ class Holder(Keeper):
             WriteFile: self.on_write_file,
             PrivateDirectory: self.on_private_directory,
             Stage: self.on_stage,
+            Diagnose: self.on_diagnose,
         }
 
     def report_started(self, request: int, pid: int) -> None:
@@ -137,6 +149,14 @@ class Holder(Keeper):
         """Make places to mount on."""
         stage(message.top, message.places, message.shown)
         self.report(Done(message.id))
+
+    def on_diagnose(self, message: Diagnose, _fds: list[int]) -> None:
+        """Sockets that tell of this namespace's connections wherever they are sent."""
+        with ExitStack() as stack:
+            opened = [stack.enter_context(netlink.diagnosis())]
+            with suppress(OSError):
+                opened.append(stack.enter_context(netlink.diagnosis(*netlink.TCP_ENDS)))
+            self.report(Done(message.id), tuple(sock.fileno() for sock in opened))
 
 
 def configure_link(message: Configure) -> None:

@@ -112,6 +112,14 @@ class Stage(Message, frozen=True):
     shown: list[str] = []
 
 
+class Diagnose(Message, frozen=True):
+    """Open two sockets of sock_diag(7) in the namespace and send their descriptors back: one to ask for its TCP
+    sockets, and one that is told of each that ends, left out where that is refused (holder only).
+    """
+
+    id: int
+
+
 class Ready(Message, frozen=True):
     """The keeper serves; ``notes`` are things that were refused but are not needed."""
 
@@ -147,5 +155,7 @@ class Exited(Message, frozen=True):
     max_rss: int = 0
 
 
-Request = Spawn | Kill | OpenTun | Listen | Redirect | Configure | Resolve | WriteFile | PrivateDirectory | Stage
+Request = (
+    Spawn | Kill | OpenTun | Listen | Redirect | Configure | Resolve | WriteFile | PrivateDirectory | Stage | Diagnose
+)
 Report = Ready | Done | Failed | Exited

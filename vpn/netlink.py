@@ -13,7 +13,9 @@ import socket
 import struct
 from collections.abc import Sequence
 
-ROUTE, NETFILTER = 0, 12  # protocols of netlink(7)
+ROUTE, DIAGNOSIS, NETFILTER = 0, 4, 12  # protocols of netlink(7)
+TCP_ENDS = (1, 3)  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _REQUEST, _ACK, _CREATE, _EXCL, _APPEND = 0x1, 0x4, 0x400, 0x200, 0x800
 _NESTED = 0x8000
 _ERROR = 2
@@ -113,6 +115,19 @@ def perform(protocol: int, messages: Sequence[Message]) -> None:
                 if code:
                     raise OSError(code, os.strerror(code))
                 waiting.discard(number)
+
+
+def diagnosis(*groups: int) -> socket.socket:
+    """A socket of sock_diag(7) that is told what these groups are; raises OSError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, DIAGNOSIS)
+    try:
+        sock.bind((0, 0))
+        for group in groups:
+            sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _acknowledged(data: bytes) -> list[tuple[int, int]]:

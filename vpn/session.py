@@ -21,6 +21,7 @@ nothing outlives any one of them.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Unpack
@@ -28,6 +29,7 @@ from typing import Unpack
 from vpn.config import TunnelConfig
 from vpn.cvmfs import mount as cvmfs
 from vpn.errors import TunnelError
+from vpn.messages import Diagnose
 from vpn.modes import auto, none, openconnect, prototype, relay, slirp, socks
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
 from vpn.namespace import open_namespace
@@ -79,6 +81,18 @@ class Session:
         ``timeout`` is for each, in seconds; they run together.
         """
         return await ask(self.spawn, targets, timeout)
+
+    async def diagnose(self) -> list[socket.socket]:
+        """Sockets of sock_diag(7) that tell of the TCP connections of the tunnel's namespace, the caller's to close
+        (they keep the namespace): one to ask, and one that is told of each that ends, unless that is refused.
+
+        Empty where there is no namespace of its own. Raises OSError, TunnelError.
+        """
+        client = self._tunnel.client
+        if self.info.mode in WITHOUT_NAMESPACE or not isinstance(client, Client):
+            return []
+        packet = await client.request(Diagnose(client.number()))
+        return [socket.socket(fileno=fd) for fd in packet.fds]
 
 
 @asynccontextmanager

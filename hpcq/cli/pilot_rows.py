@@ -16,9 +16,9 @@ import msgspec
 from hpcq.batch.base import BatchJob, JobState, JobStatus
 from hpcq.batch.inline import PLACEHOLDER
 from hpcq.batch.text import printable
-from hpcq.units import format_duration
+from hpcq.units import format_bytes, format_duration
 
-HEADS = ("BATCH JOB", "STATE", "REASON", "HOST", "CORES", "TUNNEL", "LEFT", "DONE", "LAST WORD")
+HEADS = ("BATCH JOB", "STATE", "REASON", "HOST", "CORES", "TUNNEL", "IN/OUT", "LEFT", "DONE", "LAST WORD")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +27,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ``state`` is the pilot's (starting, ready, draining, gone, failed) once it has reported, else the job's.
     ``failed_start`` is set for a job that ended without its pilot having reported; then ``output`` has the
     end of its output. ``cores_busy`` and ``tasks_done`` are None where no manager told; ``time_left`` is in
-    seconds, to the end of the job's walltime, None where that is not known.
+    seconds, to the end of the job's walltime, None where that is not known. Bytes are those of its tunnel, None where
+    none are counted.
     """
 
     job_id: str
@@ -41,6 +42,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     tunnel_kind: str = ""
     tunnel_seconds: float | None = None
     tunnel_gateway: str = ""
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
+    bytes_unattributed: int | None = None
     time_left: float | None = None
     tasks_done: int | None = None
     message: str = ""
@@ -130,6 +134,9 @@ def _row(job_id: str, batch: str, report: Mapping[str, Any], now: float) -> Row:
         tunnel_kind=str(report.get("tunnel_kind") or ""),
         tunnel_seconds=report.get("tunnel_seconds"),
         tunnel_gateway=str(report.get("tunnel_gateway") or ""),
+        bytes_sent=report.get("bytes_sent"),
+        bytes_received=report.get("bytes_received"),
+        bytes_unattributed=report.get("bytes_unattributed"),
         tasks_done=report.get("tasks_done"),
         message=str(report.get("message") or ""),
         failed_layer=str(report.get("failed_layer") or ""),
@@ -147,11 +154,17 @@ def cells(row: Row) -> tuple[str, ...]:
         row.hostname,
         busy,
         row.tunnel_kind or row.tunnel_mode,
+        in_and_out(row.bytes_received, row.bytes_sent),
         "" if row.time_left is None else format_duration(row.time_left),
         "" if row.tasks_done is None else str(row.tasks_done),
         word,
     )
     return tuple(printable(" ".join(text.split())) or "-" for text in texts)
+
+
+def in_and_out(received: int | None, sent: int | None) -> str:
+    """Bytes each way for people; nothing where they are not known."""
+    return "" if received is None or sent is None else f"{format_bytes(received)}/{format_bytes(sent)}"
 
 
 def explanation(row: Row) -> list[str]:

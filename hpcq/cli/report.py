@@ -12,8 +12,9 @@ import msgspec
 from hpcq import journal
 from hpcq.batch.text import printable
 from hpcq.cli.common import choose_queue, json_option, name_option, print_json, print_table, verbose_option
+from hpcq.cli.pilot_rows import in_and_out
 from hpcq.report import Failure, Group, Report, summarize
-from hpcq.units import format_duration
+from hpcq.units import format_bytes, format_duration
 
 HOSTS = 20
 """Hosts that are listed: those with failures, then those that did most."""
@@ -58,7 +59,7 @@ def _cell(text: str | None) -> str:
 def _print(told: Report) -> None:
     for line in heading(told):
         click.echo(line)
-    heads = ("TASKS", "FAILED", "WAIT", "WALL", "LONGEST", "CPU", "MEMORY")
+    heads = ("TASKS", "FAILED", "WAIT", "WALL", "LONGEST", "CPU", "MEMORY", "IN/OUT")
     if told.kinds:
         click.echo()
         print_table(("KIND", *heads), map(_group_cells, told.kinds))
@@ -82,6 +83,8 @@ def heading(told: Report) -> list[str]:
     ]
     if told.used is not None:
         lines.append(f"cores   {told.core_hours:.2f} core hours, {100 * told.used:.0f} % of them used by tasks")
+    if told.sent is not None and told.received is not None:
+        lines.append(f"tunnels {format_bytes(told.received)} received, {format_bytes(told.sent)} sent")
     return lines
 
 
@@ -92,7 +95,8 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _group_cells(group: Group) -> tuple[str, ...]:
     times = ("-" if value is None else f"{value:.1f} s" for value in (group.wait, group.wall, group.longest))
     cpu = "-" if group.cpu is None else f"{100 * group.cpu:.0f} %"
-    return (_cell(group.name), str(group.tasks), str(group.failed), *times, cpu, f"{group.memory:.0f} MB")
+    carried = in_and_out(group.received, group.sent) or "-"
+    return (_cell(group.name), str(group.tasks), str(group.failed), *times, cpu, f"{group.memory:.0f} MB", carried)
 
 
 def _chosen(hosts: Sequence[Group]) -> list[Group]:

@@ -15,6 +15,7 @@ from hpcq.cli import autoscale
 from hpcq.cli.common import json_option, name_option, print_json, require_queue, verbose_option
 from hpcq.cli.pilot_rows import HEADS, cells, merge
 from hpcq.errors import HpcqError, QueueNotFoundError
+from hpcq.units import format_bytes
 
 REFRESH = 1.0
 """Seconds between two looks of ``--watch``."""
@@ -98,6 +99,9 @@ def lines(look: Look) -> list[str]:
         f"pilots  {states}",
         f"cores   {answer['cores_busy']} of {answer['cores']} busy",
     ]
+    if answer.get("bytes_received") is not None:
+        received, sent = format_bytes(answer["bytes_received"]), format_bytes(answer["bytes_sent"])
+        told.append(f"tunnels {received} received, {sent} sent")
     if look.autoscale["active"]:
         told.append(f"scaling {autoscale.lines(look.autoscale)[0].removeprefix('state').strip()}")
     return told

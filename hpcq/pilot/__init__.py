@@ -8,5 +8,6 @@
 - `pool`: the runner processes and their sockets, performing what `core` orders; `rest`: when these are read;
 - `runner`: the interpreter that executes tasks one after the other, inside the tunnel's namespace; `commands`
   (with `shells`), `forks` (both `children`), `forkhooks`, `guard`: what keeps tasks apart, `usage`: what they used;
-- `sampler`: what long tasks use, seen from outside; `host`: which CPUs and GPUs are the pilot's own.
+- `sampler`: what long tasks use, seen from outside;
+  `traffic` (with `sockdiag`, `account`): their bytes in the tunnel; `host`: which CPUs and GPUs are the pilot's own.
 """

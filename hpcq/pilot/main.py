@@ -38,6 +38,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ from hpcq.pilot.pool import Pool
 from hpcq.pilot.reports import Reports
 from hpcq.pilot.scratch import scratch_directory
 from hpcq.pilot.staging import Staging
+from hpcq.pilot.traffic import Counting, Place
 from hpcq.pilot.tunnel import Tunnel
 from hpcq.versions import versions
 from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, gateway_names, open_session
@@ -98,6 +100,8 @@ class Pilot:
         self._staging: Staging | None = None
         self._parcels: Parcels | None = None
         self._reports = Reports(self._link, self._core, self._tunnel.judge)
+        self._counting = Counting(self._places, self._report_counted, self._link.send)
+        self._tunnel.on_made = self._counting.watch
         self._down: m.TunnelDown | None = None
 
     async def live(self) -> int:
@@ -128,6 +132,7 @@ class Pilot:
     async def _serve(self, stack: AsyncExitStack) -> End:
         try:
             await self._link.connect(self._options.manager_timeout)
+            stack.push_async_callback(self._counting.close)
             stack.push_async_callback(self._tunnel.close)
             await self._tunnel.open()
         except TunnelError as error:
@@ -138,6 +143,7 @@ class Pilot:
         hold = Hold(Shelf((self._options.memory << 20) // MEMORY_SHARE, self._scratch, described=True))
         spawners = await self._spawners(stack)
         self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, self._fault, hold)
+        self._pool.counting = self._counting
         stack.push_async_callback(self._pool.close)
         self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._reports.add)
         stack.push_async_callback(self._parcels.close)
@@ -163,6 +169,7 @@ class Pilot:
             log.warning("the manager is gone (%s); waiting for it", self._link.lost_because)
             self._pool.tell(self._core.abandon, "the manager is gone")
             await self._pool.idle.wait()
+            self._counting.finish()
             await self._drop_files()
             self._reports.drop()
             self._core.draining = False
@@ -181,6 +188,7 @@ class Pilot:
             self._link.send(self._down)
         if held:
             self._link.send(m.Holding(held))
+        self._counting.present()
 
     # --- start ---
 
@@ -235,8 +243,9 @@ class Pilot:
         self._ready.data_addresses, self._ready.data_port = own_addresses(), await contents.serve()
         tunnel = self._tunnel
         staging = Staging(
-            self._scratch, contents, tunnel.spawn, tunnel.judge, self._run_staged, self._report_staged, pool.sandboxes
-        )
+            self._scratch, contents, partial(self._counting.run_errand, tunnel.spawn), tunnel.judge, self._run_staged,
+            self._report_staged, pool.sandboxes,
+        )  # fmt: skip
         stack.push_async_callback(staging.abandon)
         return staging
 
@@ -368,8 +377,15 @@ class Pilot:
             tasks = apart.withdraw(tasks, cancel) if apart else tasks
         return tasks
 
+    def _places(self) -> list[Place]:
+        return self._pool.places() if self._pool is not None else []
+
     def _report(self, report: Report) -> None:
-        """What became of tasks in the core; those with outputs are told when these have been collected."""
+        """What became of tasks in the core; those whose bytes are to be counted are told when they are."""
+        self._report_counted(self._counting.ended(report))
+
+    def _report_counted(self, report: Report) -> None:
+        """Tasks with outputs are told when these have been collected."""
         if self._staging:
             report = self._staging.ended(report)
         self._report_staged(report)
@@ -388,6 +404,7 @@ class Pilot:
             self._link.send(m.Draining(end.reason))
         if self._pool is not None:
             await self._drain(self._pool, end)
+        self._counting.finish()
         self._reports.finish()
         self._link.send(m.Goodbye(end.reason))
         await self._link.close(end.reason)
@@ -405,12 +422,14 @@ class Pilot:
         if not idle.done():
             pool.tell(self._core.abandon, f"its pilot ended: {end.reason}")
             await pool.idle.wait()
+            self._counting.finish()
             await self._drop_files()
         for waiting in (hurried, idle, gone):
             waiting.cancel()
 
     async def _all_done(self, pool: Pool) -> None:
         await pool.idle.wait()
+        await self._counting.settle()
         if self._staging:
             await self._staging.idle.wait()
         if self._parcels:

@@ -29,12 +29,13 @@ from hpcq.pilot.core import Core
 from hpcq.pilot.deaths import NEWS_TIMEOUT
 from hpcq.pilot.hold import Hold
 from hpcq.pilot.host import task_environment
-from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Kind, Pin, Recall, Report, Start
+from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Kind, LaneState, Pin, Recall, Report, Start
 from hpcq.pilot.process import Runner, Spawn
 from hpcq.pilot.processes import kill_descendants, kill_session, kill_tree, pin_tree
 from hpcq.pilot.rest import Readers
 from hpcq.pilot.runner import FromRunner, Held, Ready
 from hpcq.pilot.sampler import YOUNG, Sampler, Target
+from hpcq.pilot.traffic import Counting, Place
 from hpcq.pilot.usage import NOTHING_USED
 
 log = logging.getLogger("hpcq.pilot")
@@ -71,6 +72,7 @@ class Pool:
         self._fault = fault
         self._faulty = False
         self.on_death: Callable[[], None] = lambda: None
+        self.counting: Counting | None = None
         self.job_ends = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._runners: dict[int, Runner] = {}
@@ -197,10 +199,13 @@ class Pool:
         head = self._core.head(runner.lane)
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)
+        if head is not None and head.id not in unread:
+            self._count(runner, head.id, self._loop.time() - self._core.lanes[runner.lane].head_since)
         self.tell(self._core.dead, runner.lane, status, written, unread=unread, used=used)
 
     async def _process(self, runner: Runner, command: Start) -> int:
         kind = command.kind
+        runner.inside = kind.network != "host"
         share = self._core.memory / self._core.cores
         far = (runner.tasks_far.fileno(), runner.results_far.fileno())
         with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - /dev/null does not block
@@ -266,7 +271,13 @@ class Pool:
         if seen is not NOTHING_USED:
             result.memory = max(result.memory, seen.memory)
             result.disk = max(result.disk, seen.disk)
+        self._count(runner, result.id, result.seconds)
         return result
+
+    def _count(self, runner: Runner, task: int, seconds: float) -> None:
+        """A task has ended: its bytes may have to be counted first."""
+        if runner.inside and self.counting is not None and self.counting.active:
+            self.counting.ending(runner.lane, task, seconds)
 
     # --- what tasks use ---
 
@@ -281,6 +292,16 @@ class Pool:
                 held, spent = (runner.held, runner.spent) if warm else (0.0, 0.0)
                 targets.append(Target(lane.number, task, runner.process.pid, str(runner.directory), held, spent))
         return targets
+
+    def places(self) -> list[Place]:
+        """The runners inside the tunnel, and their tasks."""
+        found = []
+        for runner in self._runners.values():
+            lane = self._core.lanes.get(runner.lane)
+            if runner.inside and runner.process is not None and lane is not None:
+                task = lane.tasks[0].id if lane.tasks and lane.state is LaneState.WARM else 0
+                found.append(Place(lane.number, task, lane.head_since, runner.process.pid))
+        return found
 
     def _exceeded(self, target: Target, why: str) -> None:
         self.tell(self._core.exceeded, target.lane, target.task.id, why)

@@ -40,6 +40,7 @@ class Runner:
         self.known: set[bytes] = set()
         self.unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.killed = False
+        self.inside = False
         self.cpus: tuple[int, ...] = ()
         self.held = 0.0
         self.spent = 0.0

@@ -101,7 +101,8 @@ class Tunnel:
     """The way of tasks to the outside. ``credential`` gets one for each attempt (None where the mode needs none), and
     ``given_back`` hears of each whose session is closed. ``on_down(error, inside)`` and ``on_up(session)`` are called
     when it breaks (``inside``: whether processes in it live on, and new ones can start) and when it is back;
-    ``on_given_up(error)`` when it was not back after ``patience`` seconds. ``gateways``: how many there are.
+    ``on_given_up(error)`` when it was not back after ``patience`` seconds. ``on_made(session, stack)`` is waited for
+    with each new session, before anything runs in it; ``stack`` unwinds when it ends. ``gateways``: how many there are.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Tunnel:
         self.on_down: Callable[[TunnelError, bool], None] = lambda _error, _inside: None
         self.on_up: Callable[[Session], None] = lambda _session: None
         self.on_given_up: Callable[[TunnelError], None] = lambda _error: None
+        self.on_made: Callable[[Session, AsyncExitStack], Awaitable[None]] | None = None
 
     @property
     def session(self) -> Session:
@@ -223,6 +225,8 @@ class Tunnel:
             config = TunnelConfig(self._mode, credential, reconnect_timeout=patience, cvmfs=self._cvmfs)
             session = await stack.enter_async_context(open_session(config))
             await self._prove(session)
+            if self.on_made is not None:
+                await self.on_made(session, stack)
             return Generation(session, stack.pop_all())
 
     async def _prove(self, session: Session, timeout: float = PROVE_TIMEOUT) -> None:

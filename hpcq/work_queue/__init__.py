@@ -44,8 +44,8 @@ name                                            here
 ``exhausted_attempts``, ``app_delay``,          refused: not measured for each task
 ``send_input_…``, ``receive_output_…``,
 ``total_bytes_…``, ``total_transfer_time``
-``resources_measured, _requested, _allocated``, ``memory disk cpu_time wall_time cores_avg start end``; other fields
-``limits_exceeded``                             are refused
+``resources_measured, _requested, _allocated``, ``memory disk cpu_time wall_time cores_avg start end``, and
+``limits_exceeded``                             ``bytes_received bytes_sent`` (MB) if counted; others refused
 ``WorkQueue(port, name, shutdown, debug_log)``  as there; a range of ports too; ``ssl=True`` is always so; a key of
                                                 your own, ``stats_log``, ``transactions_log`` and the status display
                                                 are refused. ``hpcq_queue`` is the `hpcq.Queue` below

@@ -165,9 +165,10 @@ class Task(Specified):
             return None
         start, wall = self._time("started_at"), used["wall"]
         average = used["cpu"] / wall if wall > 0 else 0.0
+        carried = {f"bytes_{name}": used[name] / 2**20 for name in ("sent", "received") if name in used}
         return Resources(
             start=start, end=start + int(wall * 1e6), wall_time=wall, cpu_time=used["cpu"], cores_avg=average,
-            memory=used["memory"], disk=used["disk"],
+            memory=used["memory"], disk=used["disk"], **carried,
         )  # fmt: skip
 
     @property

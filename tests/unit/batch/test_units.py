@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hpcq.errors import UsageError
 from hpcq.units import (
     MAX_DURATION_S,
+    format_bytes,
     format_duration,
     format_slurm_time,
     parse_duration,
@@ -127,3 +128,18 @@ def test_anything_is_a_number_or_a_usage_error(value):
         except UsageError:
             continue
         assert result >= 0
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (3 * 10**21, "3000.0 EB"),
+    ],
+)
+def test_bytes_for_people(count, shown):
+    assert format_bytes(count) == shown

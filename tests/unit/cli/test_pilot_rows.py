@@ -34,13 +34,19 @@ def row(state: JobState, pilots, *, reported=False, **status):
 
 def test_a_pilot_at_work():
     found = row(JobState.RUNNING, [READY], hosts="n1")
-    assert cells(found) == ("4711_0", "ready", "-", "n1", "3/16", "relay", "-", "7", "-")
+    assert cells(found) == ("4711_0", "ready", "-", "n1", "3/16", "relay", "-", "-", "7", "-")
     assert len(cells(found)) == len(HEADS)
 
 
 def test_a_waiting_job():
     found = row(JobState.PENDING, [], reason="Priority")
-    assert cells(found) == ("4711_0", "pending", "Priority", "-", "-", "-", "-", "-", "-")
+    assert cells(found) == ("4711_0", "pending", "Priority", "-", "-", "-", "-", "-", "-", "-")
+
+
+def test_what_its_tunnel_has_carried():
+    found = row(JobState.RUNNING, [READY | {"bytes_sent": 999, "bytes_received": 2_345_000, "bytes_unattributed": 0}])
+    assert cells(found)[HEADS.index("IN/OUT")] == "2.3 MB/999 B"
+    assert (found.bytes_sent, found.bytes_received, found.bytes_unattributed) == (999, 2_345_000, 0)
 
 
 @pytest.mark.parametrize(

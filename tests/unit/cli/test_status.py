@@ -25,6 +25,8 @@ def test_lines():
         "pilots  2 ready",
         "cores   4 of 16 busy",
     ]
+    counted = STATUS | {"bytes_received": 1_200_000_000, "bytes_sent": 0}
+    assert lines(Look(counted, [], {"active": False}))[4] == "tunnels 1.2 GB received, 0 B sent"
     told = lines(Look(STATUS, [], SCALING, 12.345))
     assert told[1].endswith("5 success (12.3 /s)")
     assert told[4] == "scaling paused: no; `hpcq autoscale set` resumes it (slurm)"
@@ -38,5 +40,5 @@ def test_who_is_listed_first():
     ]
     rows = listed(pilots, 40.0)
     assert [row[0] for row in rows] == ["3", "2", "1"]
-    assert rows[1] == ("2", "ready", "-", "-", "1/4", "-", "0:01:00", "7", "-")
+    assert rows[1] == ("2", "ready", "-", "-", "1/4", "-", "-", "0:01:00", "7", "-")
     assert len(listed(pilots * 100, 0.0)) == ROWS

@@ -67,6 +67,39 @@ def test_each_program_is_a_run_of_its_own_and_one_that_was_killed_has_no_end(pat
         journal.read(path, 9)
 
 
+OLD = """
+create table runs (
+    id integer primary key, began real, seen real, ended real, hostname text, pid integer, submitted integer);
+create table tasks (
+    run integer, id integer, kind text, tag text, outcome text, attempts integer, pilot text, hostname text,
+    cores integer, submitted real, started real, finished real, cpu real, memory real, disk real,
+    exit_code integer, message text);
+create table pilots (
+    run integer, name text, batch text, job text, hostname text, cores integer, came real, seen real, state text,
+    tunnel text, tasks integer, message text, primary key (run, name)) without rowid;
+insert into runs values (1, 1, 2, 3, 'h', 9, 1);
+insert into tasks values (1, 4, 'sort', null, 'success', 1, 'p', 'h', 1, 1, 1, 2, 0, 0, 0, 0, '');
+insert into pilots values (1, 'p', 'slurm', '7', 'h', 4, 1, 2, 'gone', 'relay', 1, '');
+pragma user_version = 1;
+"""
+
+
+def test_a_journal_from_before_bytes_were_counted_is_read_and_written_on(path):
+    with sqlite3.connect(path) as database:
+        database.executescript(OLD)
+    before = journal.read(path)
+    assert (before.tasks[0].id, before.tasks[0].received, before.pilots[0].sent) == (4, None, None)
+    views = [msgspec.structs.replace(PILOT, bytes_sent=5, bytes_received=6)]
+    book = Journal(path, lambda: views, lambda: 1)
+    book.finished([ended(1, sent=7, received=8)])
+    book.close()
+    assert [(row.id, row.sent, row.received) for row in journal.read(path).tasks] == [(1, 7, 8)]
+    assert [(row.name, row.sent, row.received) for row in journal.read(path).pilots] == [("p1", 5, 6)]
+    assert journal.read(path, 1).tasks == before.tasks
+    told = summarize(journal.read(path))
+    assert (told.sent, told.received, told.kinds[0].received, summarize(before).sent) == (5, 6, 8, None)
+
+
 def test_the_last_word_of_a_pilot_counts_and_its_end_does_not_move(path):
     views = [PILOT]
     book = Journal(path, lambda: views, lambda: 0)
@@ -197,7 +230,8 @@ def test_the_command(path, tmp_path, monkeypatch, capsys):
     where = journal.default_path("ana")
     where.parent.mkdir(parents=True)
     book = Journal(where, lambda: [PILOT], lambda: 2)
-    book.finished([ended(1), ended(2, Outcome.EXCEPTION, message="ValueError: \x1b[31mred", tag="x")])
+    failed = ended(2, Outcome.EXCEPTION, message="ValueError: \x1b[31mred", tag="x", sent=10, received=2000)
+    book.finished([ended(1), failed])
     book.close()
 
     def typed(line):
@@ -209,7 +243,7 @@ def test_the_command(path, tmp_path, monkeypatch, capsys):
     lines = told.out.splitlines()
     assert lines[1].startswith("tasks   2 of 2 ended: 1 success, 1 exception; 0 ran more than once;")
     assert "  1 exception: ValueError: \ufffd[31mred on n1; one is task 2 with tag x" in lines
-    assert ["sort", "2", "1", "1.0", "s", "2.0", "s", "2.0", "s", "75", "%", "0", "MB"] in [
+    assert ["sort", "2", "1", "1.0", "s", "2.0", "s", "2.0", "s", "75", "%", "0", "MB", "2.0", "kB/10", "B"] in [
         line.split() for line in lines
     ]
     assert json.loads(typed("report --json")[1].out)["outcomes"] == {"success": 1, "exception": 1}

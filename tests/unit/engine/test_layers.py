@@ -201,7 +201,7 @@ def test_the_relay_knows_nothing_of_gateways_and_modes():
     assert not {name for name in found if name.startswith(("vpn.gateway", "vpn.modes", "vpn.session"))}
 
 
-@pytest.mark.parametrize("name", ["core", "choice", "lanes", "doom", "durations"])
+@pytest.mark.parametrize("name", ["core", "choice", "lanes", "doom", "durations", "account"])
 def test_the_core_of_the_pilot_is_pure(name):
     assert not imports(ROOT / f"hpcq/pilot/{name}.py") & (NO_IO - {"signal"})  # names of signals, for messages
     assert "hpcq.scheduler" not in imports(ROOT / f"hpcq/pilot/{name}.py")
