@@ -181,9 +181,10 @@ class Table:
 def _guess(one: Known, span: Span | None) -> int | None:
     """Settle whose a connection is that no process has any more, ``span`` if anybody's; its task.
 
-    One that was seen before was looked for, and not found with a task.
+    One that was looked for twice, and had a process the first time at least, was not found with a task; one that was
+    looked for once may have been closed between the kernel's answer and the look at processes.
     """
-    if one.tries:
+    if one.tries > 1:
         one.owner = NOBODY
     elif span is None:
         one.owner = MISSED

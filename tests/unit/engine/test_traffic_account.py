@@ -184,10 +184,23 @@ def test_a_connection_that_no_task_has_is_nobodys_even_when_one_is_alone():
     for _ in range(TRIES):
         story.look([flow(1, 5, 50)])
     story.look(ended=[gone(1, 6, 60)])
-    story.look([flow(2, 5, 50)])
+    for _ in range(2):
+        story.look([flow(2, 5, 50)])
     story.look(ended=[gone(2, 6, 60)])
     assert story.account.take(10) == Traffic(0, 0)
     assert (story.account.total, story.account.unattributed, story.account.missed) == (Traffic(12, 120), 132, 0)
+
+
+def test_a_connection_that_was_closed_while_its_process_was_looked_for_is_as_one_never_seen():
+    story = Story()
+    story.spans = [Span(10, 1, 0.0)]
+    story.look([flow(1, 5, 50)])
+    story.look(ended=[gone(1, 6, 60)])
+    assert story.account.take(10) == Traffic(6, 60)
+    story.look([flow(2, 5, 50)])
+    story.spans = []
+    story.look(ended=[gone(2, 6, 60)])
+    assert story.account.missed == 66
 
 
 def test_a_connection_that_is_kept_counts_for_the_next_task_from_there_on():
