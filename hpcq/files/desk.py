@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hpcq import messages as m
-from hpcq.files import digests, pack, sources
+from hpcq.files import digests, pack, sources, threads
 from hpcq.files.digests import Content, Digests
 from hpcq.files.holders import Holders
 from hpcq.files.landing import Landing
@@ -217,8 +217,10 @@ class Desk:
             case.digests.append(content.digest)
             self._origins.setdefault(content.digest, {})[number] = origin
 
-    async def _thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.workers, function, *args)
+    async def _thread(
+        self, function: Callable[..., Any], *args: Any, undo: Callable[[Any], object] | None = None
+    ) -> Any:
+        return await threads.call(self.workers, function, *args, undo=undo)
 
     # --- tasks go out ---
 
@@ -310,7 +312,7 @@ class Desk:
         destination = None if case is None else case.plan.outputs.get(name)
         if not isinstance(destination, str) or kind not in ("file", "dir"):
             raise OSError(f"task {number} has no output {name!r}")
-        landing = await self._thread(Landing, destination, kind, executable)
+        landing = await self._thread(Landing, destination, kind, executable, undo=Landing.drop)
         assert isinstance(landing, Landing)
         before = self._landings.setdefault((number, pilot), {}).pop(name, None)
         if before is not None:

@@ -20,7 +20,7 @@ from hpcq import connection as conn
 from hpcq import messages as m
 from hpcq.door import listener
 from hpcq.errors import HpcqError, ProtocolError
-from hpcq.files import digests, wire
+from hpcq.files import digests, threads, wire
 from hpcq.files.cache import Cache
 from hpcq.files.pack import CHUNK
 from hpcq.pilot.link import ManagerLink
@@ -60,9 +60,9 @@ class Contents:
         self._server: asyncio.Server | None = None
         self._giving = asyncio.Semaphore(GIVING)
 
-    async def thread(self, function: Callable[..., T], *args: object) -> T:
-        """A blocking call."""
-        return await asyncio.get_running_loop().run_in_executor(self.workers, function, *args)
+    async def thread(self, function: Callable[..., T], *args: object, undo: Callable[[T], object] | None = None) -> T:
+        """A blocking call; see `threads.call`."""
+        return await threads.call(self.workers, function, *args, undo=undo)
 
     # --- getting ---
 
@@ -83,11 +83,11 @@ class Contents:
         ``grows``: its size is not known beforehand.
         """
         wanted = None if grows else size
-        found = await self.thread(self.cache.open, key, wanted)
+        found = await self.thread(self.cache.open, key, wanted, undo=_close)
         if found is not None:
             return found
         async with self._alone(key):
-            found = await self.thread(self.cache.open, key, wanted)
+            found = await self.thread(self.cache.open, key, wanted, undo=_close)
             if found is None:
                 found = await self._new(key, size, fetch, grows)
         self.announce([key])
@@ -295,7 +295,7 @@ class Contents:
             channel.close()
 
     async def _give(self, channel: wire.Channel, request: wire.Fetch) -> None:
-        descriptor = await self.thread(self.cache.open, request.digest)
+        descriptor = await self.thread(self.cache.open, request.digest, undo=_close)
         if descriptor is None:
             await channel.send(wire.Nowhere("not here any more"))
         else:
@@ -321,6 +321,11 @@ class Contents:
             self._server.close()
         self.cache.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _write(descriptor: int, chunks: Iterator[bytes], kind: str, executable: bool) -> digests.Content:

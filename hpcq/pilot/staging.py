@@ -227,13 +227,12 @@ class Staging(Errands[Staged]):
         kept: list[m.KeptFile] = []
         try:
             async with self._collected:
-                opened = await self.contents.thread(_open_all, job)
+                opened = await self.contents.thread(_open_all, job, undo=_close_all)
                 try:
                     for spec, output in zip(job.files.outputs, opened, strict=True):
                         await self._output(job, spec, output, kept)
                 finally:
-                    for output in opened:
-                        os.close(output.descriptor)
+                    _close_all(opened)
         except (collect.OutputError, FilesError) as error:
             self.end(job.number, Outcome.FILES, str(error))
             return
@@ -265,10 +264,14 @@ def _open_all(job: Staged) -> list[collect.Output]:
         for spec in job.files.outputs:
             opened.append(collect.open_output(str(job.sandbox), spec.name))
     except BaseException:
-        for output in opened:
-            os.close(output.descriptor)
+        _close_all(opened)
         raise
     return opened
+
+
+def _close_all(opened: list[collect.Output]) -> None:
+    for output in opened:
+        os.close(output.descriptor)
 
 
 async def _finished(process: Any, timeout: float) -> None:
