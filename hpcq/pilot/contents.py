@@ -75,7 +75,22 @@ class Contents:
             DataError: it could not be transferred.
             OSError: it cannot be written here.
         """
-        return await self.once(digest, size, lambda part: self.fetch(digest, size, task, part))
+        try:
+            return await self.once(digest, size, lambda part: self._fetch(digest, size, task, part))
+        except BaseException:
+            self._missed(digest)
+            raise
+
+    async def fetch(self, digest: bytes, size: int, task: int, descriptor: int) -> None:
+        """Write a content to an empty file, verified, past the cache; raises as `obtain`."""
+        try:
+            await self._fetch(digest, size, task, descriptor)
+        finally:
+            self._missed(digest)
+
+    def _missed(self, digest: bytes) -> None:
+        """Others are not to wait for us: we do not have it, or not to give it."""
+        self._link.send(m.Holding([], [digest]))
 
     async def once(self, key: bytes, size: int, fetch: Callable[[int], Awaitable[None]], grows: bool = False) -> int:
         """The cached content ``key``, which ``fetch`` writes to a descriptor if it is not here yet.
@@ -118,8 +133,7 @@ class Contents:
         finally:
             self.cache.drop_part(descriptor, part)
 
-    async def fetch(self, digest: bytes, size: int, task: int, descriptor: int) -> None:
-        """Write a content to an empty file, verified; raises as `obtain`."""
+    async def _fetch(self, digest: bytes, size: int, task: int, descriptor: int) -> None:
         avoid: set[str] = set()
         failures = 0
         while True:
