@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from hpcq import connection as conn
 from hpcq import messages as m
-from hpcq.door import listener
+from hpcq.door import Door, listener
 from hpcq.errors import HpcqError, ProtocolError
 from hpcq.files import digests, threads, wire
 from hpcq.files.cache import Cache
@@ -57,7 +57,7 @@ class Contents:
         self.workers = ThreadPoolExecutor(8, "hpcq-files")
         self._idle: list[wire.Channel] = []
         self._fetching: dict[bytes, asyncio.Lock] = {}
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         self._giving = asyncio.Semaphore(GIVING)
 
     async def thread(self, function: Callable[..., T], *args: object, undo: Callable[[T], object] | None = None) -> T:
@@ -285,11 +285,11 @@ class Contents:
         """Listen for other pilots; returns the port."""
         info = self._link.info
         assert info is not None
-        tls = conn.peer_tls(info)
-        self._server = await asyncio.start_server(self._on_peer, sock=listener(None, 0), ssl=tls, limit=CHUNK)
-        port = self._server.sockets[0].getsockname()[1]
-        assert isinstance(port, int)
-        return port
+        self._door = Door(listener(None, 0), conn.peer_tls(info), self._stream)
+        return self._door.port
+
+    def _stream(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(CHUNK), self._on_peer)
 
     async def _on_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = wire.Channel(reader, writer, self.workers, "another pilot")
@@ -331,8 +331,8 @@ class Contents:
     async def close(self) -> None:
         """Stop listening, let go of what was kept."""
         self.hang_up()
-        if self._server is not None:
-            self._server.close()
+        if self._door is not None:
+            await self._door.close()
         self.cache.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
 
