@@ -1,6 +1,6 @@
 """The runner: executes tasks one after the other until its pilot hangs up.
 
-``python -m hpcq.pilot.run TASK_FD RESULT_FD ISOLATION SHARE``. What of an earlier task the next one finds:
+``python -m hpcq.pilot.run TASK_FD RESULT_FD ISOLATION SHARE FILES``. What of an earlier task the next one finds:
 
 - ``warm``: the interpreter as it was left; replaced when it holds too much memory (half of what the task had asked
   for, or SHARE MB a core) or the task called `hpcq.recycle`; it then ends between two tasks, the pilot starts another;
@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -330,7 +331,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     become_reaper()
     tasks, results = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    isolation, share = sys.argv[3], float(sys.argv[4])
+    isolation, share, files = sys.argv[3], float(sys.argv[4]), int(sys.argv[5])
+    if files > 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     for channel in (tasks, results):
         channel.set_inheritable(False)
     sys.argv = ["hpcq-runner"]
