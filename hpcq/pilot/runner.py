@@ -269,9 +269,12 @@ class Runner:
     def _clear(self, changed: int) -> None:
         """Remove what is there. As long as the directory is not ``changed`` any more it need not be listed: a look at
         its time costs a fifth of that. Times may be coarse, so one that is quite new proves nothing."""
+        if os.stat(self._home).st_mode & 0o7777 != 0o700:  # noqa: PTH116 - so that it can be emptied, and written to
+            os.chmod(self._home, 0o700)  # noqa: PTH101
         left = os.listdir(self._home)  # noqa: PTH208
         for name in left:
-            self._disk += remove(f"{self._home}/{name}")
+            with contextlib.suppress(OSError):
+                self._disk += remove(f"{self._home}/{name}")
         settled = not left and time.time_ns() - changed > SETTLED_NS
         self._empty_since = changed if settled else 0
 
