@@ -417,7 +417,12 @@ class Manager:
         """Run a coroutine beside everything else, in the manager's thread; it is waited for at the end."""
         task = self._loop.create_task(work(*args))
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._spawned_is_over)
+
+    def _spawned_is_over(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the manager of queue %s failed at something beside", self.name, exc_info=error)
 
     # --- what clients and the user ask ---
 

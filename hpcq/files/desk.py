@@ -169,6 +169,11 @@ class Desk:
             if number in self._held:
                 self._give_up(number, str(error))
             return
+        except Exception as error:  # a fault of ours: nobody waits for ever
+            log.exception("the inputs of task %d", number)
+            if number in self._held:
+                self._give_up(number, f"its inputs could not be prepared: {type(error).__name__}: {error}")
+            return
         if number not in self._held:
             return  # cancelled meanwhile
         self._held.discard(number)
@@ -337,9 +342,12 @@ class Desk:
             if missing:
                 raise OSError(f"output {missing[0]!r} did not arrive")
             await self._thread(_commit, [landings[name] for name in wanted])
-        except OSError as error:
+        except Exception as error:
             await self._drop(landings.values())
-            return files_result(result, describe(error))
+            if isinstance(error, OSError):
+                return files_result(result, describe(error))
+            log.exception("the outputs of task %d", result.id)  # a fault of ours: nobody waits for ever
+            return files_result(result, f"its outputs could not be stored: {type(error).__name__}: {error}")
         self.keep(result)
         return result
 
