@@ -21,6 +21,9 @@ log = logging.getLogger("hpcq.files")
 STREAMS = 8
 PARK = 15.0
 
+IDLE = 60.0
+"""Seconds a connection is kept that nothing comes on: each takes an open file, of which a thousand pilots need many."""
+
 FAREWELL = 30.0
 """Seconds in which what is being written to a disk has to be there, at the end."""
 
@@ -51,7 +54,7 @@ class Counter:
         try:
             with contextlib.suppress(wire.DataError):  # it hung up: what it wanted it will ask for again
                 while True:
-                    request = await channel.receive(wire.Request, None)
+                    request = await channel.receive(wire.Request, IDLE)
                     if isinstance(request, wire.Fetch):
                         await self._fetch(channel, pilot, request)
                     else:

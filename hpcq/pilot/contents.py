@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -35,6 +36,10 @@ ANSWER_TIMEOUT = 600.0
 """Seconds the other side may take to answer while it is busy with others."""
 
 IDLE_CHANNELS = 4
+KEPT = 30.0
+"""Seconds after which an unused connection to the manager is not used again: whatever is on the way may have dropped
+it without a word. The manager hangs up somewhat later (`hpcq.files.counter.IDLE`)."""
+
 GIVING = 8
 
 
@@ -55,7 +60,7 @@ class Contents:
         self._link = link
         self.announce = announce
         self.workers = ThreadPoolExecutor(8, "hpcq-files")
-        self._idle: list[wire.Channel] = []
+        self._idle: list[tuple[wire.Channel, float]] = []
         self._fetching: dict[bytes, asyncio.Lock] = {}
         self._door: Door | None = None
         self._giving = asyncio.Semaphore(GIVING)
@@ -194,16 +199,23 @@ class Contents:
 
     @contextlib.asynccontextmanager
     async def _to_manager(self) -> AsyncIterator[wire.Channel]:
-        channel = self._idle.pop() if self._idle else await self._connect()
+        channel = self._kept() or await self._connect()
         try:
             yield channel
         except BaseException:
             channel.close()
             raise
         if len(self._idle) < IDLE_CHANNELS:
-            self._idle.append(channel)
+            self._idle.append((channel, time.monotonic()))
         else:
             channel.close()
+
+    def _kept(self) -> wire.Channel | None:
+        """The connection last used, if that is not long ago; then all others are older still."""
+        if self._idle and time.monotonic() - self._idle[-1][1] < KEPT:
+            return self._idle.pop()[0]
+        self.hang_up()
+        return None
 
     async def _connect(self) -> wire.Channel:
         info = self._link.info
@@ -326,7 +338,7 @@ class Contents:
     def hang_up(self) -> None:
         """The manager is gone."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[0].close()
 
     async def close(self) -> None:
         """Stop listening, let go of what was kept."""
