@@ -33,6 +33,7 @@ from hpcq.pilot.contents import Contents, LostError
 from hpcq.pilot.errands import Errands, Job, Phase
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.processes import kill_tree
+from hpcq.pilot.scratch import remove_tree
 from vpn import TunnelError
 
 STAGED_AT_ONCE = 8
@@ -124,7 +125,7 @@ class Staging(Errands[Staged]):
     async def _remove(self, job: Staged) -> None:
         if job.activity is not None and not job.activity.done():
             await asyncio.wait({job.activity})
-        await asyncio.to_thread(sandbox.remove_tree, job.sandbox)
+        await asyncio.to_thread(remove_tree, job.sandbox)
 
     def hang_up(self) -> None:
         """Connections for contents are of no more use."""
