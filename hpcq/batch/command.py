@@ -94,16 +94,19 @@ class CommandRunner:
         """
         environment = {name: value for name, value in os.environ.items() if keep_variable(name)}
         environment["LC_ALL"] = "C"
-        with tempfile.TemporaryFile() as source:
-            # A file, not a pipe: a command that never reads it cannot make us wait.
-            source.write(stdin.encode())
-            source.seek(0)
-            process = self._start(argv, environment, source)
-            try:
-                stdout, stderr = self._collect(argv[0], process)
-            finally:
-                _kill_session(process)
-                _close_outputs(process)
+        try:
+            with tempfile.TemporaryFile() as source:
+                # A file, not a pipe: a command that never reads it cannot make us wait.
+                source.write(stdin.encode())
+                source.seek(0)
+                process = self._start(argv, environment, source)
+                try:
+                    stdout, stderr = self._collect(argv[0], process)
+                finally:
+                    _kill_session(process)
+                    _close_outputs(process)
+        except OSError as error:  # no descriptor left, or the disk of temporary files is full
+            raise BatchError(f"{argv[0]} cannot be run on {socket.gethostname()}: {error}") from error
         return CommandResult(tuple(argv), process.returncode, stdout, stderr)
 
     def _start(self, argv: Sequence[str], environment: dict[str, str], source: IO[bytes]) -> subprocess.Popen[bytes]:

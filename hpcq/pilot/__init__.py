@@ -9,5 +9,5 @@
 - `runner`: the interpreter that executes tasks one after the other, inside the tunnel's namespace; `commands`
   (with `shells`), `forks` (both `children`), `forkhooks`, `guard`: what keeps tasks apart, `usage`: what they used;
 - `sampler`: what long tasks use, seen from outside;
-  `traffic` (with `sockdiag`, `account`): their bytes in the tunnel; `host`: which CPUs and GPUs are the pilot's own.
+  `traffic` (with `watch`, `sockdiag`, `account`): their bytes; `host`: which CPUs and GPUs are the pilot's own.
 """

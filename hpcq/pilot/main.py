@@ -31,6 +31,7 @@ import contextlib
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -45,7 +46,7 @@ from typing import Any
 import msgspec
 
 from hpcq import messages as m
-from hpcq.addresses import own_addresses
+from hpcq.addresses import own_addresses, raise_descriptor_limit
 from hpcq.errors import AuthenticationError, HpcqError
 from hpcq.files.cache import Cache
 from hpcq.parcels import Shelf
@@ -62,8 +63,9 @@ from hpcq.pilot.pool import Pool
 from hpcq.pilot.reports import Reports
 from hpcq.pilot.scratch import scratch_directory
 from hpcq.pilot.staging import Staging
-from hpcq.pilot.traffic import Counting, Place
+from hpcq.pilot.traffic import Counting
 from hpcq.pilot.tunnel import Tunnel
+from hpcq.pilot.watch import Place
 from hpcq.versions import versions
 from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, gateway_names, open_session
 
@@ -82,6 +84,8 @@ class Pilot:
     def __init__(self, options: opts.Options, scratch: Path) -> None:
         self._options = options
         self._scratch = scratch
+        self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise_descriptor_limit()  # each runner takes six of ours; tasks have the limit that they would have without us
         self._loop = asyncio.get_running_loop()
         self._job = opts.job(os.environ)
         self._name = opts.pilot_name(options.batch, self._job)
@@ -142,7 +146,9 @@ class Pilot:
         self._ending.watch_walltime()
         hold = Hold(Shelf((self._options.memory << 20) // MEMORY_SHARE, self._scratch, described=True))
         spawners = await self._spawners(stack)
-        self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, self._fault, hold)
+        self._pool = Pool(
+            self._core, self._scratch, spawners, self._report, self._broken, self._fault, hold, files=self._file_limit
+        )
         self._pool.counting = self._counting
         stack.push_async_callback(self._pool.close)
         self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._reports.add)

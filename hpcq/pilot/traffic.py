@@ -37,27 +37,25 @@ import asyncio
 import contextlib
 import logging
 import math
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from hpcq import messages as m
-from hpcq.pilot import sockdiag
-from hpcq.pilot.account import Account, Span, Table
+from hpcq.pilot.account import Account, Span
 from hpcq.pilot.lanes import Report
-from hpcq.pilot.processes import descendants
-from hpcq.pilot.sockdiag import Flow
+from hpcq.pilot.watch import MANY_ENDS, Place, Watch
 from vpn import Session, TunnelError
 
 log = logging.getLogger("hpcq.pilot")
 
 INTERVAL = 1.0
 """Seconds between two looks, at most, while tasks run."""
+
+TICK = 0.5
+"""Seconds after which it is seen that tasks have begun, at most, while others are at work."""
 
 BRIEF = 0.1
 """Seconds a task must take to be looked at for its own sake."""
@@ -77,20 +75,8 @@ GRACE_SHARE, GRACE = 50, 0.02
 PATIENCE = 1.0
 """Seconds a result waits for the kernel's word on a connection that is gone; there is none when it was lost."""
 
-MANY_ENDS = 1000
-"""Connections ended while no task ran that are a reason to look."""
-
 REPORT = 2.0
 """Seconds between two reports of the pilot's totals."""
-
-
-class Place(NamedTuple):
-    """A runner inside the tunnel: its lane, its task (0: none) and since when, its first process."""
-
-    lane: int
-    task: int
-    since: float
-    pid: int
 
 
 class Held(msgspec.Struct):
@@ -100,64 +86,6 @@ class Held(msgspec.Struct):
     since: float
     due: float
     result: m.TaskResult | None = None
-
-
-class Seen(NamedTuple):
-    """What one look at a namespace found: its sockets, the lane of each inode that was looked for; CPU seconds."""
-
-    flows: list[Flow]
-    owners: dict[int, int]
-    cost: float
-
-
-class Watch:
-    """The connections of one session's namespace."""
-
-    def __init__(self, sockets: Sequence[socket.socket], account: Account) -> None:
-        self._sockets = sockets
-        self._told = sockets[1] if len(sockets) > 1 else None
-        self._lock = threading.Lock()
-        self._loop = asyncio.get_running_loop()
-        self.table = Table(account)
-        self.ended: list[tuple[float, Flow]] = []
-        self.closed = self._lossy = False
-        if self._told is not None:
-            self._loop.add_reader(self._told, self.listen)
-
-    def listen(self) -> None:
-        """Take what the kernel has told."""
-        if self._told is None or self.closed:
-            return
-        now = self._loop.time()
-        try:
-            self.ended.extend((now, flow) for flow in sockdiag.ends(self._told))
-        except OSError as error:
-            if not self._lossy:
-                log.warning("connections end faster than they can be counted, the bytes of some are lost: %s", error)
-            self._lossy = True
-
-    def look(self, places: Sequence[Place]) -> Seen:
-        """See what is there; in a thread, while nobody changes the table. Raises OSError."""
-        began = time.thread_time()
-        with self._lock:
-            flows = [] if self.closed else sockdiag.dump(self._sockets[0])
-        wanted = self.table.wanted(flows)
-        owners = sockdiag.owners(wanted, ((place.lane, _tree(place.pid)) for place in places)) if wanted else {}
-        return Seen(flows, owners, time.thread_time() - began)
-
-    def close(self) -> None:
-        """Let go of the namespace."""
-        if self._told is not None and not self.closed:
-            self._loop.remove_reader(self._told)
-        with self._lock:
-            self.closed = True
-            for one in self._sockets:
-                one.close()
-
-
-def _tree(pid: int) -> Iterator[int]:
-    yield pid
-    yield from descendants(pid)
 
 
 class Counting:
@@ -180,11 +108,12 @@ class Counting:
         self._held: dict[int, Held] = {}
         self._lanes: set[int] = set()
         self._errands = 0
-        self._others = False
+        self._others = self._counted = False
         self._looked = self._alert = self._told_at = -math.inf
         self._told: m.Traffic | None = None
         self._cost = 0.0
         self._pace = INTERVAL
+        self._asleep = False
         self._news = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -205,7 +134,7 @@ class Counting:
             return
         if not sockets:
             return
-        watch = Watch(sockets, self._account)
+        watch = Watch(sockets, self._account, self._news.set)
         stack.callback(self._forget, watch)
         try:
             await asyncio.to_thread(watch.look, [])
@@ -214,6 +143,7 @@ class Counting:
             watch.close()
             return
         self._watches.append(watch)
+        self._counted = True
         self._news.set()
 
     def _forget(self, watch: Watch) -> None:
@@ -226,6 +156,12 @@ class Counting:
             watch.table.look([], watch.ended, {}, self._heads(places), self._spans(places))
 
     # --- tasks ---
+
+    def stir(self) -> None:
+        """There is work."""
+        if self._asleep:
+            self._asleep = False
+            self._news.set()
 
     def ending(self, lane: int, task: int, seconds: float) -> None:
         """A task inside the tunnel has ended, after so long; its result comes to `ended` next."""
@@ -263,16 +199,23 @@ class Counting:
     async def _run(self) -> None:
         while True:
             places = self._places()
-            rest = self._due(places) - self._loop.time()
-            if rest <= 0:
+            due, now = self._due(places), self._loop.time()
+            if due <= now:
                 await self._look(places)
                 self._looked = self._loop.time()
             else:
                 self._news.clear()
+                self._asleep = due == math.inf
+                until = self._told_at + REPORT if self._asleep else min(due, self._next_long(places), now + TICK)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(rest, BRIEF) if self._watches else None):
+                    async with asyncio.timeout_at(until if not self._asleep or self._totals() != self._told else None):
                         await self._news.wait()
             self._report()
+
+    def _next_long(self, places: Sequence[Place]) -> float:
+        """When the next task will be long enough to be looked at."""
+        begun = self._account.has_begun
+        return min((one.since + BRIEF for one in places if one.task and not begun(one.task)), default=math.inf)
 
     def _due(self, places: Sequence[Place]) -> float:
         """When the next look is to be taken."""
@@ -361,16 +304,21 @@ class Counting:
         if self._loop.time() >= self._told_at + REPORT:
             self._tell_totals()
 
+    def _totals(self) -> m.Traffic | None:
+        """What there is to tell; nothing if nothing was ever counted."""
+        if not self._counted:
+            return None
+        return m.Traffic(*self._account.total, self._account.unattributed)
+
     def _tell_totals(self) -> None:
-        total, unattributed = self._account.total, self._account.unattributed
-        now = m.Traffic(total.sent, total.received, unattributed)
-        if now != self._told and (self.active or self._told is not None):
+        now = self._totals()
+        if now is not None and now != self._told:
             self._told, self._told_at = now, self._loop.time()
             self._tell(now)
 
     def present(self) -> None:
         """There is a manager that knows nothing of us."""
-        self._told = None if self.active else self._told
+        self._told = None
         self._tell_totals()
 
     # --- the end ---

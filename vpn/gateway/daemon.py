@@ -188,7 +188,10 @@ class Daemon:
 def run_daemon(config: GatewayConfig, announce: Callable[[Record], None]) -> None:
     """Run a gateway in this process until it is stopped; raises VpnError when it cannot run or breaks."""
     directory = state.make_directory(config.name)
-    lock = _lock(directory, config.name)
+    try:
+        lock = _lock(directory, config.name)
+    except OSError as error:
+        raise GatewayError(f"{directory} cannot be written to: {error.strerror}") from None
     try:
         _refuse_running(state.read_record(directory))
 
@@ -196,6 +199,9 @@ def run_daemon(config: GatewayConfig, announce: Callable[[Record], None]) -> Non
             await Daemon(config, directory).run(announce)
 
         asyncio.run(main())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise GatewayError(f"the gateway cannot go on: {where}{error.strerror or error}") from error
     finally:
         os.close(lock)
 

@@ -84,6 +84,7 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._dismissed: asyncio.Future[None] | None = None
         self._last_lines: list[str] = []
+        self._closed = False
 
     async def start(self) -> None:
         """Bring everything up, or say in ``refusal`` what this host lacks; on an error what was started is ended."""
@@ -97,6 +98,7 @@ class Server:
             if error.layer not in _LACKING:
                 raise
             self.port, self.refusal = 0, str(error)
+            self._host = self._plane = None
             log.warning("openconnect is not offered: %s", error)
 
     async def _start(self) -> None:
@@ -144,6 +146,7 @@ class Server:
 
     async def close(self) -> None:
         """End everything, last started first."""
+        self._closed = True
         await self._stack.aclose()
         for task in self._tasks:
             task.cancel()
@@ -397,5 +400,5 @@ class Server:
         process.ended.add_done_callback(lambda future: self._end(f"{name} ended with status {future.result()}"))
 
     def _end(self, reason: str) -> None:
-        if not self.ended.done():
+        if not self._closed and not self.ended.done():  # what we end ourselves ends no gateway: the relay may go on
             self.ended.set_result(reason)

@@ -7,10 +7,11 @@ from contextlib import AsyncExitStack
 import pytest
 
 from hpcq import messages as m
-from hpcq.pilot import traffic
+from hpcq.pilot import traffic, watch
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.sockdiag import Flow
-from hpcq.pilot.traffic import Counting, Place
+from hpcq.pilot.traffic import Counting
+from hpcq.pilot.watch import Place
 from vpn import TunnelError
 
 DEADLINE = 60.0
@@ -70,6 +71,7 @@ class Pilot:
     def runs(self, lane, task):
         self.places = [one for one in self.places if one.lane != lane]
         self.places.append(Place(lane, task, asyncio.get_running_loop().time() - 1, 0))
+        self.counting.stir()
 
     def ends(self, lane, task, seconds=0.5):
         self.runs(lane, 0)
@@ -92,21 +94,23 @@ class Pilot:
 def kernel(monkeypatch):
     kernel = Kernel()
     monkeypatch.setattr(traffic, "REPORT", 0.0)
-    monkeypatch.setattr(traffic.sockdiag, "dump", kernel.dump)
-    monkeypatch.setattr(traffic.sockdiag, "ends", kernel.ends)
-    monkeypatch.setattr(traffic.sockdiag, "owners", lambda wanted, trees: kernel.owners)
+    monkeypatch.setattr(watch.sockdiag, "dump", kernel.dump)
+    monkeypatch.setattr(watch.sockdiag, "ends", kernel.ends)
+    monkeypatch.setattr(watch.sockdiag, "owners", lambda wanted, trees: kernel.owners)
     return kernel
 
 
 def play(scenario, session=None):
     async def whole():
         pilot, found = Pilot(), session or Session()
-        async with pilot.stack:
-            await pilot.counting.watch(found, pilot.stack)
-            await scenario(pilot)
-        await pilot.counting.close()
-        for one in found.opened[1::2]:
-            one.close()
+        try:
+            async with pilot.stack:
+                await pilot.counting.watch(found, pilot.stack)
+                await scenario(pilot)
+            await pilot.counting.close()
+        finally:
+            for one in found.opened[1::2]:
+                one.close()
         assert all(one.fileno() < 0 for one in found.opened), "a namespace is kept alive"
 
     asyncio.run(whole())
@@ -210,23 +214,16 @@ def test_what_the_pilot_itself_fetches_is_not_taken_for_a_tasks(kernel):
     play(scenario)
 
 
-def test_nothing_is_looked_at_while_nothing_runs(kernel, monkeypatch):
-    monkeypatch.setattr(traffic, "BRIEF", 0.001)
-
+def test_nothing_is_looked_at_while_nothing_runs(kernel):
     async def scenario(pilot):
         before = kernel.looks
-        turns = 0
-        original = pilot.counting._due
-
-        def due(places):
-            nonlocal turns
-            turns += 1
-            pilot.news.set()
-            return original(places)
-
-        pilot.counting._due = due
-        await pilot.until(lambda: turns > 20)
+        for _ in range(100):
+            pilot.counting.stir()
+            await asyncio.sleep(0)
         assert kernel.looks == before
+        kernel.flows, kernel.owners = [Flow(7, 70, 5, 50)], {70: 1}
+        pilot.runs(1, 10)
+        await pilot.until(lambda: pilot.told[-1:] == [m.Traffic(5, 50, 0)])
 
     play(scenario)
 
@@ -281,7 +278,7 @@ def test_a_kernel_that_does_not_tell_costs_figures_only(kernel):
 
 def test_a_fault_of_ours_costs_figures_only(kernel, monkeypatch, caplog):
     async def scenario(pilot):
-        monkeypatch.setattr(traffic.Table, "look", None)
+        monkeypatch.setattr(watch.Table, "look", None)
         pilot.ends(1, 10)
         result = await pilot.result(10)
         assert (result.sent, pilot.counting.active) == (None, False)

@@ -240,11 +240,14 @@ def test_who_was_alone():
 
 steps = st.lists(
     st.tuples(
-        st.dictionaries(st.integers(1, 5), st.tuples(st.integers(0, 1000), st.integers(0, 1000), st.booleans())),
-        st.dictionaries(st.integers(1, 8), st.tuples(st.integers(0, 1000), st.integers(0, 1000))),
-        st.dictionaries(st.integers(101, 105), st.sampled_from([1, 2])),
+        st.dictionaries(
+            st.integers(1, 4), st.tuples(st.integers(0, 99), st.integers(0, 99), st.booleans()), max_size=3
+        ),
+        st.dictionaries(st.integers(1, 6), st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3),
+        st.dictionaries(st.integers(101, 104), st.sampled_from([1, 2]), max_size=3),
         st.booleans(),
-    )
+    ),
+    max_size=8,
 )
 
 
