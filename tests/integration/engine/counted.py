@@ -1,5 +1,5 @@
 """A queue and a pilot with a tunnel, in a network namespace of their own: tasks move known numbers of bytes, and what
-they are told is printed as JSON. Run by `test_traffic` as ``unshare … python counted.py``.
+they are told is printed as JSON. Run by `test_bytes_counted` as ``unshare … python counted.py``.
 
 The server outside (an address of this namespace, which the tunnel reaches) holds connections until it is told to go on:
 the pilot's totals say when it has seen what went over them.
