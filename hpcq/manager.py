@@ -151,6 +151,11 @@ class Manager:
                 f"cannot listen on {address or 'all addresses'} {tried} of {socket.gethostname()}: {error.strerror}"
             ) from error
 
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether we are called in the manager's thread, which cannot wait for itself."""
+        return threading.current_thread() is self._thread
+
     def submit(self, submission: Submission) -> None:
         """Take one task; its results come through ``deliver``."""
         self._check_open()
