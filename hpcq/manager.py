@@ -378,7 +378,7 @@ class Manager:
         if kind is m.Update:
             self._updated(link, entry, message)
         elif kind is m.Holding:
-            self.files.holding(entry.name, message.digests, message.missed)
+            self.files.holding(entry.name, message)
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:
