@@ -106,5 +106,6 @@ def test_of_what_a_nodes_cache_has_from_before_the_manager_remembers_what_concer
     service = FileService(print, print, print, print)
     service._desk.holders.pilot_serves("p0")
     service._desk._origins[CONTENT.digest] = {}
-    service.holding("p0", m.Holding([], cached=[CONTENT.digest, b"another program's"]))
-    assert list(service._desk.holders._have) == [CONTENT.digest]
+    service._desk.holders.given[b"needed before"] += 1
+    service.holding("p0", m.Holding([], cached=[CONTENT.digest, b"needed before", b"another program's"]))
+    assert list(service._desk.holders._have) == [CONTENT.digest, b"needed before"]
