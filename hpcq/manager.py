@@ -123,6 +123,7 @@ class Manager:
         self.depot = Depot(conn.manager_tls(self._identity), Shelf(psutil.virtual_memory().total // MEMORY_SHARE))
         self._links = Links(name, self, self._roster, self._questions, self.files, self.depot)
         self._dispatch = Dispatch(self._links, self.files, self.depot)
+        self.depot.is_open = self._dispatch.is_open
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self.on_pilot_gone: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
@@ -389,7 +390,8 @@ class Manager:
         if not all(result.outcome in OUTCOMES for result in message.results):
             link.abort("it reported an outcome that does not exist")
             return
-        if not all(self.depot.reported(r.id, entry.name) for r in message.results if r.parcel is not None):
+        large = [result.id for result in message.results if result.parcel is not None]
+        if not all([self.depot.reported(number, entry.name) or not self._dispatch.is_open(number) for number in large]):
             link.abort("it reported a result that it has not brought")
             return
         if message.results:
