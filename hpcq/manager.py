@@ -86,6 +86,9 @@ NO_HURRY = 0.01
 MEMORY_SHARE = 8
 """Large arguments and results may take this part of the machine's memory; more goes to disk, where temporaries are."""
 
+LOOK_AGAIN = 1.0
+"""Seconds after which it is seen whether the manager that was asked something still lives."""
+
 LEAVE_TIMEOUT = 10.0
 """Seconds pilots have to hang up once they were told to leave."""
 
@@ -154,7 +157,7 @@ class Manager:
         self._inbox.append(submission)
         if not self._awake:  # one wake-up for all that is submitted before the manager looks
             self._awake = True
-            self._loop.call_soon_threadsafe(self._wake)
+            self._soon(self._wake)
 
     def tell(self, event: Event) -> None:
         """Have the scheduler take an event of the user's: after what was submitted before, before what comes later."""
@@ -166,18 +169,33 @@ class Manager:
 
     def cancel(self, tasks: list[int]) -> None:
         """End these tasks."""
-        self._check_open()
-        self._loop.call_soon_threadsafe(self._cancel, tasks)
+        self._soon(self._cancel, tasks)
 
     def call(self, function: Callable[[], T]) -> T:
         """The value of ``function`` called in the manager's thread, where the state may be read."""
+        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
+        def run() -> None:
+            try:
+                answer.set_result(function())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._soon(run)
+        while True:
+            try:
+                return answer.result(LOOK_AGAIN)
+            except TimeoutError:
+                if answer.done():  # it was the function's own
+                    return answer.result()
+                self._check_open()  # else it came too late for the loop's last turn
+
+    def _soon(self, function: Callable[..., None], *args: Any) -> None:
         self._check_open()
-
-        async def run() -> T:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError as error:  # it was closed in between
+            raise QueueClosedError(f"queue {self.name!r} is closed") from error
 
     def _check_open(self) -> None:
         if not self._thread.is_alive():
@@ -355,7 +373,7 @@ class Manager:
         if kind is m.Update:
             self._updated(link, entry, message)
         elif kind is m.Holding:
-            self.files.holding(entry.name, message.digests)
+            self.files.holding(entry.name, message.digests, message.missed)
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:
@@ -419,7 +437,12 @@ class Manager:
         """Run a coroutine beside everything else, in the manager's thread; it is waited for at the end."""
         task = self._loop.create_task(work(*args))
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._spawned_is_over)
+
+    def _spawned_is_over(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the manager of queue %s failed at something beside", self.name, exc_info=error)
 
     # --- what clients and the user ask ---
 

@@ -251,9 +251,10 @@ class Update(Message):
 
 
 class Holding(Message):
-    """Contents this pilot can now give to others."""
+    """Contents this pilot can now give to others, and those it was getting and will not have (``missed``)."""
 
     digests: list[bytes]
+    missed: list[bytes] = []
 
 
 class Returned(Message):

@@ -148,7 +148,7 @@ def configure_link(message: Configure) -> None:
             step = f"give the address {message.address} to"
             netlink.perform(netlink.ROUTE, [netlink.address_add(index, message.address)])
         step = f"set the MTU {message.mtu} of" if message.mtu else "set up"
-        netlink.perform(netlink.ROUTE, [netlink.link_up(index, message.mtu)])
+        netlink.perform(netlink.ROUTE, [netlink.link_up(index, message.mtu, message.queue)])
         for route in message.routes:
             step = f"add the route {route} through"
             where, _, via = route.partition(" via ")

@@ -66,8 +66,8 @@ class Redirect(Message, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """Give ``device`` an address (CIDR), an MTU in bytes (0: leave it), set it up, add routes (CIDR or
-    "default", and perhaps "via" a router).
+    """Give ``device`` an address (CIDR), an MTU in bytes and a queue in packets (0: leave it), set it up, add routes
+    (CIDR or "default", and perhaps "via" a router).
     """
 
     id: int
@@ -75,6 +75,7 @@ class Configure(Message, frozen=True):
     address: str
     mtu: int = 0
     routes: list[str] = []
+    queue: int = 0
 
 
 class Resolve(Message, frozen=True):

@@ -48,9 +48,11 @@ class Namespace:
         """Send TCP that leaves through a device to this port of the namespace's loopback instead."""
         await self.client.request(Redirect(self.client.number(), device, port, six))
 
-    async def configure(self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None) -> None:
-        """Address (CIDR, "" for none), MTU in bytes (0: as it is), up, routes through it."""
-        await self.client.request(Configure(self.client.number(), device, address, mtu, routes or []))
+    async def configure(
+        self, device: str, address: str, *, mtu: int = 0, routes: list[str] | None = None, queue: int = 0
+    ) -> None:
+        """Address (CIDR, "" for none), MTU in bytes and queue in packets (0: as it is), up, routes through it."""
+        await self.client.request(Configure(self.client.number(), device, address, mtu, routes or [], queue))
 
     async def resolve_with(self, servers: list[str], search: list[str]) -> None:
         """Make these the name servers of every program inside."""

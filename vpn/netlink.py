@@ -40,10 +40,11 @@ def nested(kind: int, *attributes: bytes) -> bytes:
     return attribute(kind | _NESTED, b"".join(attributes))
 
 
-def link_up(index: int, mtu: int = 0) -> Message:
-    """Set a device up; ``mtu`` in bytes, 0: as it is."""
+def link_up(index: int, mtu: int = 0, queue: int = 0) -> Message:
+    """Set a device up; ``mtu`` in bytes, ``queue`` in packets that may wait to be sent; 0: as it is."""
     body = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, _UP, _UP)
-    return 16, _ACK, body + (attribute(4, struct.pack("=I", mtu)) if mtu else b"")
+    given = ((4, mtu), (13, queue))
+    return 16, _ACK, body + b"".join(attribute(kind, struct.pack("=I", value)) for kind, value in given if value)
 
 
 def address_add(index: int, address: str) -> Message:

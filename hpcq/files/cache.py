@@ -136,9 +136,12 @@ class Cache:
 
     def new_part(self) -> tuple[int, Path]:
         """An empty file to receive a content."""
-        descriptor, path = tempfile.mkstemp(dir=self._parts)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return descriptor, Path(path)
+        while True:
+            descriptor, path = tempfile.mkstemp(dir=self._parts)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor, Path(path)
+            os.close(descriptor)  # another pilot took it for a dead one's before we had the lock
 
     def drop_part(self, descriptor: int, path: Path) -> None:
         """It is not wanted any more (or was adopted)."""

@@ -90,10 +90,12 @@ class FileService:
             self._peers[pilot] = wire.Peer(pilot, ready.data_addresses, ready.data_port)
             self._desk.holders.pilot_serves(pilot)
 
-    def holding(self, pilot: str, digests: list[bytes]) -> None:
-        """It has these now."""
+    def holding(self, pilot: str, digests: list[bytes], missed: list[bytes]) -> None:
+        """It has these now; ``missed`` it was getting, and will not have."""
         for digest in digests:
             self._desk.holders.gained(pilot, digest)
+        for digest in missed:
+            self._desk.holders.ended(pilot, digest)
         self._counter.changed()
 
     def pilot_gone(self, pilot: str, then: Callable[[], None]) -> None:

@@ -94,6 +94,7 @@ class WorkQueue(Settings, Workers):
         self._tasks: dict[int, Task] = {}  # submitted and neither returned nor cancelled
         self._held: dict[int, Task] = {}  # of these, those that are not hpcq's yet
         self._arrived: dict[int, Task] = {}  # of these, those that have ended
+        self._timed: dict[int, Task] = {}  # of these, those with an end time
         self._cancelled: set[int] = set()
         self._categories: dict[str, Category] = {}
         self._new_mode = c.WORK_QUEUE_ALLOCATION_MODE_FIXED
@@ -167,6 +168,8 @@ class WorkQueue(Settings, Workers):
             self._hand_on(task)
         task._id, self._next_id = self._next_id, self._next_id + 1
         self._tasks[task._id] = task
+        if task._end_time:
+            self._timed[task._id] = task
         category.submitted += 1
         if waits:
             self._held[task._id] = task
@@ -227,6 +230,7 @@ class WorkQueue(Settings, Workers):
 
     def _hand_over(self, task: Task) -> Task:
         del self._arrived[task._id], self._tasks[task._id]
+        self._timed.pop(task._id, None)
         category = self._category(task.category)
         category.done += 1
         category.failed += task._result != c.WORK_QUEUE_RESULT_SUCCESS
@@ -237,7 +241,7 @@ class WorkQueue(Settings, Workers):
         self._release()
         now = time.time()
         times = [task._start_time_min for task in self._held.values() if task._start_time_min > now]
-        if any(task._end_time for task in self._tasks.values()):
+        if self._timed:
             times += self._end_overdue(now)
         return max(0.0, min(times, default=math.inf) - now)
 
@@ -250,8 +254,8 @@ class WorkQueue(Settings, Workers):
 
     def _end_overdue(self, now: float) -> Iterator[float]:
         overdue = []
-        for number, task in list(self._tasks.items()):
-            if not task._end_time or number in self._arrived or number in self._cancelled:
+        for number, task in list(self._timed.items()):
+            if number in self._arrived or number in self._cancelled:
                 continue
             if task._end_time > now:
                 yield task._end_time
@@ -283,6 +287,7 @@ class WorkQueue(Settings, Workers):
         task = self._tasks.pop(id, None)
         if task is None:
             return None
+        self._timed.pop(id, None)
         category = self._category(task.category)
         category.cancelled += 1
         if id in self._arrived:

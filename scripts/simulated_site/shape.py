@@ -39,6 +39,11 @@ class Shape:
     round_trip: float
     """Seconds."""
 
+    @property
+    def queue(self) -> float:
+        """Seconds of traffic it holds: at least a round trip's, as routers do, lest one flow cannot fill it."""
+        return max(QUEUE_SECONDS, self.round_trip)
+
     @classmethod
     def parse(cls, text: str) -> Shape:
         """`MBIT:MS`, such as 1000:20."""
@@ -95,7 +100,7 @@ def _become(program: Path | None, source: int, target: int, shape: Shape) -> Non
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             for end in (source, target):
                 os.set_inheritable(end, True)
-            numbers = source, target, shape.bits_per_second / 8, shape.round_trip / 2 * 1e9, QUEUE_SECONDS * 1e9
+            numbers = source, target, shape.bits_per_second / 8, shape.round_trip / 2 * 1e9, shape.queue * 1e9
             os.execv(program, [str(program), *(format(number, ".0f") for number in numbers)])
     finally:
         os._exit(1)
@@ -110,7 +115,7 @@ def _carry(source: int, target: int, shape: Shape) -> None:
         timeout = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
         readable = select.select([source], [], [], timeout)[0]
         now = time.monotonic()
-        if readable and free - now < QUEUE_SECONDS:
+        if readable and free - now < shape.queue:
             packet = os.read(source, LARGEST)
             free = max(free, now) + len(packet) * 8 / shape.bits_per_second
             waiting.append((free + shape.round_trip / 2, packet))

@@ -2,7 +2,9 @@
 
 Sequence:
 
-1. program and shim are there; one of the server's addresses accepts a connection;
+1. program and shim are there; one of the server's addresses accepts a connection, whose round trip says whether it is
+   near: then TLS with packets as large as its records is faster than DTLS, and nothing is lost on the way that TCP in
+   TCP would suffer from;
 2. a namespace, and a tun device in it whose descriptor comes out;
 3. openconnect *outside*, in the host's network, with that descriptor put in place of /dev/net/tun
    (``preload/tun_from_fd.c``), the password on its standard input, the server's key pinned;
@@ -21,6 +23,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import os
+import socket
+import struct
 from contextlib import suppress
 from dataclasses import replace
 
@@ -48,8 +52,16 @@ from vpn.programs import environment, find_program, find_shim
 DEVICE = "tun0"
 LEAST_MTU6 = 1280  # bytes: IPv6 needs them (RFC 8200, section 5)
 CONNECT_DEADLINE = 10.0  # seconds for a server's address to accept a connection
+NEAR = 0.003  # seconds of round trip to a server of the same site
+RECORD_MTU = 16000  # bytes: what a TLS record holds, less what openconnect adds
+QUEUE = 5000
+"""Packets: the device drops what is more, and packets to a server that routes them have the size of the far server's
+link, so that the usual 500 are a few milliseconds' worth. Not for TLS to a far server, which is slower: there a long
+queue is a long delay.
+"""
 KEPT_LINES = 40
 _TUN_FD, _SCRIPT_FD = 3, 4
+_TCPI_RTT = 68  # where struct tcp_info (linux/tcp.h) has the round trip, in microseconds
 
 
 class OpenconnectTunnel:
@@ -60,6 +72,8 @@ class OpenconnectTunnel:
         self.credential = credential
         self.up = up
         self.dtls = credential.dtls if config.dtls is None else config.dtls
+        self.mtu = config.mtu
+        self.queue = 0
         self.server = ""
         self.lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self.settings: asyncio.Future[NetworkSettings] = up.keeper.loop.create_future()
@@ -95,7 +109,8 @@ class OpenconnectTunnel:
         """The sequence above."""
         program, shim = find_program("openconnect"), find_shim("tun_from_fd")
         self.up.step = ("gateway", f"connecting to {', '.join(self.credential.addresses)}")
-        self.server = await first_reachable(self.credential)
+        self.server, round_trip = await first_reachable(self.credential)
+        self._choose(near=round_trip < NEAR)
         self.up.step = ("user namespaces", "making a namespace")
         self.namespace: Namespace = await open_namespace(self.up.keeper, new_session=self.up.new_session)
         self.up.stack.push_async_callback(self.namespace.close)
@@ -105,6 +120,17 @@ class OpenconnectTunnel:
         await self._configure(await self._logged_in(process))
         await self._decide()
         self.seconds = self.up.keeper.loop.time() - self.up.started_at
+
+    def _choose(self, *, near: bool) -> None:
+        """DTLS or TLS, and the MTU to ask for (0: none), where neither the user nor the credential says; the device's
+        queue.
+        """
+        if near and self.config.dtls is None:
+            self.dtls = False
+        if not self.mtu and not self.dtls:
+            self.mtu = self.credential.mtu or (RECORD_MTU if near else 0)
+        if not self.credential.mtu and (near or self.dtls):
+            self.queue = QUEUE
 
     async def _start(self, program: str, shim: str) -> Process:
         tun = await self.namespace.open_tun(DEVICE)
@@ -136,8 +162,7 @@ class OpenconnectTunnel:
     def _argv(self, program: str) -> list[str]:
         config, credential = self.config, self.credential
         server = f"[{self.server}]" if ":" in self.server else self.server
-        size = config.mtu or (0 if self.dtls else credential.mtu)
-        mtu = [f"--base-mtu={size + 100}", f"--mtu={size}"] if size else []
+        mtu = [f"--base-mtu={self.mtu + 100}", f"--mtu={self.mtu}"] if self.mtu else []
         return [
             program, "--protocol=anyconnect", "--non-inter", "--no-proxy",
             *_login(credential), f"--servercert={credential.pin}",
@@ -162,7 +187,9 @@ class OpenconnectTunnel:
                 # resets the connection: its last word, that it ended the session, is lost then.
                 await self.namespace.write(f"/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6", "1")
         await self.namespace.resume_soon()
-        await self.namespace.configure(DEVICE, settings.address, mtu=settings.mtu, routes=list(settings.routes))
+        await self.namespace.configure(
+            DEVICE, settings.address, mtu=settings.mtu, routes=list(settings.routes), queue=self.queue
+        )
         if settings.address6:
             with suppress(TunnelError):  # a kernel that has IPv6 switched off does without
                 await self.namespace.configure(DEVICE, settings.address6, routes=list(settings.routes6))
@@ -263,15 +290,17 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> OpenconnectTunnel:
     return tunnel
 
 
-async def first_reachable(credential: Credential) -> str:
-    """The first of the server's addresses to accept a TCP connection; all are tried at once."""
+async def first_reachable(credential: Credential) -> tuple[str, float]:
+    """The first of the server's addresses to accept a TCP connection, and its round trip in seconds; all are tried at
+    once.
+    """
     tries = {asyncio.create_task(_reach(host, credential.port)): host for host in credential.addresses}
     try:
         problems: dict[str, str] = {}
         for done in asyncio.as_completed(tries):
-            host, problem = await done
+            host, problem, round_trip = await done
             if not problem:
-                return host
+                return host, round_trip
             problems[host] = problem
     finally:
         for task in tries:
@@ -283,13 +312,20 @@ async def first_reachable(credential: Credential) -> str:
     )
 
 
-async def _reach(host: str, port: int) -> tuple[str, str]:
+async def _reach(host: str, port: int) -> tuple[str, str, float]:
     try:
         async with asyncio.timeout(CONNECT_DEADLINE):
             _, writer = await asyncio.open_connection(host, port)
+        round_trip = round_trip_of(writer.get_extra_info("socket"))
         writer.close()
     except TimeoutError:
-        return host, f"no answer in {CONNECT_DEADLINE:g} s"
+        return host, f"no answer in {CONNECT_DEADLINE:g} s", 0.0
     except OSError as error:
-        return host, os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-    return host, ""
+        return host, os.strerror(error.errno) if error.errno and error.errno > 0 else str(error), 0.0
+    return host, "", round_trip
+
+
+def round_trip_of(sock: socket.socket) -> float:
+    """Seconds from our SYN to its answer, as the kernel has measured: how busy this process is does not matter."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_RTT + 4)
+    return float(struct.unpack_from("I", info, _TCPI_RTT)[0]) / 1e6

@@ -154,10 +154,18 @@ def get(size=1_000_000):
 
 
 def test_by_password_and_dtls(server):
-    done = server.run("--user", "alice", argv=get(), input=PASSWORD + "\n")
+    done = server.run("--user", "alice", "--dtls", argv=get(), input=PASSWORD + "\n")
     assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
     assert ": DTLS (" in done.stderr
     assert 1300 < mtu(done) < 1500
+
+
+def test_a_server_that_is_near_is_asked_for_tls_and_large_packets(site):
+    with serving(site, "mtu = 16000") as server:
+        done = server.run("--user", "alice", argv=get(), input=PASSWORD + "\n")
+        assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
+        assert ": TLS (" in done.stderr
+        assert mtu(done) > 15000
 
 
 def test_ipv6_where_the_server_has_it(site):
@@ -226,7 +234,7 @@ def test_the_mtu_is_the_paths_not_the_links(server):
         "table ip f { chain c { type filter hook prerouting priority -300; iifname to-node udp length > 1200 drop; }; }"
     )
     server.site.check("login", "nft", "-f", "-", input=rules)
-    done = server.run("--user", "alice", argv=get(), input=PASSWORD + "\n")
+    done = server.run("--user", "alice", "--dtls", argv=get(), input=PASSWORD + "\n")
     assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
     assert ": DTLS (" in done.stderr
 
@@ -234,7 +242,7 @@ def test_the_mtu_is_the_paths_not_the_links(server):
 def test_where_udp_is_blocked_it_goes_without(server):
     rules = "table ip f { chain c { type filter hook output priority 0; udp dport != 53 drop; }; }"
     server.site.check("node", "nft", "-f", "-", input=rules)
-    done = server.run("--user", "alice", argv=get(), input=PASSWORD + "\n")
+    done = server.run("--user", "alice", "--dtls", argv=get(), input=PASSWORD + "\n")
     assert (done.returncode, done.stdout) == (0, "1000000\n"), done.stderr
     assert ": TLS (" in done.stderr
 

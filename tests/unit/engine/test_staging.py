@@ -23,7 +23,7 @@ def staged(scratch: Path, kind: str, verdict: str, spawn_error: Exception) -> m.
     async def spawn(*_: object, **__: object) -> Any:
         raise spawn_error
 
-    async def thread(function: Any, *args: Any) -> Any:
+    async def thread(function: Any, *args: Any, **_: Any) -> Any:
         return function(*args)
 
     async def judge() -> str:

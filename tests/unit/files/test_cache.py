@@ -4,6 +4,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -108,6 +109,22 @@ def test_a_dead_pilots_parts_go_a_living_ones_stay(cache, tmp_path):
     assert kept.exists()
     assert not left.exists()
     cache.drop_part(living, kept)
+
+
+def test_a_part_that_a_starting_pilot_takes_for_a_dead_ones_is_made_again(cache, tmp_path, monkeypatch):
+    make = tempfile.mkstemp
+
+    def made(**options):
+        monkeypatch.undo()
+        found = make(**options)
+        Cache(tmp_path, 10)  # before the part is locked
+        return found
+
+    monkeypatch.setattr(tempfile, "mkstemp", made)
+    descriptor, part = cache.new_part()
+    cache.adopt(b"d", descriptor, part)
+    cache.drop_part(descriptor, part)
+    assert cache.digests() == [b"d"]
 
 
 def test_another_boot_begins_empty(cache, tmp_path):
