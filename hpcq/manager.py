@@ -409,7 +409,8 @@ class Manager:
             link.abort("it reported an outcome that does not exist")
             return
         large = [result.id for result in message.results if result.parcel is not None]
-        if not all([self.depot.reported(number, entry.name) or not self._dispatch.is_open(number) for number in large]):
+        brought = [self.depot.reported(number, entry.name) or not self._dispatch.is_open(number) for number in large]
+        if not all(brought):
             link.abort("it reported a result that it has not brought")
             return
         if message.results:
