@@ -126,6 +126,7 @@ class Manager:
         self.depot = Depot(conn.manager_tls(self._identity), Shelf(psutil.virtual_memory().total // MEMORY_SHARE))
         self._links = Links(name, self, self._roster, self._questions, self.files, self.depot)
         self._dispatch = Dispatch(self._links, self.files, self.depot)
+        self.depot.is_open = self._dispatch.is_open
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self.on_pilot_gone: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
@@ -149,6 +150,11 @@ class Manager:
             raise HpcqError(
                 f"cannot listen on {address or 'all addresses'} {tried} of {socket.gethostname()}: {error.strerror}"
             ) from error
+
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether we are called in the manager's thread, which cannot wait for itself."""
+        return threading.current_thread() is self._thread
 
     def submit(self, submission: Submission) -> None:
         """Take one task; its results come through ``deliver``."""
@@ -374,7 +380,7 @@ class Manager:
         elif kind is m.Traffic:
             self._roster.traffic(entry, message)
         elif kind is m.Holding:
-            self.files.holding(entry.name, message.digests, message.missed)
+            self.files.holding(entry.name, message)
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:
@@ -409,7 +415,9 @@ class Manager:
         if not all(result.outcome in OUTCOMES for result in message.results):
             link.abort("it reported an outcome that does not exist")
             return
-        if not all(self.depot.reported(r.id, entry.name) for r in message.results if r.parcel is not None):
+        large = [result.id for result in message.results if result.parcel is not None]
+        brought = [self.depot.reported(number, entry.name) or not self._dispatch.is_open(number) for number in large]
+        if not all(brought):
             link.abort("it reported a result that it has not brought")
             return
         if message.results:
