@@ -112,7 +112,7 @@ class PbsBatch(BatchSystem):
         return [self._job(request, directory, one, str(index), f"{one}.OU") for index, one in enumerate(ids)]
 
     def _submit(self, command: Sequence[str], request: PilotRequest, directory: Path) -> str:
-        result = self.runner.run(command, keep_variable=_not_hidden)
+        result = self.runner.run(command, keep_variable=_not_hidden, keep_locale=True)
         where = f"script {records.script_path(directory)}"
         if result.status != 0:
             advice = _ADVICE.get(result.status, "")

@@ -265,3 +265,9 @@ def test_when_one_cannot_be_started_none_is_left(tmp_path):
     assert "the jobs could not be started: IsADirectoryError" in done.stderr
     for index in range(2):
         await_empty_group(json.loads((tmp_path / f"process-{index}.json").read_text())["pid"])
+
+
+def test_a_pilot_has_the_users_locale(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    [job] = LocalBatch().submit(sh("echo locale $LC_ALL"))
+    await_output(job, "locale C.UTF-8")

@@ -176,7 +176,6 @@ def test_a_directive_after_a_command_is_not_submitted(fake_slurm, tmp_path):
     assert fake_slurm.calls("sbatch") == []
 
 
-@pytest.mark.usefixtures("state")
 def test_ctrl_c_while_sbatch_is_at_work_loses_no_job(fake_slurm, tmp_path):
     """It has the job already, and is about to say so."""
     for name in ("began", "go"):
@@ -194,3 +193,14 @@ def test_ctrl_c_while_sbatch_is_at_work_loses_no_job(fake_slurm, tmp_path):
         (tmp_path / "go").write_text("\n")
         assert "KeyboardInterrupt" in program.communicate(timeout=90)[1]
     assert [job.id for job in load_jobs("q")] == ["4711"]
+
+
+def test_pilots_get_the_users_locale_and_commands_that_are_read_the_c_one(fake_slurm, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    slurm = get_batch_system("slurm")
+    slurm.status(slurm.submit(request()))
+    assert fake_slurm.calls("sbatch")[0]["environment"]["LC_ALL"] == "C.UTF-8"
+    assert fake_slurm.calls("squeue")[0]["environment"]["LC_ALL"] == "C"
+    monkeypatch.delenv("LC_ALL")
+    slurm.submit(request())
+    assert "LC_ALL" not in fake_slurm.calls("sbatch")[1]["environment"]

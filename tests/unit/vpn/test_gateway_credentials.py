@@ -41,7 +41,11 @@ def test_a_login_spends_the_password_and_a_reconnect_does_not_again():
     assert not book.on_event(Event("disconnect", user, "11", "198.18.0.5"))
     assert state(book) == "connected"  # the new connection lives
     assert not book.on_event(Event("disconnect", user, "12", "198.18.0.5"))
-    assert book.is_disconnected(user)
+    assert book.absence(user) == 1
+    assert not book.on_event(Event("connect", user, "14", "198.18.0.5"))
+    assert book.absence(user) == 0
+    assert not book.on_event(Event("disconnect", user, "14", "198.18.0.5"))
+    assert book.absence(user) == 2
     assert book.forget(user) == "disconnected"
     assert book.forget(user) == ""
     assert not book.on_event(Event("connect", user, "13", "198.18.0.5"))
