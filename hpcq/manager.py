@@ -151,6 +151,11 @@ class Manager:
                 f"cannot listen on {address or 'all addresses'} {tried} of {socket.gethostname()}: {error.strerror}"
             ) from error
 
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether we are called in the manager's thread, which cannot wait for itself."""
+        return threading.current_thread() is self._thread
+
     def submit(self, submission: Submission) -> None:
         """Take one task; its results come through ``deliver``."""
         self._check_open()
@@ -373,7 +378,7 @@ class Manager:
         if kind is m.Update:
             self._updated(link, entry, message)
         elif kind is m.Holding:
-            self.files.holding(entry.name, message.digests, message.missed)
+            self.files.holding(entry.name, message)
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:

@@ -39,7 +39,7 @@ from vpn.spawn import leave_terminal_alone, raise_file_limit
 LISTEN_BACKLOG = 4096
 _NFT_IPV4, _NFT_IPV6 = 2, 10  # NFPROTO_*
 _TUNSETIFF = 0x400454CA
-_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 # Where a tmpfs may cover what is there: no site keeps data or programs in /sys, as some do in /mnt.
 _ROOMS = ("/sys", "/media", "/srv", "/mnt")
 _BYPASSES = (  # sockets through which glibc asks a resolver of the host's instead of reading resolv.conf
@@ -76,7 +76,8 @@ class Holder(Keeper):
         except OSError as error:
             raise TunnelError("tun", explain_tun(error)) from None
         try:
-            request = struct.pack("16sH22x", message.name.encode(), _IFF_TUN | _IFF_NO_PI)
+            flags = _IFF_TUN | _IFF_NO_PI | (_IFF_VNET_HDR if message.headers else 0)
+            request = struct.pack("16sH22x", message.name.encode(), flags)
             fcntl.ioctl(fd, _TUNSETIFF, request)
             self.report(Done(message.id, message.name), (fd,))
         except OSError as error:

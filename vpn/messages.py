@@ -39,10 +39,13 @@ class Kill(Message, frozen=True):
 
 
 class OpenTun(Message, frozen=True):
-    """Make a tun device in the namespace and send its descriptor back (holder only)."""
+    """Make a tun device in the namespace and send its descriptor back (holder only). ``headers``: before each packet
+    there is a struct virtio_net_hdr.
+    """
 
     id: int
     name: str
+    headers: bool = False
 
 
 class Listen(Message, frozen=True):

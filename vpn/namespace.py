@@ -34,9 +34,9 @@ class Namespace:
         """The holder's pid 1 as seen from here: names the namespace for programs that join it."""
         return self.client.pid
 
-    async def open_tun(self, name: str) -> int:
-        """Make a tun device; a descriptor the caller closes."""
-        packet = await self.client.request(OpenTun(self.client.number(), name))
+    async def open_tun(self, name: str, *, headers: bool = False) -> int:
+        """Make a tun device, one that takes several packets at once with ``headers``; a descriptor to be closed."""
+        packet = await self.client.request(OpenTun(self.client.number(), name, headers))
         return packet.fds[0]
 
     async def listen(self, address: str, port: int = 0, *, udp: bool = False) -> tuple[int, int]:

@@ -301,6 +301,10 @@ class Desk:
 
     # --- contents for pilots ---
 
+    def knows(self, digest: bytes) -> bool:
+        """Whether a task needs, needed or has left this content, as far as is known now."""
+        return digest in self._origins or digest in self._producer_of or digest in self.holders.given
+
     def origins(self, digest: bytes) -> list[Origin]:
         """Where the manager has it."""
         return list(self._origins.get(digest, {}).values())

@@ -131,7 +131,7 @@ class Contents:
         try:
             await fetch(descriptor)
             if grows:
-                fits = await self.thread(self.cache.make_room, 0)
+                fits = await self.thread(self._fits, os.fstat(descriptor).st_size)
             if fits:
                 self.cache.adopt(key, descriptor, part)
             return os.dup(descriptor)  # stays readable, also if it is not kept
@@ -282,7 +282,7 @@ class Contents:
         descriptor, part = self.cache.new_part()
         try:
             content = _write(descriptor, chunks, kind, executable)
-            if not self.cache.make_room(0):
+            if not self._fits(content.size):
                 raise OSError(f"it does not fit into the node's cache of {self.cache.limit >> 20} MB (--cache-size)")
             self.cache.adopt(content.digest, descriptor, part)
         finally:
@@ -290,6 +290,9 @@ class Contents:
         if not self.cache.pin(content.digest):
             raise OSError("it was removed from the node's cache at once; make it larger (--cache-size)")
         return content
+
+    def _fits(self, written: int) -> bool:
+        return self.cache.make_room(written, written=True)
 
     # --- for other pilots ---
 

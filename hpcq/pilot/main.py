@@ -185,7 +185,7 @@ class Pilot:
         if self._down is not None:
             self._link.send(self._down)
         if held:
-            self._link.send(m.Holding(held))
+            self._link.send(m.Holding([], cached=held))
 
     # --- start ---
 

@@ -208,10 +208,12 @@ class Staging(Errands[Staged]):
         """Run the fetching program inside the tunnel; it writes to ``descriptor`` and says what is wrong on stderr."""
         complaint = os.memfd_create("hpcq-url")
         try:
-            with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230 - /dev/null does not block
+            with open(os.memfd_create("hpcq-url"), "wb") as url:  # noqa: ASYNC230 - memory does not block
+                url.write(spec.origin.encode())
+                url.seek(0)
                 process = await self._spawn(
-                    [sys.executable, "-P", "-m", "hpcq.files.urls", spec.origin, str(descriptor)],
-                    cwd=self._scratch, stdin=nothing.fileno(), stdout=complaint, stderr=complaint,
+                    [sys.executable, "-P", "-m", "hpcq.files.urls", str(descriptor)],
+                    cwd=self._scratch, stdin=url.fileno(), stdout=complaint, stderr=complaint,
                     pass_fds=(descriptor,),
                 )  # fmt: skip
             await _finished(process, spec.timeout)

@@ -47,6 +47,18 @@ RUNNING: weakref.WeakValueDictionary[str, WorkQueue] = weakref.WeakValueDictiona
 """The queues of this program, by the name that hpcq knows them by: for the factories beside them."""
 
 
+def _weakly(method: Callable[[hpcq.Task], None]) -> Callable[[hpcq.Task], None]:
+    """The method, without a cycle: a queue ends with its last user, not when the garbage collector finds it."""
+    reference = weakref.WeakMethod(method)
+
+    def call(task: hpcq.Task) -> None:
+        bound = reference()
+        assert bound is not None
+        bound(task)
+
+    return call
+
+
 class WorkQueue(Settings, Workers):
     """A queue of tasks. See the table in `hpcq.work_queue`.
 
@@ -102,7 +114,7 @@ class WorkQueue(Settings, Workers):
         self.hungry_minimum = 10
         self.tasks_left = 0
         self._staging = tempfile.mkdtemp(prefix="hpcq-work-queue-", dir=os.environ.get("CCTOOLS_TEMP") or None)
-        self._builder = Builder(self._staging, self._produce)
+        self._builder = Builder(self._staging, _weakly(self._produce))
         try:
             self._open(name or os.environ.get("WORK_QUEUE_NAME") or None)
         except BaseException:

@@ -133,7 +133,7 @@ class OpenconnectTunnel:
             self.queue = QUEUE
 
     async def _start(self, program: str, shim: str) -> Process:
-        tun = await self.namespace.open_tun(DEVICE)
+        tun = await self.namespace.open_tun(DEVICE, headers=self.config.mode == "openconnect")
         output, output_end = os.pipe()
         script, script_end = os.pipe()
         password = filled(self.credential.password.reveal().encode() + b"\n")

@@ -47,7 +47,7 @@ def test_everything_through_slirp4netns(site):
     assert site.vpn("login", "gateway", "start", "--uplink", "slirp4netns").returncode == 0
     file = str(site.directory / "credential")
     assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
-    done = run(site, file, "true", options=("-v", "--require", f"http://{WAN}/"))
+    done = run(site, file, "true", options=("-v", "--dtls", "--require", f"http://{WAN}/"))
     assert done.returncode == 0, done.stderr
     assert ": DTLS (" in done.stderr
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hpcq import messages as m
 from hpcq.files.cache import Cache
 from hpcq.files.digests import of_bytes
 from hpcq.files.holders import SEEDS, Give
@@ -23,8 +24,12 @@ class Asking(Contents):
         name = f"p{number}"
         (scratch / name).mkdir()
         service._desk.holders.pilot_serves(name)
-        link = SimpleNamespace(send=lambda message: service.holding(name, message.digests, message.missed))
-        super().__init__(Cache(scratch / name, 1 << 20), name, link, lambda digests: service.holding(name, digests, []))
+        link = SimpleNamespace(send=lambda message: service.holding(name, message))
+
+        def announce(digests):
+            service.holding(name, m.Holding(digests))
+
+        super().__init__(Cache(scratch / name, 1 << 20), name, link, announce)
         self._service = service
         self._fails = fails
 
@@ -95,3 +100,12 @@ def test_one_that_does_not_wait_for_it_any_more_keeps_no_other_waiting(tmp_path)
         await service.close()
 
     asyncio.run(story())
+
+
+def test_of_what_a_nodes_cache_has_from_before_the_manager_remembers_what_concerns_it():
+    service = FileService(print, print, print, print)
+    service._desk.holders.pilot_serves("p0")
+    service._desk._origins[CONTENT.digest] = {}
+    service._desk.holders.given[b"needed before"] += 1
+    service.holding("p0", m.Holding([], cached=[CONTENT.digest, b"needed before", b"another program's"]))
+    assert list(service._desk.holders._have) == [CONTENT.digest, b"needed before"]
