@@ -62,6 +62,10 @@ class Dispatch:
             self._functions.acquire(spec.function, body)
         return task
 
+    def is_open(self, number: int) -> bool:
+        """Whether a task is not done yet. In any thread."""
+        return number in self._specs
+
     def send(self, command: Assign) -> None:
         """Have a pilot do these tasks, in messages of about `RUN_BYTES` at most."""
         part: list[m.TaskSpec] = []

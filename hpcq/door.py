@@ -1,4 +1,5 @@
-"""The listening side of a manager: lets connections in through TLS, as many at a time as it can greet soon.
+"""The listening side of a manager, or of a pilot that gives files to others: lets connections in through TLS, as many
+at a time as it can greet soon.
 
 A thousand pilots may come in one second, and a handshake takes milliseconds. Were all begun at once, all would end
 late, past everybody's patience, and then all come again. So a few are under way at a time and the others wait in the
@@ -9,7 +10,6 @@ too many: strangers cannot shut the door. May not live here: what is said after 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 import ssl
@@ -33,9 +33,8 @@ PATIENCE = 1.0
 UNFINISHED = 512
 """Handshakes under way, the silent ones included."""
 
-OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 RETRY = 1.0
-"""Seconds to wait when the system has no more open files or memory for a connection."""
+"""Seconds to wait when no connection can be accepted, for want of open files say."""
 
 
 class Door:
@@ -71,10 +70,8 @@ class Door:
                 channel, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:
+            except OSError as error:  # no open file, no memory; or an error of that connection, or of the network
                 self._accept_no_more()
-                if error.errno not in OUT_OF_FILES:
-                    raise
                 log.error("no connection can be accepted: %s; trying again in %.0f s", error.strerror, RETRY)
                 self._loop.call_later(RETRY, self._accept_more)
                 return

@@ -22,6 +22,7 @@ from __future__ import annotations
 import atexit
 import copy
 import inspect
+import logging
 import os
 import threading
 import weakref
@@ -39,6 +40,8 @@ from hpcq.options import DEFAULTS, Options, changed
 from hpcq.outcome import Outcome
 from hpcq.queue import Queue
 from hpcq.task import PythonTask, Task
+
+log = logging.getLogger("hpcq.futures")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -140,8 +143,11 @@ class TaskFuture(futures.Future[T]):
 
 
 def _error(task: Task) -> BaseException:
-    if task.exception is not None:
-        return task.exception
+    try:
+        if task.exception is not None:
+            return task.exception
+    except Exception as error:  # classes of the user's may do anything when they are rebuilt
+        return error
     if task.outcome == Outcome.UNSERIALIZABLE:
         return SerializationError(f"{task.label}: {task.message}")
     return TaskFailedError(f"{task.label} ended as {task.outcome}: {task.message}")
@@ -237,7 +243,11 @@ class _Desk:
     def _serve(self) -> None:
         try:
             while not (self._closing and not self._out):
-                self._turn()
+                try:
+                    self._turn()
+                except Exception as error:  # a fault of ours, or of a class of the user's: nobody waits for ever
+                    log.exception("the executor on queue %s failed", self.queue.name)
+                    self._break(error)
         finally:
             atexit.unregister(self.at_exit)
             if self._owns_queue:
@@ -263,14 +273,13 @@ class _Desk:
 
     def _settle(self, finished: Iterable[Finished]) -> None:
         for number, attempt in finished:
-            call = self._out.get(number)
+            call = self._out.pop(number, None)
             if call is None:  # given up before
                 continue
             call._finish(attempt)
             future, call.future = call.future, None
             if future is not None:
                 future.settle(call)
-            del self._out[number]
 
     def _break(self, error: BaseException) -> None:
         with self._lock:

@@ -4,26 +4,38 @@ One `JobTracker` for each batch system decides when to ask and what an answer me
 thread of the manager's loop, and logs what users must know: a job whose pilot never reported, with the end of its
 output; a batch system that does not answer. Jobs submitted by ``hpcq submit-pilots`` are followed too: it tells us, and
 what was submitted before we started is found on disk.
+
+Records of jobs are read and written in worker threads: a queue has thousands of them over the months, and home
+directories are slow.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hpcq import config
 from hpcq.batch import records
-from hpcq.batch.base import BatchJob, BatchSystem, JobState, PartlySubmittedError, get_batch_system
+from hpcq.batch.base import BatchJob, BatchSystem, JobState, JobStatus, PartlySubmittedError, get_batch_system
 from hpcq.batch.request import pilot_request
 from hpcq.batch.states import record_end, recorded_end
 from hpcq.batch.tracker import Change, Ended, FailedStart, Forgotten, JobTracker, PollFailed, Requeued, StateChanged
-from hpcq.errors import BatchError, HpcqError, UsageError
+from hpcq.errors import HpcqError, UsageError
 from hpcq.manager import Manager
 
 log = logging.getLogger("hpcq.jobs")
+
+KEPT = 10_000
+"""Jobs that have ended which are remembered, for reports that come late: a program may live for months."""
+SETTLED = 3600.0
+"""Seconds after which a submission has put all its jobs on record: those of some batch systems come one by one."""
 
 
 class JobWatch:
@@ -39,13 +51,16 @@ class JobWatch:
         self._stopped = False
         self._last_failure = ""
         self._jobs: dict[str, BatchJob] = {}
+        self._ended: deque[BatchJob] = deque()
+        self._over: set[Path] = set()  # submissions of which nothing is left: their records are not read again
         self.on_failed_start: Callable[[str], None] = lambda _story: None
         self.on_end: Callable[[], None] = lambda: None
         self.on_pilot_change: Callable[[], None] = lambda: None
         manager.answer_to("jobs_submitted", self._on_submitted)
         manager.on_pilot = self._on_pilot
         manager.on_pilot_gone = self._on_pilot_gone
-        manager.call(self._find_submitted)
+        found = self._submitted()
+        manager.call(lambda: self.follow(found))
 
     def submit(self, count: int, *, batch: str | None, site: str | None = None, **options: Any) -> list[BatchJob]:
         """Submit ``count`` pilots; see `Queue.submit_pilots`."""
@@ -56,20 +71,32 @@ class JobWatch:
         batch = batch or "local"
         try:
             jobs = get_batch_system(batch).submit(pilot_request(self._queue, batch, count, options))
-        except PartlySubmittedError as error:
-            submitted = error.jobs
-            self._manager.call(lambda: self.follow(submitted))
+        except (PartlySubmittedError, KeyboardInterrupt):  # what was submitted is on record
+            found = self._submitted()
+            self._manager.call(lambda: self.follow(found))
             raise
         self._manager.call(lambda: self.follow(jobs))
         return jobs
 
+    def _submitted(self) -> list[BatchJob]:
+        """Jobs on record that are not known to have ended. Not in the manager's thread: it may read many files."""
+        found: list[BatchJob] = []
+        recorded = records.load_jobs(self._queue, passed_over=self._over)
+        for directory, jobs in itertools.groupby(recorded, lambda job: job.directory):
+            members = list(jobs)
+            left = [job for job in members if recorded_end(job) is None]
+            if not left and time.time() - members[0].submitted_at > SETTLED:
+                self._over.add(directory)
+            found += left
+        return found
+
     # --- in the manager's thread ---
 
-    def _on_submitted(self, _body: object) -> int:
-        return self._find_submitted()
+    def _on_submitted(self, _body: object) -> None:
+        self._manager.spawn(self._find_submitted)
 
-    def _find_submitted(self) -> int:
-        return self.follow(job for job in records.load_jobs(self._queue) if recorded_end(job) is None)
+    async def _find_submitted(self) -> None:
+        self.follow(await asyncio.to_thread(self._submitted))
 
     def awaited(self, batch: str) -> list[tuple[BatchJob, JobState]]:
         """Jobs of a batch system that may still bring a pilot and have not yet, in the order of their submission, and
@@ -143,29 +170,34 @@ class JobWatch:
     async def _poll(self, batch: str) -> None:
         tracker, loop = self._trackers[batch], asyncio.get_running_loop()
         self._asking.add(batch)
+        jobs = tracker.jobs_to_ask()
+        silent = {job.id for job in jobs if not tracker.has_reported(job.id)}
         try:
-            statuses = await asyncio.to_thread(self._system(batch).status, tracker.jobs_to_ask())
-        except HpcqError as error:
+            statuses, stories = await asyncio.to_thread(_look, self._system(batch), jobs, silent)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and "shutdown" in str(error):  # Python starts no thread any more
+                log.info("jobs are not watched any more: %s", error)
+                return
+            if not isinstance(error, HpcqError):  # a fault, or no memory: the next look may do better
+                log.exception("looking for the %s jobs of queue %s failed", batch, self._queue)
             self._tell(tracker.poll_failed(str(error), loop.time()))
-        except RuntimeError as error:  # the program is ending and waits for its last tasks: Python starts no thread now
-            log.info("jobs are not watched any more: %s", error)
-            return
         else:
-            self._tell(tracker.polled(statuses, loop.time()))
+            self._tell(tracker.polled(statuses, loop.time()), stories)
         finally:
             self._asking.discard(batch)
         self._set_timer(batch)
 
-    def _tell(self, changes: Iterable[Change]) -> None:
+    def _tell(self, changes: Iterable[Change], stories: Mapping[str, str] | None = None) -> None:
+        """Say what changed; ``stories`` as `_look` gives them."""
         ended = False
         for change in changes:
-            ended = ended or isinstance(change, FailedStart | Ended | Forgotten)
-            if isinstance(change, FailedStart | Ended):
-                record_end(change.job, change.status)
-            if isinstance(change, FailedStart) and not _was_cancelled(change.job):
-                self._last_failure = failed_start(change)
-                log.warning("%s", self._last_failure)
-                self.on_failed_start(self._last_failure)
+            if isinstance(change, FailedStart | Ended | Forgotten):
+                ended = True
+                self._remember(change.job)
+            if isinstance(change, FailedStart) and (story := _story_of(change, stories or {})):
+                self._last_failure = story
+                log.warning("%s", story)
+                self.on_failed_start(story)
             elif isinstance(change, Requeued):
                 log.info("job %s was requeued: its pilot is gone, another one will come", change.job.id)
             elif isinstance(change, PollFailed):
@@ -175,6 +207,14 @@ class JobWatch:
                 log.info("job %s is %s %s", change.job.id, after.state.value, after.reason or after.hosts)
         if ended:
             self.on_end()
+
+    def _remember(self, job: BatchJob) -> None:
+        """Note that a job has ended, and forget who ended long before it."""
+        self._ended.append(job)
+        while len(self._ended) > KEPT:
+            old = self._ended.popleft()
+            if self._trackers[old.batch].drop(old.id):
+                self._jobs.pop(old.id, None)
 
     def _all_jobs(self) -> dict[str, list[BatchJob]]:
         return {batch: tracker.jobs_to_ask() for batch, tracker in self._trackers.items()}
@@ -203,17 +243,17 @@ class JobWatch:
     def cancel_all(self) -> None:
         """Cancel every job that has not ended; what cannot be cancelled is logged."""
         for batch, jobs in self._left.items():
+            if not jobs:  # nor, perhaps, a batch system of that name: pilots say which theirs is
+                continue
             try:
                 self._cancel(self._systems[batch], jobs)
-            except BatchError as error:
+            except (HpcqError, OSError) as error:
                 log.warning("the %s jobs of queue %s may still be there: %s", batch, self._queue, error)
             else:
                 if self._systems[batch].cancel_waits:
                     jobs.clear()
 
     def _cancel(self, system: BatchSystem, jobs: list[BatchJob]) -> None:
-        if not jobs:
-            return
         statuses = system.status(jobs)
         for job in jobs:
             if statuses[job.id].state.is_final:
@@ -226,6 +266,31 @@ class JobWatch:
     def any_left(self) -> bool:
         """Whether there are jobs that are not known to have ended: what they write still has its place here."""
         return any(self._left.values())
+
+
+def _look(
+    system: BatchSystem, jobs: Sequence[BatchJob], silent: Collection[str]
+) -> tuple[dict[str, JobStatus], dict[str, str]]:
+    """What a batch system says of jobs; and, for those that ended without their pilots having been heard of
+    (``silent``), their stories. Ends are put on record. In a worker thread.
+    """
+    statuses = system.status(jobs)
+    ended = [FailedStart(job, statuses[job.id]) for job in jobs if statuses[job.id].state.is_final]
+    for one in ended:
+        record_end(one.job, one.status)
+    return statuses, {one.job.id: _story(one) for one in ended if one.job.id in silent}
+
+
+def _story_of(change: FailedStart, stories: Mapping[str, str]) -> str:
+    """Its story; empty for what was cancelled. One that the batch system has forgotten has none yet, nor a record."""
+    if change.job.id not in stories:
+        record_end(change.job, change.status)
+        return _story(change)
+    return stories[change.job.id]
+
+
+def _story(change: FailedStart) -> str:
+    return "" if _was_cancelled(change.job) else failed_start(change)
 
 
 def _was_cancelled(job: BatchJob) -> bool:

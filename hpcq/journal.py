@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hpcq import state_dir
 from hpcq.errors import HpcqError, UsageError
@@ -39,6 +39,8 @@ LAST_WRITE = 20.0
 """Seconds the last write may take at the end."""
 MESSAGE = 500
 """Characters of a message that are kept."""
+MOST = (1 << 63) - 1
+"""What SQLite has as an integer."""
 VERSION = 1
 _TABLES = """
 create table if not exists runs (
@@ -204,6 +206,8 @@ class Journal:
             self._failed = True
             with self._lock:
                 self._rows = (rows + self._rows)[-KEPT:]
+        except Exception:  # a fault of ours: what it was about is left out, what follows is not
+            log.exception("the journal %s leaves out %d tasks", self.path, len(rows))
         else:
             self._failed = False
 
@@ -232,14 +236,24 @@ class Journal:
         now = time.time()
         with _opened(self.path) as database:
             marks = ",".join("?" * (len(TaskRow._fields) + 1))
-            database.executemany(f"insert into tasks values ({marks})", ((self._run, *row) for row in rows))  # noqa: S608
+            of_tasks = ((self._run, *map(_storable, row)) for row in rows)
+            database.executemany(f"insert into tasks values ({marks})", of_tasks)  # noqa: S608
             marks = ",".join("?" * (len(PilotRow._fields) + 1))
-            rows_of_pilots = ((self._run, *row) for row in pilots)
-            database.executemany(f"insert or replace into pilots values ({marks})", rows_of_pilots)  # noqa: S608
+            of_pilots = ((self._run, *map(_storable, row)) for row in pilots)
+            database.executemany(f"insert or replace into pilots values ({marks})", of_pilots)  # noqa: S608
             database.execute(
                 "update runs set seen = ?, ended = ?, submitted = ? where id = ?",
                 (now, now if last else None, self._submitted(), self._run),
             )
+
+
+def _storable(value: Any) -> Any:
+    """As SQLite can have it: text in UTF-8, whatever is in file names, and integers of 64 bits."""
+    if type(value) is str and not value.isascii():
+        return value.encode(errors="backslashreplace").decode()
+    if type(value) is int and value > MOST:
+        return MOST
+    return value
 
 
 def read(path: Path, run: int | None = None) -> Run:

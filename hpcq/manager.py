@@ -86,6 +86,9 @@ NO_HURRY = 0.01
 MEMORY_SHARE = 8
 """Large arguments and results may take this part of the machine's memory; more goes to disk, where temporaries are."""
 
+LOOK_AGAIN = 1.0
+"""Seconds after which it is seen whether the manager that was asked something still lives."""
+
 LEAVE_TIMEOUT = 10.0
 """Seconds pilots have to hang up once they were told to leave."""
 
@@ -123,6 +126,7 @@ class Manager:
         self.depot = Depot(conn.manager_tls(self._identity), Shelf(psutil.virtual_memory().total // MEMORY_SHARE))
         self._links = Links(name, self, self._roster, self._questions, self.files, self.depot)
         self._dispatch = Dispatch(self._links, self.files, self.depot)
+        self.depot.is_open = self._dispatch.is_open
         self.on_pilot: Callable[[str, str], None] = lambda _batch, _job_id: None
         self.on_pilot_gone: Callable[[str, str], None] = lambda _batch, _job_id: None
         self._loop = asyncio.new_event_loop()
@@ -147,13 +151,18 @@ class Manager:
                 f"cannot listen on {address or 'all addresses'} {tried} of {socket.gethostname()}: {error.strerror}"
             ) from error
 
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether we are called in the manager's thread, which cannot wait for itself."""
+        return threading.current_thread() is self._thread
+
     def submit(self, submission: Submission) -> None:
         """Take one task; its results come through ``deliver``."""
         self._check_open()
         self._inbox.append(submission)
         if not self._awake:  # one wake-up for all that is submitted before the manager looks
             self._awake = True
-            self._loop.call_soon_threadsafe(self._wake)
+            self._soon(self._wake)
 
     def tell(self, event: Event) -> None:
         """Have the scheduler take an event of the user's: after what was submitted before, before what comes later."""
@@ -165,18 +174,33 @@ class Manager:
 
     def cancel(self, tasks: list[int]) -> None:
         """End these tasks."""
-        self._check_open()
-        self._loop.call_soon_threadsafe(self._cancel, tasks)
+        self._soon(self._cancel, tasks)
 
     def call(self, function: Callable[[], T]) -> T:
         """The value of ``function`` called in the manager's thread, where the state may be read."""
+        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
+        def run() -> None:
+            try:
+                answer.set_result(function())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._soon(run)
+        while True:
+            try:
+                return answer.result(LOOK_AGAIN)
+            except TimeoutError:
+                if answer.done():  # it was the function's own
+                    return answer.result()
+                self._check_open()  # else it came too late for the loop's last turn
+
+    def _soon(self, function: Callable[..., None], *args: Any) -> None:
         self._check_open()
-
-        async def run() -> T:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError as error:  # it was closed in between
+            raise QueueClosedError(f"queue {self.name!r} is closed") from error
 
     def _check_open(self) -> None:
         if not self._thread.is_alive():
@@ -354,7 +378,7 @@ class Manager:
         if kind is m.Update:
             self._updated(link, entry, message)
         elif kind is m.Holding:
-            self.files.holding(entry.name, message.digests)
+            self.files.holding(entry.name, message)
         elif kind is m.Returned:
             self._take(Returned(entry.name, message.tasks))
         elif kind is m.CredentialRequest:
@@ -389,7 +413,9 @@ class Manager:
         if not all(result.outcome in OUTCOMES for result in message.results):
             link.abort("it reported an outcome that does not exist")
             return
-        if not all(self.depot.reported(r.id, entry.name) for r in message.results if r.parcel is not None):
+        large = [result.id for result in message.results if result.parcel is not None]
+        brought = [self.depot.reported(number, entry.name) or not self._dispatch.is_open(number) for number in large]
+        if not all(brought):
             link.abort("it reported a result that it has not brought")
             return
         if message.results:
@@ -417,7 +443,12 @@ class Manager:
         """Run a coroutine beside everything else, in the manager's thread; it is waited for at the end."""
         task = self._loop.create_task(work(*args))
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._spawned_is_over)
+
+    def _spawned_is_over(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the manager of queue %s failed at something beside", self.name, exc_info=error)
 
     # --- what clients and the user ask ---
 

@@ -251,9 +251,13 @@ class Update(Message):
 
 
 class Holding(Message):
-    """Contents this pilot can now give to others."""
+    """Contents this pilot can now give to others; those it was getting and will not have (``missed``); and what its
+    node's cache has from earlier times, for whatever program (``cached``).
+    """
 
     digests: list[bytes]
+    missed: list[bytes] = []
+    cached: list[bytes] = []
 
 
 class Returned(Message):

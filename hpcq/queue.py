@@ -455,6 +455,9 @@ class Queue:
         """Send the pilots away, cancel the batch jobs (unless ``keep_pilots``), stop listening. May be called twice."""
         if self._closed or os.getpid() != self._owner:  # a fork of the program has no manager and owns nothing
             return
+        if self._manager.is_this_thread:  # as when the garbage collector finds who was to close us: we wait for it
+            threading.Thread(target=self.close, name=f"hpcq-{self.name}-close").start()
+            return
         self._closed = True
         atexit.unregister(self.close)
         try:

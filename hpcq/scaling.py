@@ -114,9 +114,15 @@ class Scaling:
         self._timer = asyncio.get_running_loop().call_later(delay, self._look)
 
     def _look(self) -> None:
-        machine = self._machine
-        if machine is None:
+        if self._machine is None:
             return
+        try:
+            self._act(self._machine)
+        except Exception:  # a fault of one look must not end all that would follow
+            log.exception("autoscaling of queue %s: a look failed", self._queue)
+        self._set_timer(LOOK)
+
+    def _act(self, machine: Autoscale) -> None:
         self._judge(machine)
         now = asyncio.get_running_loop().time()
         self._last = self._picture(now)
@@ -126,7 +132,6 @@ class Scaling:
             self._warned = machine.paused
             if machine.paused:
                 log.warning("autoscaling of queue %s is paused (see `hpcq autoscale`): %s", self._queue, machine.paused)
-        self._set_timer(LOOK)
 
     def _judge(self, machine: Autoscale) -> None:
         """Tell of pilots that came to serve, or cannot, since the last look."""
@@ -215,13 +220,15 @@ class Scaling:
 
     async def _submit(self, count: int) -> None:
         loop = asyncio.get_running_loop()
-        error: HpcqError | None = None
+        error: Exception | None = None
         try:
             jobs = await asyncio.to_thread(self._put, count)
         except PartlySubmittedError as refusal:
             jobs, error = refusal.jobs, refusal
-        except HpcqError as refusal:
+        except Exception as refusal:
             jobs, error = [], refusal
+            if not isinstance(refusal, HpcqError):  # counted like any other: it must not be tried every two seconds
+                log.exception("autoscaling of queue %s: a submission failed", self._queue)
         self._own |= {job.id: job for job in jobs}
         self._jobs.follow(jobs)
         if self._machine is None:
@@ -230,7 +237,7 @@ class Scaling:
             self._machine.submitted(len(jobs), loop.time())
             log.info("autoscaling of queue %s submitted %d jobs", self._queue, len(jobs))
         if error is not None:
-            self._machine.refused(str(error), loop.time())
+            self._machine.refused(str(error) or type(error).__name__, loop.time())
             log.warning("autoscaling of queue %s: %s", self._queue, error)
 
     def _put(self, count: int) -> list[BatchJob]:
@@ -240,7 +247,7 @@ class Scaling:
     async def _cancel(self, jobs: list[BatchJob]) -> None:
         try:
             await asyncio.to_thread(get_batch_system(self._batch).cancel, jobs)
-        except HpcqError as error:
+        except (HpcqError, OSError) as error:
             log.warning("autoscaling of queue %s: jobs without use could not be cancelled: %s", self._queue, error)
 
     def _on_failed_start(self, story: str) -> None:

@@ -122,12 +122,13 @@ def _blame(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as ``Type: text`` on one line."""
+    """An exception as ``Type: text`` on one line, in characters that UTF-8 can express: file names may have others."""
     try:
         text = " ".join(str(error).split())
     except Exception as failure:
         text = f"(its text cannot be had: {type(failure).__name__})"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if line.isascii() else line.encode(errors="backslashreplace").decode()
 
 
 def load_arguments(data: bytes | list[memoryview]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -227,7 +228,7 @@ def load_exception(data: bytes | list[memoryview]) -> BaseException:
             raised = None
     if not isinstance(raised, BaseException):
         raised = RemoteError(line)
-    raised.__cause__ = RemoteTraceback(text)
+    object.__setattr__(raised, "__cause__", RemoteTraceback(text))  # also of one that lets nobody set anything
     return raised
 
 

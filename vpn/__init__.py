@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vpn.capabilities import Capabilities, examine
     from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
-    from vpn.cvmfs.settings import Cvmfs, make_cvmfs
+    from vpn.cvmfs.settings import Cvmfs, make_cvmfs, whole_image
     from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
     from vpn.gateway.choice import Choice, gateway_names
     from vpn.gateway.client import GatewayClient, temporary_gateway
@@ -36,6 +36,7 @@ _HOMES = {
     "TunnelConfig": "vpn.config",
     "Cvmfs": "vpn.cvmfs.settings",
     "make_cvmfs": "vpn.cvmfs.settings",
+    "whole_image": "vpn.cvmfs.settings",
     "GatewayError": "vpn.errors",
     "TunnelError": "vpn.errors",
     "UsageError": "vpn.errors",
@@ -76,6 +77,7 @@ __all__ = [
     "make_cvmfs",
     "open_session",
     "temporary_gateway",
+    "whole_image",
 ]
 
 

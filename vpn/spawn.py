@@ -7,6 +7,7 @@ process without threads. The child reports a failure to exec through a pipe that
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -47,7 +48,12 @@ def spawn(request: Spawn, fds: Mapping[int, int]) -> int:
     """
     reader, writer = os.pipe()
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # the user's limit of processes
+        os.close(reader)
+        os.close(writer)
+        raise
     if pid == 0:
         _child(request, fds, writer, parent)
     os.close(writer)
@@ -78,8 +84,8 @@ def _child(request: Spawn, fds: Mapping[int, int], writer: int, parent: int) -> 
         os.chdir(request.cwd)
         blame = request.argv[0]
         os.execvpe(blame, request.argv, request.env)  # noqa: S606  (an argv, no shell)
-    except OSError as error:
-        os.write(writer, b"%d %s" % (error.errno or 0, blame))
+    except (OSError, ValueError) as error:  # ValueError: a null byte, or a variable whose name has "=" in it
+        os.write(writer, b"%d %s" % (getattr(error, "errno", None) or errno.EINVAL, blame))
     finally:
         os._exit(127)
 

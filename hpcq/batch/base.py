@@ -7,6 +7,7 @@ is the tracker's business, what a pilot does inside its job is the pilot's.
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import importlib
 import re
@@ -17,6 +18,7 @@ from typing import ClassVar
 
 from hpcq.batch import inline, records
 from hpcq.batch.command import CommandResult, CommandRunner, NoAnswerError
+from hpcq.batch.interrupts import interrupts_wait
 from hpcq.batch.records import BatchJob, load_jobs, output_tail
 from hpcq.batch.text import refuse_unprintable
 from hpcq.errors import BatchError, UsageError
@@ -220,6 +222,9 @@ class BatchSystem(abc.ABC):
     cancel_waits: ClassVar[bool] = False
     """Whether ``cancel`` returns only when the jobs have ended."""
 
+    submits_at_once: ClassVar[bool] = True
+    """Whether one command submits all jobs of a request: then Ctrl-C is heard when they are on record."""
+
     def __init__(self, runner: CommandRunner | None = None) -> None:
         self.runner = runner or CommandRunner()
 
@@ -239,6 +244,7 @@ class BatchSystem(abc.ABC):
         files.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C; what was submitted is on record.
             UsageError, TemplateError: as ``render``.
             BatchError: the batch system is missing, refused (its message is in the error) or did not answer.
         """
@@ -248,7 +254,9 @@ class BatchSystem(abc.ABC):
         script = inline.fill_in(rendered.script, request.queue) if request.inline else rendered.script
         records.write_script(directory, script)
         try:
-            jobs = self._launch(request, rendered, directory)
+            with interrupts_wait() if self.submits_at_once else contextlib.nullcontext():
+                jobs = self._launch(request, rendered, directory)
+                self.record(jobs, request, directory)
         except PartlySubmittedError as error:
             self.record(error.jobs, request, directory)
             raise
@@ -257,7 +265,6 @@ class BatchSystem(abc.ABC):
                 f"a job {request.name!r} may be there all the same, unknown to us: look for it, and cancel it there"
             )
             raise BatchError(f"{error}; {advice}") from error
-        self.record(jobs, request, directory)
         return jobs
 
     def record(self, jobs: Sequence[BatchJob], request: PilotRequest, directory: Path) -> None:

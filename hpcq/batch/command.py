@@ -1,8 +1,9 @@
 """The one place that runs a batch system's commands.
 
-A command gets an argv (never a shell), the C locale so that its messages can be recognised, no terminal, a
-time limit and a bound on its output. It runs in its own session, so that Ctrl-C does not cut a submission in
-two; when its time is up, everything it started is killed. What its output means is its caller's business.
+A command gets an argv (never a shell), the C locale so that its messages can be recognised (but for those whose
+environment becomes a job's), no terminal, a time limit and a bound on its output. It runs in its own session, so that
+Ctrl-C does not cut a submission in two (see ``interrupts``); when its time is up, everything it started is killed. What
+its output means is its caller's business.
 
 Failures: ``BatchError`` when the command is not there, cannot be started, does not end in time or prints
 without end. A non-zero exit status is a result, not a failure.
@@ -84,26 +85,32 @@ class CommandRunner:
         *,
         stdin: str = "",
         keep_variable: Callable[[str], bool] = lambda name: True,
+        keep_locale: bool = False,
     ) -> CommandResult:
         """Run ``argv`` to its end and return what it did.
 
-        ``keep_variable`` says which environment variables the command may see (many change what it does).
+        ``keep_variable`` says which environment variables the command may see (many change what it does). With
+        ``keep_locale`` it gets the caller's locale, not C: what submits a job hands it its environment.
 
         Raises:
             BatchError: see the module.
         """
         environment = {name: value for name, value in os.environ.items() if keep_variable(name)}
-        environment["LC_ALL"] = "C"
-        with tempfile.TemporaryFile() as source:
-            # A file, not a pipe: a command that never reads it cannot make us wait.
-            source.write(stdin.encode())
-            source.seek(0)
-            process = self._start(argv, environment, source)
-            try:
-                stdout, stderr = self._collect(argv[0], process)
-            finally:
-                _kill_session(process)
-                _close_outputs(process)
+        if not keep_locale:
+            environment["LC_ALL"] = "C"
+        try:
+            with tempfile.TemporaryFile() as source:
+                # A file, not a pipe: a command that never reads it cannot make us wait.
+                source.write(stdin.encode())
+                source.seek(0)
+                process = self._start(argv, environment, source)
+                try:
+                    stdout, stderr = self._collect(argv[0], process)
+                finally:
+                    _kill_session(process)
+                    _close_outputs(process)
+        except OSError as error:  # no descriptor left, or the disk of temporary files is full
+            raise BatchError(f"{argv[0]} cannot be run on {socket.gethostname()}: {error}") from error
         return CommandResult(tuple(argv), process.returncode, stdout, stderr)
 
     def _start(self, argv: Sequence[str], environment: dict[str, str], source: IO[bytes]) -> subprocess.Popen[bytes]:

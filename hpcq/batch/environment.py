@@ -23,7 +23,8 @@ _UNPACK = (
             "set -eu",
             "archive=$1 place=$2",
             "shift 2",
-            'mkdir -m 700 "$place" 2>/dev/null || [ -O "$place" ] || '
+            # A link of somebody else's in a directory that all may write to could lead to any place of ours.
+            'mkdir -m 700 "$place" 2>/dev/null || { [ ! -L "$place" ] && [ -O "$place" ]; } || '
             '{ echo "hpcq: cannot use $place on $(hostname): it is not ours; give another --scratch" >&2; exit 1; }',
             'exec 9>"$place/lock"',
             "flock 9",

@@ -90,7 +90,7 @@ class LocalBatch(BatchSystem):
         return RenderedJob(script, command)
 
     def _launch(self, request: PilotRequest, rendered: RenderedJob, directory: Path) -> list[BatchJob]:
-        result = self.runner.run(rendered.command)
+        result = self.runner.run(rendered.command, keep_locale=True)
         script = records.script_path(directory)
         if result.status != 0:
             raise refusal(result, f"script {script}")

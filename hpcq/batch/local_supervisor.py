@@ -69,9 +69,13 @@ def main(arguments: list[str]) -> int:
     os.umask(0o077)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when its jobs have ended
+    jobs: dict[int, int] = {}
     try:
-        jobs = {_start(directory, index, _id_of(job_id, index, count), count): index for index in range(count)}
+        for index in range(count):
+            jobs[_start(directory, index, _id_of(job_id, index, count), count)] = index
     except BaseException as error:
+        for pid in jobs:  # nobody will hear of them
+            _kill_group(pid)
         os.write(write_end, f"{type(error).__name__}: {error}".encode())
         raise
     _drop_terminal()
@@ -167,12 +171,18 @@ def _record_ends(directory: Path, jobs: dict[int, int]) -> None:
         pid = ended.si_pid if ended else 0
         if pid in jobs:
             # Before it is reaped, while its id cannot have become another group's.
-            os.killpg(pid, signal.SIGKILL)
+            _kill_group(pid)
         _, status = os.waitpid(pid, 0)
         if pid in jobs:
             path = directory / f"exit-{jobs.pop(pid)}.json"
             with contextlib.suppress(OSError):  # a full disk: the other jobs' ends are still to be waited for
                 _write_json(path, {"exit_code": os.waitstatus_to_exitcode(status)})
+
+
+def _kill_group(pid: int) -> None:
+    """Kill a job; one that was killed before it had a group of its own has none."""
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:

@@ -34,6 +34,7 @@ from hpcq.batch.base import (
 )
 from hpcq.batch.command import CommandResult, refusal
 from hpcq.batch.directives import check_directives, refuse_quotes
+from hpcq.batch.interrupts import interrupts_wait
 from hpcq.batch.pbs_options import split_option
 from hpcq.batch.ranges import ranges
 from hpcq.batch.slurm import ALWAYS_HIDDEN
@@ -111,7 +112,7 @@ class PbsBatch(BatchSystem):
         return [self._job(request, directory, one, str(index), f"{one}.OU") for index, one in enumerate(ids)]
 
     def _submit(self, command: Sequence[str], request: PilotRequest, directory: Path) -> str:
-        result = self.runner.run(command, keep_variable=_not_hidden)
+        result = self.runner.run(command, keep_variable=_not_hidden, keep_locale=True)
         where = f"script {records.script_path(directory)}"
         if result.status != 0:
             advice = _ADVICE.get(result.status, "")
@@ -212,6 +213,7 @@ class TorqueBatch(PbsBatch):
     name_limit = 15
     submitted = re.compile(r"(\d+(?:\.[\w.-]+)?)", re.ASCII)
     other_dialect = "pbs"
+    submits_at_once = False
     _has_history = False
     _has_json = False
 
@@ -236,13 +238,14 @@ class TorqueBatch(PbsBatch):
             messages = _messages_name(index)
             command = (*rendered.command[:4], str(directory / messages), *rendered.command[5:])
             try:
-                job_id = self._submit(command, request, directory)
+                with interrupts_wait():
+                    job_id = self._submit(command, request, directory)
+                    jobs.append(self._job(request, directory, job_id, None if request.count == 1 else job_id, messages))
+                    self.record(jobs, request, directory)  # each at once: many take minutes, in which we may be killed
             except (BatchError, KeyboardInterrupt) as error:
-                if not jobs:
+                if not jobs or len(jobs) == request.count:
                     raise
                 raise PartlySubmittedError(jobs, request.count, error) from error
-            jobs.append(self._job(request, directory, job_id, None if request.count == 1 else job_id, messages))
-            self.record(jobs, request, directory)  # each at once: many take minutes, in which we may be killed
         return jobs
 
     def _cancel_argv(self, jobs: Sequence[BatchJob]) -> tuple[str, ...]:

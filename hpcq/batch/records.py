@@ -25,7 +25,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,11 +148,12 @@ def names(job: BatchJob) -> set[str]:
     return full | short | {name.removesuffix("[]") for name in short}
 
 
-def load_jobs(queue: str) -> list[BatchJob]:
-    """Return every job recorded for ``queue``, oldest first. A record that cannot be read is logged and left
-    out.
+def load_jobs(queue: str, passed_over: Collection[Path] = ()) -> list[BatchJob]:
+    """Return every job recorded for ``queue``, oldest first, without those of the submissions ``passed_over`` (their
+    directories). A record that cannot be read is logged and left out.
     """
-    return [job for directory in _submissions(queue) for job in _read_submission(directory)]
+    wanted = [directory for directory in _submissions(queue) if directory not in passed_over]
+    return [job for directory in wanted for job in _read_submission(directory)]
 
 
 def _submissions(queue: str) -> list[Path]:

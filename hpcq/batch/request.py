@@ -13,7 +13,7 @@ from hpcq.batch.environment import python_command
 from hpcq.batch.pilot_command import pilot_argv
 from hpcq.errors import UsageError
 from hpcq.units import parse_duration, parse_memory
-from vpn import MODES, gateway_names, make_cvmfs
+from vpn import MODES, gateway_names, make_cvmfs, whole_image
 from vpn import UsageError as VpnUsageError
 
 _SAME = ("nodes", "partition", "account", "qos", "constraint", "reservation", "exclusive", "mail", "job_name")
@@ -140,7 +140,7 @@ def _cvmfs(given: Mapping[str, Any], scratch: Path | None, shown: Callable[[str]
     try:
         settings = make_cvmfs(
             given.get("cvmfs"),
-            images=[_absolute(image) for image in lists["image"]],
+            images=[whole_image(image) for image in lists["image"]],
             proxy=given.get("cvmfs_proxy"),
             servers=lists["server"],
             keys=[str(Path(key).absolute()) for key in lists["key"]],
@@ -150,11 +150,6 @@ def _cvmfs(given: Mapping[str, Any], scratch: Path | None, shown: Callable[[str]
     except VpnUsageError as error:
         raise UsageError(str(error)) from None
     return None if settings is None else settings.to_json()
-
-
-def _absolute(image: str) -> str:
-    repository, equals, path = image.rpartition("=")
-    return f"{repository}{equals}{Path(path).absolute()}"
 
 
 def _targets(value: Any, name: str) -> tuple[str, ...]:

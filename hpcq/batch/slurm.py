@@ -136,7 +136,7 @@ class SlurmBatch(BatchSystem):
 
     def _launch(self, request: PilotRequest, rendered: RenderedJob, directory: Path) -> list[BatchJob]:
         hidden = hidden_variables(request)
-        result = self.runner.run(rendered.command, keep_variable=lambda name: name not in hidden)
+        result = self.runner.run(rendered.command, keep_variable=lambda name: name not in hidden, keep_locale=True)
         script = records.script_path(directory)
         if result.status != 0:
             raise refusal(result, f"script {script}{_hint(result, request.count)}")

@@ -55,7 +55,8 @@ def recorded_end(job: BatchJob) -> JobStatus | None:
     ending = records.load_ending(job)
     if ending is None:
         return None
-    state = JobState(ending.state)
+    known = ending.state in JobState._value2member_map_  # else a word of another version of hpcq
+    state = JobState(ending.state) if known else JobState.UNKNOWN
     raw_state = "" if state is JobState.UNKNOWN else state.name
     return JobStatus(job.id, state, ending.reason, ending.hosts, ending.exit_code, raw_state)
 

@@ -21,7 +21,7 @@ What may not be here: reading a clock, running a command, deciding to submit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hpcq.batch.base import BatchJob, BatchSystem, JobState, JobStatus
@@ -200,12 +200,15 @@ class JobTracker:
         entry = self._entries.get(job_id)
         return entry is not None and entry.reported
 
-    def drop(self, job_ids: Iterable[str]) -> None:
-        """Follow jobs no longer, so that a manager that lives for months does not keep them all."""
-        for job_id in job_ids:
-            self._entries.pop(job_id, None)
-            self._open.pop(job_id, None)
-            self._early.discard(job_id)
+    def drop(self, job_id: str) -> bool:
+        """Forget a job that has ended, so that a manager that lives for months does not keep them all; whether it was
+        forgotten: one that runs again is not.
+        """
+        if job_id in self._open:
+            return False
+        self._entries.pop(job_id, None)
+        self._early.discard(job_id)
+        return True
 
     def _note_poll(self, now: float, failures: int) -> None:
         self._last_poll = now

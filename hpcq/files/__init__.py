@@ -13,5 +13,5 @@ fetches it. A directory travels as one tar stream made the same way each time, s
 
 Modules: `names` (rules of names in a sandbox), `sources` (what users write), `digests`, `pack` (directories), `wire`
 (the data protocol), `holders` (who has what; pure), `desk`, `counter` and `landing` (the manager's side), `cache`
-(a node's), `urls`. The pilot's side is `hpcq.pilot.staging`.
+(a node's), `threads` (what blocks), `urls`. The pilot's side is `hpcq.pilot.staging`.
 """

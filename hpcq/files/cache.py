@@ -3,6 +3,7 @@
 ::
 
     <scratch base>/hpcq-cache-<uid>/          0700
+        lock                                   the sum of sizes; flock: whoever holds it changes that, or removes
         boot                                   id of the boot this cache was filled in
         objects/<digest>                       0444; complete, verified; atime: last use, mtime: a seal
         locks/<digest>                         flock: whoever holds it is fetching the content
@@ -14,7 +15,9 @@ its name is not, the boot id differs and the cache begins empty. Files are opene
 pilot may remove an object at any time: whoever has it open still reads all of it.
 
 The size is kept under the limit before each fetch: the objects used longest ago go first. An object whose shared lock
-a pilot holds (an output kept for later tasks) stays.
+a pilot holds (an output kept for later tasks) stays. The sum of all sizes is noted in the file ``lock``, under that
+lock, and may be more than there is: so objects are looked at when it is over the limit only, and then more of them go
+than just has to, for a cache may have a hundred thousand.
 
 A task never gets the object itself, unless the user asked for a link: it gets a clone (where the file system can), or
 a copy. An object that was written to through a link does not have its mode and seal any more; it is dropped and
@@ -37,6 +40,9 @@ from pathlib import Path
 FICLONE = 0x40049409
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 DEFAULT_LIMIT = 10 * 2**30
+KEPT_SHARE = 15 / 16
+"""Of the limit, when something has to go."""
+
 _SETTLED = 0o444
 _SEAL = 1_000_000_000 * 10**9
 
@@ -54,7 +60,8 @@ class Cache:
         self.limit = default_limit(base) if limit is None else limit
         self._objects, self._locks, self._parts = (self.root / name for name in ("objects", "locks", "parts"))
         self._pinned: dict[bytes, int] = {}
-        with self._locked(self.root / "lock"):
+        with self._locked() as total:
+            total.unknown()
             self._begin()
 
     def _begin(self) -> None:
@@ -70,11 +77,11 @@ class Cache:
             _remove_unlocked(part)
 
     @contextlib.contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _locked(self) -> Iterator[_Total]:
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield _Total(descriptor)
         finally:
             os.close(descriptor)
 
@@ -136,9 +143,12 @@ class Cache:
 
     def new_part(self) -> tuple[int, Path]:
         """An empty file to receive a content."""
-        descriptor, path = tempfile.mkstemp(dir=self._parts)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return descriptor, Path(path)
+        while True:
+            descriptor, path = tempfile.mkstemp(dir=self._parts)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor, Path(path)
+            os.close(descriptor)  # another pilot took it for a dead one's before we had the lock
 
     def drop_part(self, descriptor: int, path: Path) -> None:
         """It is not wanted any more (or was adopted)."""
@@ -152,24 +162,33 @@ class Cache:
         os.utime(descriptor, ns=(time.time_ns(), _SEAL))
         part.rename(self._path(digest))
 
-    def make_room(self, size: int) -> bool:
-        """Remove what was used longest ago until ``size`` more bytes fit; False when they never will."""
+    def make_room(self, size: int, *, written: bool = False) -> bool:
+        """Remove what was used longest ago until ``size`` more bytes fit; False when they never will.
+
+        ``written``: they are in a part already.
+        """
         if size > self.limit:
             return False
-        with self._locked(self.root / "lock"):
-            held = [(status.st_atime_ns, status.st_size, path) for path, status in self._all()]
-            total = sum(entry[1] for entry in held) + sum(_size(path) for path in self._parts.iterdir())
-            for _, freed, path in sorted(held):
-                if total + size <= self.limit:
-                    break
-                if _remove_unlocked(path):
-                    total -= freed
-        return total + size <= self.limit
+        with self._locked() as total:
+            known = total.read()
+            if known is None or known + size > self.limit:
+                known = self._look_and_remove(0 if written else size) - (size if written else 0)
+            fits = known + size <= self.limit
+            total.write(known + size if fits else known)
+        return fits
 
-    def _all(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self._objects.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                yield path, path.stat()
+    def _look_and_remove(self, size: int) -> int:
+        """What there is, after what has to go for ``size`` more bytes has gone."""
+        held = [(status.st_atime_ns, status.st_size, path) for path, status in _files(self._objects)]
+        total = sum(entry[1] for entry in held) + sum(status.st_size for _, status in _files(self._parts))
+        if total + size <= self.limit:
+            return total
+        for _, freed, path in sorted(held):
+            if total + size <= self.limit * KEPT_SHARE:
+                break
+            if _remove_unlocked(Path(path)):
+                total -= freed
+        return total
 
     # --- keeping ---
 
@@ -191,11 +210,31 @@ class Cache:
             os.close(self._pinned.popitem()[1])
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+class _Total:
+    """The sum of sizes, as it is noted in an open file whose lock we hold."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self) -> int | None:
+        """What is noted; None when nothing is, or nothing that makes sense."""
+        noted = os.pread(self._descriptor, 64, 0)
+        return int(noted) if noted.isdigit() else None
+
+    def write(self, total: int) -> None:
+        """Note it."""
+        os.pwrite(self._descriptor, b"%020d" % max(total, 0), 0)  # as long as any other: whole or not there
+
+    def unknown(self) -> None:
+        """Note nothing."""
+        os.ftruncate(self._descriptor, 0)
+
+
+def _files(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.path, entry.stat(follow_symlinks=False)
 
 
 def _is_sound(status: os.stat_result) -> bool:

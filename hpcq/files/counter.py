@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 
 from hpcq.errors import HpcqError
-from hpcq.files import wire
+from hpcq.files import threads, wire
 from hpcq.files.desk import Desk, Origin
 from hpcq.files.holders import Give, Nobody, TakeFrom
 from hpcq.files.landing import Landing
@@ -20,6 +20,12 @@ log = logging.getLogger("hpcq.files")
 
 STREAMS = 8
 PARK = 15.0
+
+IDLE = 60.0
+"""Seconds a connection is kept that nothing comes on: each takes an open file, of which a thousand pilots need many."""
+
+FAREWELL = 30.0
+"""Seconds in which what is being written to a disk has to be there, at the end."""
 
 
 class Counter:
@@ -48,7 +54,7 @@ class Counter:
         try:
             with contextlib.suppress(wire.DataError):  # it hung up: what it wanted it will ask for again
                 while True:
-                    request = await channel.receive(wire.Request, None)
+                    request = await channel.receive(wire.Request, IDLE)
                     if isinstance(request, wire.Fetch):
                         await self._fetch(channel, pilot, request)
                     else:
@@ -114,10 +120,9 @@ class Counter:
         await channel.send(wire.Stored())
 
     async def _receive(self, channel: wire.Channel, landing: Landing) -> None:
-        loop = asyncio.get_running_loop()
         try:
             await channel.receive_stream(landing.descriptor)
-            await loop.run_in_executor(self._desk.workers, landing.complete)
+            await threads.call(self._desk.workers, landing.complete)
         except BaseException as error:
             landing.drop()
             if isinstance(error, OSError) and error.filename is None:
@@ -136,7 +141,10 @@ class Counter:
         """Hang up on all."""
         for life in list(self._lives):
             life.cancel()
-        await asyncio.gather(*self._lives, return_exceptions=True)
+        if self._lives:
+            ended, _ = await asyncio.wait(list(self._lives), timeout=FAREWELL)
+            for life in ended:
+                life.cancelled() or life.exception()
 
     def hang_up(self, pilot: str) -> None:
         """This pilot is gone."""

@@ -1,7 +1,8 @@
 """The manager's end of parcels: gives arguments out, takes results in. See `haul` for what is said.
 
 A parcel of arguments is here from ``submit`` until its task is done, so that an attempt elsewhere can have it. A result
-arrives before its pilot says that the task has ended; until then it is dropped with the pilot. At most `THREADS`
+arrives before its pilot says that the task has ended; until then it is dropped with the pilot, and with the task, which
+may have been cancelled or have ended elsewhere meanwhile. At most `THREADS`
 connections are served at a time, the others wait; those that have nothing to say make room.
 
 What is not written by its own thread is changed under the lock; what is public is called in the manager's thread.
@@ -15,7 +16,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from hpcq.errors import HpcqError
@@ -45,10 +46,13 @@ class _Guest(NamedTuple):
 
 
 class Depot:
-    """All parcels of one queue. ``tls`` is the manager's side; new ones are made on `shelf`."""
+    """All parcels of one queue. ``tls`` is the manager's side; new ones are made on `shelf`. ``is_open`` says whether a
+    task is not done yet; called in any thread.
+    """
 
     def __init__(self, tls: ssl.SSLContext, shelf: Shelf) -> None:
         self.shelf = shelf
+        self.is_open: Callable[[int], bool] = lambda _task: True
         self._tls = tls
         self._lock = threading.Lock()
         self._outgoing: dict[int, Parcel] = {}
@@ -68,9 +72,13 @@ class Depot:
         self._outgoing[task] = parcel
 
     def done(self, task: int) -> None:
-        """Nobody will want its arguments any more."""
+        """Nobody will want its arguments, or more results of it."""
         if self._outgoing:
             self._outgoing.pop(task, None)
+        if self._arrived:
+            with self._lock:
+                for key in [key for key in self._arrived if key[0] == task]:
+                    del self._arrived[key]
 
     def reported(self, task: int, pilot: str) -> bool:
         """The pilot says that the task has ended with a result it has brought; whether it has."""
@@ -200,6 +208,6 @@ class Depot:
         if parcel is None or failure:
             return f"{request.size} bytes: {failure}"
         with self._lock:
-            if pilot in self._present:
+            if pilot in self._present and self.is_open(request.task):
                 self._arrived[request.task, pilot] = parcel
         return ""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from hpcq import messages as m
-from hpcq.files import digests, pack, sources
+from hpcq.files import digests, pack, sources, threads
 from hpcq.files.digests import Content, Digests
 from hpcq.files.holders import Holders
 from hpcq.files.landing import Landing
@@ -169,6 +169,11 @@ class Desk:
             if number in self._held:
                 self._give_up(number, str(error))
             return
+        except Exception as error:  # a fault of ours: nobody waits for ever
+            log.exception("the inputs of task %d", number)
+            if number in self._held:
+                self._give_up(number, f"its inputs could not be prepared: {type(error).__name__}: {error}")
+            return
         if number not in self._held:
             return  # cancelled meanwhile
         self._held.discard(number)
@@ -217,8 +222,10 @@ class Desk:
             case.digests.append(content.digest)
             self._origins.setdefault(content.digest, {})[number] = origin
 
-    async def _thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self.workers, function, *args)
+    async def _thread(
+        self, function: Callable[..., Any], *args: Any, undo: Callable[[Any], object] | None = None
+    ) -> Any:
+        return await threads.call(self.workers, function, *args, undo=undo)
 
     # --- tasks go out ---
 
@@ -294,6 +301,10 @@ class Desk:
 
     # --- contents for pilots ---
 
+    def knows(self, digest: bytes) -> bool:
+        """Whether a task needs, needed or has left this content, as far as is known now."""
+        return digest in self._origins or digest in self._producer_of or digest in self.holders.given
+
     def origins(self, digest: bytes) -> list[Origin]:
         """Where the manager has it."""
         return list(self._origins.get(digest, {}).values())
@@ -310,7 +321,7 @@ class Desk:
         destination = None if case is None else case.plan.outputs.get(name)
         if not isinstance(destination, str) or kind not in ("file", "dir"):
             raise OSError(f"task {number} has no output {name!r}")
-        landing = await self._thread(Landing, destination, kind, executable)
+        landing = await self._thread(Landing, destination, kind, executable, undo=Landing.drop)
         assert isinstance(landing, Landing)
         before = self._landings.setdefault((number, pilot), {}).pop(name, None)
         if before is not None:
@@ -335,9 +346,12 @@ class Desk:
             if missing:
                 raise OSError(f"output {missing[0]!r} did not arrive")
             await self._thread(_commit, [landings[name] for name in wanted])
-        except OSError as error:
+        except Exception as error:
             await self._drop(landings.values())
-            return files_result(result, describe(error))
+            if isinstance(error, OSError):
+                return files_result(result, describe(error))
+            log.exception("the outputs of task %d", result.id)  # a fault of ours: nobody waits for ever
+            return files_result(result, f"its outputs could not be stored: {type(error).__name__}: {error}")
         self.keep(result)
         return result
 

@@ -4,7 +4,8 @@ A pilot that asks is told one of: take it from this pilot; the manager gives it;
 a content itself only while no pilot has it, to `SEEDS` pilots at once: the others wait for the first of these and take
 it from them. So however many pilots need a file, it leaves the manager about `SEEDS` times. A pilot gives to
 `PER_PEER` others at once. One that did not give (unreachable, evicted) is avoided by whoever met it, so in the end the
-manager gives it itself: a network that keeps pilots apart costs time, never a task.
+manager gives it itself: a network that keeps pilots apart costs time, never a task. One that will not have what it
+asked for, or not to give, says so (`Holders.ended`): others wait for those only who may get it.
 """
 
 from __future__ import annotations

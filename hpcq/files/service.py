@@ -90,10 +90,17 @@ class FileService:
             self._peers[pilot] = wire.Peer(pilot, ready.data_addresses, ready.data_port)
             self._desk.holders.pilot_serves(pilot)
 
-    def holding(self, pilot: str, digests: list[bytes]) -> None:
-        """It has these now."""
-        for digest in digests:
-            self._desk.holders.gained(pilot, digest)
+    def holding(self, pilot: str, message: m.Holding) -> None:
+        """What it has now, and what it will not have. Of what was there before we remember what concerns us: caches
+        of a thousand nodes may have a hundred thousand files each."""
+        holders = self._desk.holders
+        for digest in message.digests:
+            holders.gained(pilot, digest)
+        for digest in message.cached:
+            if self._desk.knows(digest):
+                holders.gained(pilot, digest)
+        for digest in message.missed:
+            holders.ended(pilot, digest)
         self._counter.changed()
 
     def pilot_gone(self, pilot: str, then: Callable[[], None]) -> None:

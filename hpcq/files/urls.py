@@ -1,4 +1,5 @@
-"""Fetches one URL to a descriptor: ``python -m hpcq.files.urls URL FD``, run by a pilot inside its tunnel.
+"""Fetches one URL to a descriptor: ``python -m hpcq.files.urls FD``, run by a pilot inside its tunnel. The URL comes on
+standard input: arguments are for all users of a node to see, and a signed URL is as good as a password.
 
 ``http`` and ``https`` by the standard library (certificates are verified; ``http_proxy`` and its kin count), ``root``
 by XRootD's Python client if it is installed, else ``xrdcp``. Failures of the network and of busy servers are tried
@@ -118,7 +119,7 @@ def _xrdcp(url: str, target: str) -> None:
 def main() -> int:
     """Entry of the process."""
     try:
-        fetch(sys.argv[1], int(sys.argv[2]))
+        fetch(sys.stdin.read(), int(sys.argv[1]))
     except FetchError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -27,6 +27,7 @@ import msgspec
 
 from hpcq import messages as m
 from hpcq.errors import HpcqError, ProtocolError
+from hpcq.files import threads
 from hpcq.files.digests import Hash
 from hpcq.files.pack import CHUNK
 from hpcq.protocol import frame
@@ -174,14 +175,14 @@ class Channel:
         size, error = 0, ""
         following = self._begin(next, chunks, b"")
         try:
-            while piece := await following:
+            while piece := await _result(following):
                 following = self._begin(next, chunks, b"")
                 size += len(piece)
                 await self._send_piece(piece)
         except OSError as problem:
             error = describe(problem)
         finally:
-            await asyncio.wait({following})  # nobody reads any more when we return
+            await threads.ended(following)  # nobody reads any more when we return
             following.cancelled() or following.exception()
         async with self._limit():
             self._writer.write(_LENGTH.pack(0) + frame(End(size, error)))
@@ -219,16 +220,15 @@ class Channel:
                 if limit is not None and size > limit:
                     raise SourceError(f"it is larger than the {limit} bytes it had")
                 if writing is not None:
-                    await writing
+                    await _result(writing)
                 writing = self._begin(_write, descriptor, piece, total)
             if writing is not None:
-                await writing
+                await _result(writing)
         finally:
             if writing is not None:
-                await asyncio.wait({writing})  # nobody writes any more when we return
+                await threads.ended(writing)  # nobody writes any more when we return
                 writing.cancelled() or writing.exception()
-        async with self._limit():
-            end = msgspec.msgpack.decode(await self._frame(), type=End)
+        end = await self.receive(End)
         if end.error:
             raise SourceError(end.error)
         if end.size != size:
@@ -254,6 +254,11 @@ class Channel:
     def close(self) -> None:
         """Hang up at once."""
         self._writer.transport.abort()
+
+
+async def _result(future: asyncio.Future[T]) -> T:
+    await threads.ended(future)
+    return future.result()
 
 
 def _write(descriptor: int, piece: bytes, total: Hash | None) -> None:

@@ -58,7 +58,8 @@ class CommandRunner(ChildRunner):
         child = self._ready.spawn(directory, task.payload, changes)
         if not child:
             environment = {**self._environment, **changes}
-            child = os.posix_spawn("/bin/sh", [b"sh", b"-c", task.payload], environment, setsigdef=DEFAULTS)
+            argv = [b"sh", b"-c", task.payload]
+            child = os.posix_spawn("/bin/sh", argv, environment, setsigdef=DEFAULTS, setpgroup=0)
         _, status, used = os.wait4(child, 0)
         memory, cpu = used.ru_maxrss / 1024, used.ru_utime + used.ru_stime
         code = os.waitstatus_to_exitcode(status)

@@ -12,15 +12,16 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from hpcq import connection as conn
 from hpcq import messages as m
-from hpcq.door import listener
+from hpcq.door import Door, listener
 from hpcq.errors import HpcqError, ProtocolError
-from hpcq.files import digests, wire
+from hpcq.files import digests, threads, wire
 from hpcq.files.cache import Cache
 from hpcq.files.pack import CHUNK
 from hpcq.pilot.link import ManagerLink
@@ -35,6 +36,10 @@ ANSWER_TIMEOUT = 600.0
 """Seconds the other side may take to answer while it is busy with others."""
 
 IDLE_CHANNELS = 4
+KEPT = 30.0
+"""Seconds after which an unused connection to the manager is not used again: whatever is on the way may have dropped
+it without a word. The manager hangs up somewhat later (`hpcq.files.counter.IDLE`)."""
+
 GIVING = 8
 
 
@@ -55,14 +60,14 @@ class Contents:
         self._link = link
         self.announce = announce
         self.workers = ThreadPoolExecutor(8, "hpcq-files")
-        self._idle: list[wire.Channel] = []
+        self._idle: list[tuple[wire.Channel, float]] = []
         self._fetching: dict[bytes, asyncio.Lock] = {}
-        self._server: asyncio.Server | None = None
+        self._door: Door | None = None
         self._giving = asyncio.Semaphore(GIVING)
 
-    async def thread(self, function: Callable[..., T], *args: object) -> T:
-        """A blocking call."""
-        return await asyncio.get_running_loop().run_in_executor(self.workers, function, *args)
+    async def thread(self, function: Callable[..., T], *args: object, undo: Callable[[T], object] | None = None) -> T:
+        """A blocking call; see `threads.call`."""
+        return await threads.call(self.workers, function, *args, undo=undo)
 
     # --- getting ---
 
@@ -75,7 +80,22 @@ class Contents:
             DataError: it could not be transferred.
             OSError: it cannot be written here.
         """
-        return await self.once(digest, size, lambda part: self.fetch(digest, size, task, part))
+        try:
+            return await self.once(digest, size, lambda part: self._fetch(digest, size, task, part))
+        except BaseException:
+            self._missed(digest)
+            raise
+
+    async def fetch(self, digest: bytes, size: int, task: int, descriptor: int) -> None:
+        """Write a content to an empty file, verified, past the cache; raises as `obtain`."""
+        try:
+            await self._fetch(digest, size, task, descriptor)
+        finally:
+            self._missed(digest)
+
+    def _missed(self, digest: bytes) -> None:
+        """Others are not to wait for us: we do not have it, or not to give it."""
+        self._link.send(m.Holding([], [digest]))
 
     async def once(self, key: bytes, size: int, fetch: Callable[[int], Awaitable[None]], grows: bool = False) -> int:
         """The cached content ``key``, which ``fetch`` writes to a descriptor if it is not here yet.
@@ -83,11 +103,11 @@ class Contents:
         ``grows``: its size is not known beforehand.
         """
         wanted = None if grows else size
-        found = await self.thread(self.cache.open, key, wanted)
+        found = await self.thread(self.cache.open, key, wanted, undo=_close)
         if found is not None:
             return found
         async with self._alone(key):
-            found = await self.thread(self.cache.open, key, wanted)
+            found = await self.thread(self.cache.open, key, wanted, undo=_close)
             if found is None:
                 found = await self._new(key, size, fetch, grows)
         self.announce([key])
@@ -111,15 +131,14 @@ class Contents:
         try:
             await fetch(descriptor)
             if grows:
-                fits = await self.thread(self.cache.make_room, 0)
+                fits = await self.thread(self._fits, os.fstat(descriptor).st_size)
             if fits:
                 self.cache.adopt(key, descriptor, part)
             return os.dup(descriptor)  # stays readable, also if it is not kept
         finally:
             self.cache.drop_part(descriptor, part)
 
-    async def fetch(self, digest: bytes, size: int, task: int, descriptor: int) -> None:
-        """Write a content to an empty file, verified; raises as `obtain`."""
+    async def _fetch(self, digest: bytes, size: int, task: int, descriptor: int) -> None:
         avoid: set[str] = set()
         failures = 0
         while True:
@@ -180,16 +199,23 @@ class Contents:
 
     @contextlib.asynccontextmanager
     async def _to_manager(self) -> AsyncIterator[wire.Channel]:
-        channel = self._idle.pop() if self._idle else await self._connect()
+        channel = self._kept() or await self._connect()
         try:
             yield channel
         except BaseException:
             channel.close()
             raise
         if len(self._idle) < IDLE_CHANNELS:
-            self._idle.append(channel)
+            self._idle.append((channel, time.monotonic()))
         else:
             channel.close()
+
+    def _kept(self) -> wire.Channel | None:
+        """The connection last used, if that is not long ago; then all others are older still."""
+        if self._idle and time.monotonic() - self._idle[-1][1] < KEPT:
+            return self._idle.pop()[0]
+        self.hang_up()
+        return None
 
     async def _connect(self) -> wire.Channel:
         info = self._link.info
@@ -256,7 +282,7 @@ class Contents:
         descriptor, part = self.cache.new_part()
         try:
             content = _write(descriptor, chunks, kind, executable)
-            if not self.cache.make_room(0):
+            if not self._fits(content.size):
                 raise OSError(f"it does not fit into the node's cache of {self.cache.limit >> 20} MB (--cache-size)")
             self.cache.adopt(content.digest, descriptor, part)
         finally:
@@ -265,17 +291,20 @@ class Contents:
             raise OSError("it was removed from the node's cache at once; make it larger (--cache-size)")
         return content
 
+    def _fits(self, written: int) -> bool:
+        return self.cache.make_room(written, written=True)
+
     # --- for other pilots ---
 
     async def serve(self) -> int:
         """Listen for other pilots; returns the port."""
         info = self._link.info
         assert info is not None
-        tls = conn.peer_tls(info)
-        self._server = await asyncio.start_server(self._on_peer, sock=listener(None, 0), ssl=tls, limit=CHUNK)
-        port = self._server.sockets[0].getsockname()[1]
-        assert isinstance(port, int)
-        return port
+        self._door = Door(listener(None, 0), conn.peer_tls(info), self._stream)
+        return self._door.port
+
+    def _stream(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(CHUNK), self._on_peer)
 
     async def _on_peer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         channel = wire.Channel(reader, writer, self.workers, "another pilot")
@@ -295,7 +324,7 @@ class Contents:
             channel.close()
 
     async def _give(self, channel: wire.Channel, request: wire.Fetch) -> None:
-        descriptor = await self.thread(self.cache.open, request.digest)
+        descriptor = await self.thread(self.cache.open, request.digest, undo=_close)
         if descriptor is None:
             await channel.send(wire.Nowhere("not here any more"))
         else:
@@ -312,15 +341,20 @@ class Contents:
     def hang_up(self) -> None:
         """The manager is gone."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[0].close()
 
     async def close(self) -> None:
         """Stop listening, let go of what was kept."""
         self.hang_up()
-        if self._server is not None:
-            self._server.close()
+        if self._door is not None:
+            await self._door.close()
         self.cache.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _write(descriptor: int, chunks: Iterator[bytes], kind: str, executable: bool) -> digests.Content:

@@ -3,7 +3,7 @@
 The parent loads functions, so that their modules are imported once, and waits; so it has no threads but those that
 imports start. The child runs the task, leaves what came of it in a file in memory and ends without running exit
 handlers. Whatever else it does, a signal or ``os._exit``, is a crash of that task only; nothing it left half written
-is taken for a result. Killing for a limit still ends the parent too: the pilot knows only that.
+is taken for a result. What is ended for a limit is ended alone (`processes.kill_descendants`).
 """
 
 from __future__ import annotations

@@ -91,6 +91,8 @@ class ManagerLink:
         self._link = link
         self.info, self.address = info, link.peer.rsplit(":", 1)[0]
         self.lost.clear()
+        if self._heart is not None:  # of a connection that was lost a moment ago
+            self._heart.cancel()
         self._beat(welcome.silence_limit)
         return welcome
 

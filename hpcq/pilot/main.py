@@ -31,6 +31,7 @@ import contextlib
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -44,7 +45,7 @@ from typing import Any
 import msgspec
 
 from hpcq import messages as m
-from hpcq.addresses import own_addresses
+from hpcq.addresses import own_addresses, raise_descriptor_limit
 from hpcq.errors import AuthenticationError, HpcqError
 from hpcq.files.cache import Cache
 from hpcq.parcels import Shelf
@@ -80,6 +81,8 @@ class Pilot:
     def __init__(self, options: opts.Options, scratch: Path) -> None:
         self._options = options
         self._scratch = scratch
+        self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise_descriptor_limit()  # each runner takes six of ours; tasks have the limit that they would have without us
         self._loop = asyncio.get_running_loop()
         self._job = opts.job(os.environ)
         self._name = opts.pilot_name(options.batch, self._job)
@@ -137,7 +140,9 @@ class Pilot:
         self._ending.watch_walltime()
         hold = Hold(Shelf((self._options.memory << 20) // MEMORY_SHARE, self._scratch, described=True))
         spawners = await self._spawners(stack)
-        self._pool = Pool(self._core, self._scratch, spawners, self._report, self._broken, self._fault, hold)
+        self._pool = Pool(
+            self._core, self._scratch, spawners, self._report, self._broken, self._fault, hold, files=self._file_limit
+        )
         stack.push_async_callback(self._pool.close)
         self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._reports.add)
         stack.push_async_callback(self._parcels.close)
@@ -180,7 +185,7 @@ class Pilot:
         if self._down is not None:
             self._link.send(self._down)
         if held:
-            self._link.send(m.Holding(held))
+            self._link.send(m.Holding([], cached=held))
 
     # --- start ---
 

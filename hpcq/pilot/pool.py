@@ -35,6 +35,7 @@ from hpcq.pilot.processes import kill_descendants, kill_session, kill_tree, pin_
 from hpcq.pilot.rest import Readers
 from hpcq.pilot.runner import FromRunner, Held, Ready
 from hpcq.pilot.sampler import YOUNG, Sampler, Target
+from hpcq.pilot.scratch import remove_tree
 from hpcq.pilot.usage import NOTHING_USED
 
 log = logging.getLogger("hpcq.pilot")
@@ -46,11 +47,15 @@ KILLERS = 8
 """Process trees that are ended at a time; each takes `processes.DEATH_TIMEOUT_MS` at most."""
 
 
+NOT_STARTED = 127
+"""The status of a runner that could not be started, as a shell has it."""
+
+
 class Pool:
     """All runners of a pilot. ``report`` and ``broken`` are called with what concerns the manager, ``on_death``
     before a runner's death is judged: whoever knows that its surroundings broke says so now. ``fault`` is called, once,
     when the core or what does its orders raised: nobody knows any more what runs where, so nothing is done from then
-    on but ending it (`close`).
+    on but ending it (`close`). Tasks may have ``files`` open (0: as many as we).
     """
 
     def __init__(  # noqa: PLR0917 - all differ in type
@@ -62,8 +67,11 @@ class Pool:
         broken: Callable[[str], None],
         fault: Callable[[BaseException], None],
         hold: Hold,
+        *,
+        files: int = 0,
     ) -> None:
         self._core = core
+        self._files = files
         self._scratch = scratch
         self._spawn = spawn
         self._report = report
@@ -163,11 +171,18 @@ class Pool:
     # --- one runner's life ---
 
     def _start(self, command: Start) -> None:
-        runner = Runner(command.lane, self._scratch / f"runner-{command.lane}")
+        try:
+            runner = Runner(command.lane, self._scratch / f"runner-{command.lane}")
+        except OSError as error:  # the disk is full, say
+            self._loop.call_soon(self._not_started, command.lane, error)
+            return
         self._runners[command.lane] = runner
         life = self._loop.create_task(self._live(runner, command))
         self._lives.add(life)
         life.add_done_callback(self._over)
+
+    def _not_started(self, lane: int, error: OSError) -> None:
+        self.tell(self._core.dead, lane, NOT_STARTED, _said(error))
 
     def _over(self, life: asyncio.Task[None]) -> None:
         self._lives.discard(life)
@@ -178,11 +193,10 @@ class Pool:
         try:
             try:
                 status = await self._process(runner, command)
+                written = runner.written()
             except Exception as error:
                 log.exception("a runner could not be started")
-                os.write(runner.errors, f"{type(error).__name__}: {error}\n".encode())
-                status = 127
-            written = runner.written()
+                status, written = NOT_STARTED, _said(error)
             unread = self._not_begun(runner)
         finally:
             del self._runners[runner.lane]
@@ -198,6 +212,7 @@ class Pool:
         used = self._sampler.most(runner.lane, head.id) if head else NOTHING_USED
         self._sampler.forget(runner.lane)
         self.tell(self._core.dead, runner.lane, status, written, unread=unread, used=used)
+        await asyncio.to_thread(remove_tree, runner.directory)  # a task may have left a million files
 
     async def _process(self, runner: Runner, command: Start) -> int:
         kind = command.kind
@@ -205,14 +220,17 @@ class Pool:
         far = (runner.tasks_far.fileno(), runner.results_far.fileno())
         with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230, PTH123 - /dev/null does not block
             process = await self._spawn[kind.network](
-                [sys.executable, "-P", "-m", "hpcq.pilot.run", *map(str, far), kind.isolation, f"{share:g}"],
+                [
+                    sys.executable, "-P", "-m", "hpcq.pilot.run", *map(str, far), kind.isolation, f"{share:g}",
+                    str(self._files),
+                ],
                 cwd=runner.directory / "home",
                 env=_environment(kind, task_environment(kind.cores, command.gpus, self._core.has_gpus, os.environ)),
                 stdin=nothing.fileno(),
                 stdout=runner.output,
                 stderr=runner.errors,
                 pass_fds=far,
-            )
+            )  # fmt: skip
         runner.started(process)
         if runner.killed and runner.handle >= 0:
             self._kill_in_thread(runner, kill_tree)
@@ -220,6 +238,7 @@ class Pool:
             pin_tree(process.pid, runner.cpus)
         self._readers.watch(runner)
         status = await process.wait()
+        runner.over = True  # from here on nothing new is done to it: `handle` will be closed, and be another's
         while runner.kills:
             await asyncio.wait(runner.kills)
         await self._loop.run_in_executor(self._killers, kill_session, process.pid)
@@ -286,14 +305,16 @@ class Pool:
         self.tell(self._core.exceeded, target.lane, target.task.id, why)
 
     def _pin(self, command: Pin) -> None:
-        runner = self._runners[command.lane]
+        runner = self._runners.get(command.lane)
+        if runner is None:
+            return  # it could not be started, which the core is told in a moment
         runner.cpus = command.cpus
-        if runner.process is not None:
+        if runner.process is not None and not runner.over:
             pin_tree(runner.process.pid, command.cpus)
 
     def _kill(self, lane: int) -> None:
         runner = self._runners.get(lane)
-        if runner is None:
+        if runner is None or runner.over:
             return
         if runner.process is None:
             runner.killed = True
@@ -303,7 +324,7 @@ class Pool:
     def _end_children(self, lane: int) -> None:
         """Kill what a runner has started; the core gives it nothing until that is done, so nothing new is hit."""
         runner = self._runners.get(lane)
-        if runner is None or runner.handle < 0:
+        if runner is None or runner.over or runner.handle < 0:
             return  # it is gone, which the core is told elsewhere
         ending = self._kill_in_thread(runner, kill_descendants)
         ending.add_done_callback(lambda _: self._children_ended(lane))
@@ -322,7 +343,9 @@ class Pool:
     # --- tasks on their way ---
 
     def _give(self, command: Give) -> None:
-        runner = self._runners[command.lane]
+        runner = self._runners.get(command.lane)
+        if runner is None:
+            return  # as above
         key = command.task.function
         if key and key not in runner.known:
             runner.known.add(key)
@@ -408,6 +431,11 @@ def _killed(runner: Runner, killing: asyncio.Future[None]) -> None:
     runner.kills.discard(killing)
     if error := killing.exception():
         log.error("the processes of runner %d could not be ended: %s", runner.lane, error)
+
+
+def _said(error: Exception) -> tuple[bytes, bytes]:
+    """As if it were what a runner has written that did not get far enough to do so."""
+    return b"", f"{type(error).__name__}: {error}\n".encode(errors="backslashreplace")
 
 
 def _environment(kind: Kind, environment: dict[str, str]) -> dict[str, str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 from hpcq.pilot.runner import read_bounded
-from hpcq.pilot.scratch import remove_tree
 from hpcq.protocol import FRAME_LIMIT, FrameReader
 
 
@@ -40,6 +39,7 @@ class Runner:
         self.known: set[bytes] = set()
         self.unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.killed = False
+        self.over = False
         self.cpus: tuple[int, ...] = ()
         self.held = 0.0
         self.spent = 0.0
@@ -48,9 +48,15 @@ class Runner:
         for end in (self.tasks, self.results):
             end.setblocking(False)
         self.frames = FrameReader(FRAME_LIMIT)
-        directory.mkdir(mode=0o700)
-        (directory / "home").mkdir(mode=0o700)
-        self.output, self.errors = (self._open(name) for name in ("stdout", "stderr"))
+        self.output = self.errors = -1
+        try:
+            directory.mkdir(mode=0o700)
+            (directory / "home").mkdir(mode=0o700)
+            self.output = self._open("stdout")
+            self.errors = self._open("stderr")
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self, name: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -69,7 +75,7 @@ class Runner:
         return output, errors
 
     def close(self) -> None:
-        """Let go of everything but the process."""
+        """Let go of everything but the process and its directory."""
         for end in (self.tasks, self.tasks_far, self.results, self.results_far):
             end.close()
         for descriptor in (self.output, self.errors, self.handle):
@@ -78,4 +84,3 @@ class Runner:
         for _, attached in self.unsent:
             for descriptor in attached:
                 os.close(descriptor)
-        remove_tree(self.directory)

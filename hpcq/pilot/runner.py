@@ -1,6 +1,6 @@
 """The runner: executes tasks one after the other until its pilot hangs up.
 
-``python -m hpcq.pilot.run TASK_FD RESULT_FD ISOLATION SHARE``. What of an earlier task the next one finds:
+``python -m hpcq.pilot.run TASK_FD RESULT_FD ISOLATION SHARE FILES``. What of an earlier task the next one finds:
 
 - ``warm``: the interpreter as it was left; replaced when it holds too much memory (half of what the task had asked
   for, or SHARE MB a core) or the task called `hpcq.recycle`; it then ends between two tasks, the pilot starts another;
@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import sys
@@ -268,9 +269,12 @@ class Runner:
     def _clear(self, changed: int) -> None:
         """Remove what is there. As long as the directory is not ``changed`` any more it need not be listed: a look at
         its time costs a fifth of that. Times may be coarse, so one that is quite new proves nothing."""
+        if os.stat(self._home).st_mode & 0o7777 != 0o700:  # noqa: PTH116 - so that it can be emptied, and written to
+            os.chmod(self._home, 0o700)  # noqa: PTH101
         left = os.listdir(self._home)  # noqa: PTH208
         for name in left:
-            self._disk += remove(f"{self._home}/{name}")
+            with contextlib.suppress(OSError):
+                self._disk += remove(f"{self._home}/{name}")
         settled = not left and time.time_ns() - changed > SETTLED_NS
         self._empty_since = changed if settled else 0
 
@@ -330,7 +334,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     become_reaper()
     tasks, results = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    isolation, share = sys.argv[3], float(sys.argv[4])
+    isolation, share, files = sys.argv[3], float(sys.argv[4]), int(sys.argv[5])
+    if files > 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     for channel in (tasks, results):
         channel.set_inheritable(False)
     sys.argv = ["hpcq-runner"]

@@ -1,18 +1,11 @@
-"""The directory a task with files runs in: filled before, removed afterwards. Blocking; called in threads."""
+"""The directory a task with files runs in: how it is filled. Blocking; called in threads."""
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hpcq.files import pack
 from hpcq.files.names import shown
-
-log = logging.getLogger("hpcq.pilot")
 
 
 def make_parents(sandbox: Path, target: Path) -> None:
@@ -30,21 +23,3 @@ def unpack(descriptor: int, target: Path) -> None:
     """Make the directory ``target`` from an open archive; see `pack.unpack`."""
     with open(f"/proc/self/fd/{descriptor}", "rb") as archive:
         pack.unpack(archive, target)
-
-
-def remove_tree(path: Path) -> None:
-    """Also when a task took away its own right to write there."""
-
-    def allow(function: Callable[[str], Any], name: str, _error: Any) -> None:
-        try:
-            os.chmod(os.path.dirname(name), 0o700)
-            if os.path.isdir(name) and not os.path.islink(name):
-                os.chmod(name, 0o700)
-                shutil.rmtree(name, ignore_errors=True)
-            else:
-                os.unlink(name)
-        except OSError:
-            log.warning("%s cannot be removed", shown(name))
-
-    if path.exists():
-        shutil.rmtree(path, onerror=allow)

@@ -4,7 +4,8 @@ The start of a shell, its libraries mapped and relocated, takes several times lo
 So one is started with ``preload/ready_shell.c`` in it, which stops it before its own first step; for each command it
 makes a copy of itself there, a child of *ours*, which goes on as ``sh -c COMMAND``. Where this cannot be done (no such
 library, another C library, a static shell, a kernel without what it takes) there is none, and commands start shells of
-their own, which do the same more slowly. May not live here: what becomes of a command.
+their own, which do the same more slowly. The shell leads a process group in which its commands are, so that ``kill 0``,
+which scripts end with, ends the shell too and not us. May not live here: what becomes of a command.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class ReadyShell:
                 preload += b":" + self._environment[b"LD_PRELOAD"]
             environment = {**self._environment, b"LD_PRELOAD": preload, b"HPCQ_READY_SHELL": b"%d" % place}
             self._pid = os.posix_spawn(
-                "/bin/sh", [b"sh", b"-c", b" " * SHOWN], environment, setsigdef=DEFAULTS,
+                "/bin/sh", [b"sh", b"-c", b" " * SHOWN], environment, setsigdef=DEFAULTS, setpgroup=0,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), place)],
             )  # fmt: skip
         self._channel = ours

@@ -33,6 +33,7 @@ from hpcq.pilot.contents import Contents, LostError
 from hpcq.pilot.errands import Errands, Job, Phase
 from hpcq.pilot.lanes import Report
 from hpcq.pilot.processes import kill_tree
+from hpcq.pilot.scratch import remove_tree
 from vpn import TunnelError
 
 STAGED_AT_ONCE = 8
@@ -124,7 +125,7 @@ class Staging(Errands[Staged]):
     async def _remove(self, job: Staged) -> None:
         if job.activity is not None and not job.activity.done():
             await asyncio.wait({job.activity})
-        await asyncio.to_thread(sandbox.remove_tree, job.sandbox)
+        await asyncio.to_thread(remove_tree, job.sandbox)
 
     def hang_up(self) -> None:
         """Connections for contents are of no more use."""
@@ -207,10 +208,12 @@ class Staging(Errands[Staged]):
         """Run the fetching program inside the tunnel; it writes to ``descriptor`` and says what is wrong on stderr."""
         complaint = os.memfd_create("hpcq-url")
         try:
-            with open(os.devnull, "rb") as nothing:  # noqa: ASYNC230 - /dev/null does not block
+            with open(os.memfd_create("hpcq-url"), "wb") as url:  # noqa: ASYNC230 - memory does not block
+                url.write(spec.origin.encode())
+                url.seek(0)
                 process = await self._spawn(
-                    [sys.executable, "-P", "-m", "hpcq.files.urls", spec.origin, str(descriptor)],
-                    cwd=self._scratch, stdin=nothing.fileno(), stdout=complaint, stderr=complaint,
+                    [sys.executable, "-P", "-m", "hpcq.files.urls", str(descriptor)],
+                    cwd=self._scratch, stdin=url.fileno(), stdout=complaint, stderr=complaint,
                     pass_fds=(descriptor,),
                 )  # fmt: skip
             await _finished(process, spec.timeout)
@@ -227,13 +230,12 @@ class Staging(Errands[Staged]):
         kept: list[m.KeptFile] = []
         try:
             async with self._collected:
-                opened = await self.contents.thread(_open_all, job)
+                opened = await self.contents.thread(_open_all, job, undo=_close_all)
                 try:
                     for spec, output in zip(job.files.outputs, opened, strict=True):
                         await self._output(job, spec, output, kept)
                 finally:
-                    for output in opened:
-                        os.close(output.descriptor)
+                    _close_all(opened)
         except (collect.OutputError, FilesError) as error:
             self.end(job.number, Outcome.FILES, str(error))
             return
@@ -265,10 +267,14 @@ def _open_all(job: Staged) -> list[collect.Output]:
         for spec in job.files.outputs:
             opened.append(collect.open_output(str(job.sandbox), spec.name))
     except BaseException:
-        for output in opened:
-            os.close(output.descriptor)
+        _close_all(opened)
         raise
     return opened
+
+
+def _close_all(opened: list[collect.Output]) -> None:
+    for output in opened:
+        os.close(output.descriptor)
 
 
 async def _finished(process: Any, timeout: float) -> None:

@@ -157,6 +157,13 @@ class Tunnel:
     def watch(self) -> None:
         """From now on, make it anew when it breaks."""
         self._watching = self._loop.create_task(self._watch())
+        self._watching.add_done_callback(self._watched)
+
+    def _watched(self, watching: asyncio.Task[None]) -> None:
+        """A fault in it must not leave us without a tunnel for ever, waiting for tasks that need one."""
+        if not watching.cancelled() and (error := watching.exception()):
+            log.error("the tunnel cannot be watched any more", exc_info=error)
+            self.on_given_up(TunnelError("tunnel", f"it could not be watched: {type(error).__name__}: {error}"))
 
     async def spawn(self, argv: Sequence[str], **options: Any) -> Any:
         """Start a program inside the newest session; see `Session.spawn`."""

@@ -47,6 +47,18 @@ RUNNING: weakref.WeakValueDictionary[str, WorkQueue] = weakref.WeakValueDictiona
 """The queues of this program, by the name that hpcq knows them by: for the factories beside them."""
 
 
+def _weakly(method: Callable[[hpcq.Task], None]) -> Callable[[hpcq.Task], None]:
+    """The method, without a cycle: a queue ends with its last user, not when the garbage collector finds it."""
+    reference = weakref.WeakMethod(method)
+
+    def call(task: hpcq.Task) -> None:
+        bound = reference()
+        assert bound is not None
+        bound(task)
+
+    return call
+
+
 class WorkQueue(Settings, Workers):
     """A queue of tasks. See the table in `hpcq.work_queue`.
 
@@ -94,6 +106,7 @@ class WorkQueue(Settings, Workers):
         self._tasks: dict[int, Task] = {}  # submitted and neither returned nor cancelled
         self._held: dict[int, Task] = {}  # of these, those that are not hpcq's yet
         self._arrived: dict[int, Task] = {}  # of these, those that have ended
+        self._timed: dict[int, Task] = {}  # of these, those with an end time
         self._cancelled: set[int] = set()
         self._categories: dict[str, Category] = {}
         self._new_mode = c.WORK_QUEUE_ALLOCATION_MODE_FIXED
@@ -101,7 +114,7 @@ class WorkQueue(Settings, Workers):
         self.hungry_minimum = 10
         self.tasks_left = 0
         self._staging = tempfile.mkdtemp(prefix="hpcq-work-queue-", dir=os.environ.get("CCTOOLS_TEMP") or None)
-        self._builder = Builder(self._staging, self._produce)
+        self._builder = Builder(self._staging, _weakly(self._produce))
         try:
             self._open(name or os.environ.get("WORK_QUEUE_NAME") or None)
         except BaseException:
@@ -167,6 +180,8 @@ class WorkQueue(Settings, Workers):
             self._hand_on(task)
         task._id, self._next_id = self._next_id, self._next_id + 1
         self._tasks[task._id] = task
+        if task._end_time:
+            self._timed[task._id] = task
         category.submitted += 1
         if waits:
             self._held[task._id] = task
@@ -227,6 +242,7 @@ class WorkQueue(Settings, Workers):
 
     def _hand_over(self, task: Task) -> Task:
         del self._arrived[task._id], self._tasks[task._id]
+        self._timed.pop(task._id, None)
         category = self._category(task.category)
         category.done += 1
         category.failed += task._result != c.WORK_QUEUE_RESULT_SUCCESS
@@ -237,7 +253,7 @@ class WorkQueue(Settings, Workers):
         self._release()
         now = time.time()
         times = [task._start_time_min for task in self._held.values() if task._start_time_min > now]
-        if any(task._end_time for task in self._tasks.values()):
+        if self._timed:
             times += self._end_overdue(now)
         return max(0.0, min(times, default=math.inf) - now)
 
@@ -250,8 +266,8 @@ class WorkQueue(Settings, Workers):
 
     def _end_overdue(self, now: float) -> Iterator[float]:
         overdue = []
-        for number, task in list(self._tasks.items()):
-            if not task._end_time or number in self._arrived or number in self._cancelled:
+        for number, task in list(self._timed.items()):
+            if number in self._arrived or number in self._cancelled:
                 continue
             if task._end_time > now:
                 yield task._end_time
@@ -283,6 +299,7 @@ class WorkQueue(Settings, Workers):
         task = self._tasks.pop(id, None)
         if task is None:
             return None
+        self._timed.pop(id, None)
         category = self._category(task.category)
         category.cancelled += 1
         if id in self._arrived:

@@ -28,8 +28,10 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
 """
 
 
-def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    """The first true value of ``condition``: Slurm tells nobody when something changes.
+def until(
+    condition: Callable[[], Any], what: str, deadline: float = DEADLINE, story: Callable[[], str] = lambda: ""
+) -> Any:
+    """The first true value of ``condition``: Slurm tells nobody when something changes. ``story`` goes with a failure.
 
     The failure of a program that was started meanwhile is told at once: what it was to do will never come.
     """
@@ -37,7 +39,7 @@ def until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -
     while not (value := condition()):
         for program in [one for one in RUNNING if one.poll()]:
             raise AssertionError(f"the program ended with {program.returncode} before {what}:\n{ended(program)}")
-        assert time.monotonic() < end, f"not within {deadline:.0f} s: {what}"
+        assert time.monotonic() < end, f"not within {deadline:.0f} s: {what}\n{story()}"
         time.sleep(LOOK)
     return value
 
@@ -55,6 +57,12 @@ class Cluster:
         answer = self.site.run("login", ["hpcq", *arguments], env=self.environment, timeout=DEADLINE)
         assert answer.returncode == status, f"{answer.returncode}: {answer.stdout}{answer.stderr}"
         return answer
+
+    def story(self) -> str:
+        """What Slurm says of its jobs and nodes, and what the jobs have printed."""
+        told = [self.site.run("login", ["scontrol", "show", what]).stdout for what in ("jobs", "nodes")]
+        printed = f"tail -n 30 ~/.local/state/hpcq/{self.queue}/jobs/*/*.txt"
+        return "".join(told) + self.site.run("login", ["sh", "-c", printed]).stdout
 
     def submit(self, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         base = ("--name", self.queue, "--create", "--batch", "slurm", "--cores", "2", "--memory", "1GB")

@@ -21,9 +21,10 @@ with hpcq.Queue(name=sys.argv[1]) as queue:
 LOOK = """
 while [ ! -e {mark} ]; do sleep 0.2; done
 ls -d {state}
-grep -rsl -e 'PRIVATE KEY' -e hpcq-connection-1 /tmp /dev/shm
+find /tmp /dev/shm -path {clone} -prune -o -type f -exec grep -sl -e 'PRIVATE KEY' -e hpcq-connection-1 {{}} +
 echo looked
 """
+CLONE = Path(__file__).resolve().parents[2]
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
 
 
@@ -38,7 +39,7 @@ def state(cluster: Cluster) -> Iterator[Path]:
 
 def test_pilots_that_are_told_inline(cluster: Cluster, state: Path) -> None:
     mark = cluster.directory / "looked"
-    program = cluster.program(PROGRAM, LOOK.format(state=state, mark=mark))
+    program = cluster.program(PROGRAM, LOOK.format(state=state, mark=mark, clone=CLONE))
     file = state / "hpcq" / cluster.queue / "connection.json"
     until(lambda: cluster.site.run("login", ["test", "-e", str(file)]).returncode == 0, "the program listens")
     cluster.submit("--connection", "inline", "--nodes", "2", "--vpn", "none")

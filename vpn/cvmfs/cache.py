@@ -16,6 +16,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from vpn.errors import TunnelError
 TRIM_INTERVAL = 120.0
 TRIM_TO = 0.8
 """The part of the quota that is left after trimming: else it would be done for every file."""
+STALE = 3600.0
+"""Seconds after which a download that nothing was written of is that of a cvmfs2 which was killed."""
 _PRIVATE = "hpcq-cvmfs-"
 _SESSION = "session-"
 _UNFINISHED = "txn"
@@ -72,7 +75,8 @@ def _remove_dead(base: Path) -> None:
 def trim(cache: str, quota: int) -> int:
     """Remove what was not used for longest until at most ``TRIM_TO`` of ``quota`` bytes are left; bytes removed.
 
-    Does nothing while another session is at it, or when the cache is within its quota.
+    Does nothing while another session is at it; when the cache is within its quota it removes only what killed
+    sessions had begun to fetch, of which cvmfs2 itself leaves the files of a shared cache for ever.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -81,6 +85,7 @@ def trim(cache: str, quota: int) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return 0
+        _remove_unfinished(Path(cache, _UNFINISHED))
         files = sorted(_files(cache))
         total = sum(size for _, size, _ in files)
         if total <= quota:
@@ -93,6 +98,14 @@ def trim(cache: str, quota: int) -> int:
                 os.unlink(path)  # noqa: PTH108 - a hundred thousand of them
                 removed += size
         return removed
+
+
+def _remove_unfinished(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime > STALE:
+                    path.unlink()
 
 
 def _files(cache: str) -> Iterator[tuple[float, int, str]]:

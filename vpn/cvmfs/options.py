@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from vpn.cvmfs.settings import QUOTA, make_cvmfs
+from vpn.cvmfs.settings import QUOTA, make_cvmfs, whole_image
 
 _OPTIONS = (
     click.option("--cvmfs", "cvmfs_repositories", metavar="REPO,…", help="Readable at /cvmfs: cms.cern.ch,…"),
@@ -29,7 +29,7 @@ def cvmfs_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_cvmfs(*args: Any, **values: Any) -> Any:
         cvmfs = make_cvmfs(
             values.pop("cvmfs_repositories"),
-            images=_whole_images(values.pop("cvmfs_image")),
+            images=[whole_image(image) for image in values.pop("cvmfs_image")],
             proxy=values.pop("cvmfs_proxy"),
             servers=values.pop("cvmfs_server"),
             keys=[str(Path(key).absolute()) for key in values.pop("cvmfs_key")],
@@ -45,12 +45,3 @@ def cvmfs_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _whole(path: str | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
-
-
-def _whole_images(images: tuple[str, ...]) -> list[str]:
-    """Relative paths made whole."""
-    found = []
-    for text in images:
-        name, equals, path = text.rpartition("=")
-        found.append(f"{name}{equals}{Path(path).absolute()}")
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
@@ -88,6 +89,13 @@ class Cvmfs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return msgspec.json.decode(text, type=cls)
         except msgspec.DecodeError as error:
             raise UsageError(f"not CVMFS settings: {error}") from None
+
+
+def whole_image(text: str) -> str:
+    """``[REPOSITORY=]FILE`` with a file that is relative made whole, from here."""
+    image = Image.parse(text)
+    path = str(Path(image.path).absolute())
+    return f"{image.repository}={path}" if image.repository else path
 
 
 def make_cvmfs(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-import os
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from vpn.errors import GatewayError
+from vpn.gateway.state import write_private
 
 LIFETIME = datetime.timedelta(days=3650)  # clients check the pin, not the date; a gateway is restarted more often
 
@@ -47,16 +49,33 @@ def pin_of(certificate_pem: bytes) -> str:
 
 
 def load_or_make(directory: Path, name: str) -> tuple[str, str]:
-    """Key and certificate (PEM) kept in ``directory``, so that the pin outlives a restart of the gateway."""
+    """Key and certificate (PEM) kept in ``directory``, so that the pin outlives a restart of the gateway.
+
+    Raises:
+        GatewayError: they cannot be read or written, or are damaged.
+    """
     key, certificate = directory / "server-key.pem", directory / "server-cert.pem"
-    if not (key.exists() and certificate.exists()):
-        secret, public = make_certificate(name)
-        _write_private(key, secret)
-        _write_private(certificate, public)
-    return key.read_text(), certificate.read_text()
+    try:
+        if not (key.exists() and certificate.exists()):
+            secret, public = make_certificate(name)
+            write_private(key, secret)
+            write_private(certificate, public)
+        found = key.read_text(), certificate.read_text()
+        _check_pair(*found)
+    except OSError as error:
+        problem = f"{error.filename or directory}: {error.strerror}"
+        raise GatewayError(f"the gateway's key and certificate cannot be kept: {problem}") from None
+    except (ValueError, TypeError):
+        raise GatewayError(
+            f"{key.name} and {certificate.name} in {directory} are damaged, or do not belong together: remove both; "
+            "the gateway then gets a new key, and credentials that were given out are worthless"
+        ) from None
+    return found
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
+def _check_pair(key_pem: str, certificate_pem: str) -> None:
+    """Raises ValueError, or TypeError for a key with a password."""
+    key = serialization.load_pem_private_key(key_pem.encode(), None)
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    if key.public_key() != certificate.public_key():
+        raise ValueError("another key's certificate")

@@ -98,10 +98,13 @@ class GatewayClient:
         sock.settimeout(deadline)
         try:
             sock.sendall(control.encode(request))
-            data = sock.recv(control.PACKET_LIMIT)
-            if not data:
-                raise GatewayError(f"gateway {self.name!r} ended before it answered; see {self.log}")
-            answer = control.decode_answer(data)
+            answer, parts = None, list[control.Answer]()
+            while answer is None:
+                data = sock.recv(control.PACKET_LIMIT)
+                if not data:
+                    raise GatewayError(f"gateway {self.name!r} ended before it answered; see {self.log}")
+                parts.append(control.decode_answer(data))
+                answer = control.whole(parts)
         except (OSError, msgspec.DecodeError) as error:
             raise GatewayError(f"gateway {self.name!r} does not answer ({error}); see {self.log}") from None
         if isinstance(answer, control.Refused):

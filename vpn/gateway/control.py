@@ -1,4 +1,5 @@
-"""The gateway's control protocol: one request and one answer over a Unix socket of packets.
+"""The gateway's control protocol: one request and one answer over a Unix socket of packets. An answer with many pilots
+takes several packets, each but the last of them marked to be gone on with.
 
 Only the owner gets in: the directory is 0700 and the kernel's word on the peer's uid (SO_PEERCRED) is checked
 besides. The socket's path may be longer than a socket address can hold, so both sides name it through
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import msgspec
 
 SOCKET_NAME = "control.sock"
 PACKET_LIMIT = 256 * 1024
+PILOTS = 200  # in one packet: few enough, however long their labels are
 
 
 class Issue(msgspec.Struct, tag=True, frozen=True):
@@ -59,7 +61,7 @@ class Pilot(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, tag=True, frozen=True):
-    """What the gateway is and whom it serves; ``uptime`` in seconds."""
+    """What the gateway is and whom it serves; ``uptime`` in seconds. ``goes_on``: the next packet has more pilots."""
 
     name: str
     host: str
@@ -71,6 +73,7 @@ class Report(msgspec.Struct, tag=True, frozen=True):
     pilots: list[Pilot]
     relay_port: int = 0
     refusal: str = ""
+    goes_on: bool = False
 
 
 class Agreed(msgspec.Struct, tag=True, frozen=True):
@@ -89,6 +92,27 @@ Answer = Issued | Report | Agreed | Refused
 encode = msgspec.msgpack.Encoder().encode
 decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).decode
 decode_answer: Callable[[bytes], Answer] = msgspec.msgpack.Decoder(Answer).decode
+
+
+def packets(answer: Answer) -> Iterator[bytes]:
+    """An answer as it is sent."""
+    if not isinstance(answer, Report):
+        yield encode(answer)
+        return
+    starts = range(0, max(1, len(answer.pilots)), PILOTS)
+    for start in starts:
+        some = answer.pilots[start : start + PILOTS]
+        yield encode(msgspec.structs.replace(answer, pilots=some, goes_on=start != starts[-1]))
+
+
+def whole(answers: Sequence[Answer]) -> Answer | None:
+    """The answer that packets received so far make; None while more are to come."""
+    last = answers[-1]
+    if not isinstance(last, Report):
+        return last
+    if last.goes_on:
+        return None
+    return msgspec.structs.replace(last, pilots=[one for part in answers for one in getattr(part, "pilots", [])])
 
 
 def listen(directory: Path) -> socket.socket:

@@ -52,6 +52,7 @@ class Entry:
     state: str = "issued"
     address: str = ""
     workers: set[str] = field(default_factory=set)
+    absences: int = 0
 
 
 class Book:
@@ -97,8 +98,9 @@ class Book:
             return False
         if event.reason == "disconnect":
             entry.workers.discard(event.worker)
-            if not entry.workers:
+            if not entry.workers and entry.state not in (*UNUSED, "disconnected"):
                 entry.state = "disconnected"
+                entry.absences += 1
             return False
         first = entry.state in UNUSED
         entry.workers.add(event.worker)
@@ -114,10 +116,10 @@ class Book:
         """Users of passwords whose time has passed unused."""
         return [entry.username for entry in self._entries.values() if entry.state in UNUSED and entry.until <= now]
 
-    def is_disconnected(self, username: str) -> bool:
-        """Whether it was connected and is not."""
+    def absence(self, username: str) -> int:
+        """Which absence this is of one that was connected and is not now, counted from 1; else 0."""
         entry = self._entries.get(username)
-        return entry is not None and entry.state == "disconnected"
+        return entry.absences if entry is not None and entry.state == "disconnected" else 0
 
     def workers(self) -> list[str]:
         """The processes of ocserv that serve a client each, by their number in its namespace."""

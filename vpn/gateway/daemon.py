@@ -36,6 +36,7 @@ from vpn.process import first_of
 log = logging.getLogger("vpn.gateway")
 
 REQUEST_DEADLINE = 10.0
+ACCEPT_PAUSE = 0.2  # seconds without accepting when there is no descriptor left: some are about to end
 
 
 class Daemon:
@@ -124,7 +125,12 @@ class Daemon:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            connection, _ = await loop.sock_accept(listener)
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("no request can be taken: %s", error.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
             task = asyncio.create_task(self._connection(connection))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
@@ -136,7 +142,8 @@ class Daemon:
             async with asyncio.timeout(REQUEST_DEADLINE):
                 data = await loop.sock_recv(connection, control.PACKET_LIMIT)
             if data and control.peer_uid(connection) == os.geteuid():
-                await loop.sock_sendall(connection, control.encode(await self._answer(data)))
+                for packet in control.packets(await self._answer(data)):
+                    await loop.sock_sendall(connection, packet)
         if not self.stopped.is_set():  # else it stays open until this process ends: the client waits for that
             connection.close()
 
@@ -188,7 +195,10 @@ class Daemon:
 def run_daemon(config: GatewayConfig, announce: Callable[[Record], None]) -> None:
     """Run a gateway in this process until it is stopped; raises VpnError when it cannot run or breaks."""
     directory = state.make_directory(config.name)
-    lock = _lock(directory, config.name)
+    try:
+        lock = _lock(directory, config.name)
+    except OSError as error:
+        raise GatewayError(f"{directory} cannot be written to: {error.strerror}") from None
     try:
         _refuse_running(state.read_record(directory))
 
@@ -196,6 +206,9 @@ def run_daemon(config: GatewayConfig, announce: Callable[[Record], None]) -> Non
             await Daemon(config, directory).run(announce)
 
         asyncio.run(main())
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise GatewayError(f"the gateway cannot go on: {where}{error.strerror or error}") from error
     finally:
         os.close(lock)
 

@@ -3,7 +3,8 @@
 The kernel carries a connection's bytes from the wire to ocserv and back, with no program in between, also the
 last ones after every process of the gateway was killed: clients learn at once that it is gone. The shim
 ``preload/host_sockets.c`` asks for each socket over a SOCK_SEQPACKET pair; ``HostSockets`` answers from the
-gateway's loop. It grants the addresses it listens on, its own port, and nothing else.
+gateway's loop. It grants the addresses it listens on, its own port, and nothing else: of UDP first the socket that
+listens, then one for each client.
 
 Both protocols need the same number on every address: the server tells clients only one.
 """
@@ -40,6 +41,7 @@ class HostSockets:
     def __init__(self, port: int, listening: dict[Key, socket.socket]) -> None:
         self.port = port
         self._listening = listening
+        self._granted: set[Key] = set()
         self._serving: list[tuple[asyncio.AbstractEventLoop, socket.socket]] = []
 
     @property
@@ -91,10 +93,13 @@ class HostSockets:
             address = socket.inet_ntop(family, packed[: 4 if family == socket.AF_INET else 16])
         except (struct.error, ValueError) as error:
             raise OSError(errno.EINVAL, str(error)) from None
-        held = self._listening.get((kind, family, address))
-        if held is not None:
+        key = kind, family, address
+        held = self._listening.get(key)
+        if held is not None and not (kind == socket.SOCK_DGRAM and key in self._granted):
+            self._granted.add(key)
             return held
-        if kind != socket.SOCK_DGRAM or (kind, family, ANY[family]) not in self._listening:
+        # A client's own UDP socket: it will be connected, which the one that listens must never be.
+        if kind != socket.SOCK_DGRAM or (held is None and (kind, family, ANY[family]) not in self._listening):
             raise OSError(errno.EADDRNOTAVAIL, address)
         return stack.enter_context(_open(kind, family, address, self.port, shared=True))
 

@@ -65,6 +65,7 @@ class Usage:
     connections: int = 0
     up: int = 0
     down: int = 0
+    is_over: bool = False
 
     def total(self) -> tuple[int, int]:
         """Bytes up and down, open connections included."""
@@ -195,10 +196,15 @@ class Outside:
         return allowed
 
     def forget(self, client: str) -> None:
-        """Drop the figures of a client that is gone for good."""
+        """Drop the figures of a client that is gone for good, now or when the last of its connections has ended."""
         usage = self.usage.get(client)
-        if usage is not None and not usage.open:
-            del self.usage[client]
+        if usage is not None:
+            usage.is_over = True
+            self._drop(client, usage)
+
+    def _drop(self, client: str, usage: Usage) -> None:
+        if usage.is_over and not usage.open:
+            self.usage.pop(client, None)
 
     def limits_of(self, client: str) -> Limits:
         """What this client may still send and receive."""
@@ -217,6 +223,7 @@ class Outside:
         usage.connections += 1
         usage.up += one.carried.up
         usage.down += one.carried.down
+        self._drop(one.client, usage)
         if self._log is not None:
             outcome = one.outcome if one.outcome != "ok" else one.carried.error or "ok"
             seconds = round(time.monotonic() - one.began, 3)

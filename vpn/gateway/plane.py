@@ -135,20 +135,15 @@ class Plane:
                 self.cut(self.owners.arrived(address, client))
             case Left(client):
                 self.owners.left(client)
-                self._start(self._forget(client))
+                self.cut(client)
+                self.outside.forget(client)
             case Ask(number):
                 writer.write(encode(self.figures(number)))
 
-    def cut(self, client: str) -> list[asyncio.Task[None]]:
-        """End what a client has open; the tasks that are ending."""
-        ending = list(self._carrying.pop(client, ()))
-        for task in ending:
+    def cut(self, client: str) -> None:
+        """End what a client has open."""
+        for task in self._carrying.pop(client, ()):
             task.cancel()
-        return ending
-
-    async def _forget(self, client: str) -> None:
-        await asyncio.gather(*self.cut(client), return_exceptions=True)
-        self.outside.forget(client)
 
     def figures(self, number: int) -> Figures:
         """What every client has moved."""

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -129,6 +130,8 @@ class DataPlane:
             theirs.close()
             os.close(null)
             os.close(output)
+        if self._writer is not None:
+            self._writer.close()
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
         for address, client in self._clients.items():
             self._tell(Arrived(address, client))
@@ -137,8 +140,12 @@ class DataPlane:
     async def _keep(self, reader: asyncio.StreamReader) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._read(reader)
             assert self._process is not None
+            try:
+                await self._read(reader)
+            except ValueError as error:  # nothing that a data plane says: this one is of no use
+                log.error("the data plane is not understood: %s", error)
+                self._process.send_signal(signal.SIGKILL)
             status = await self._process.wait()
             self._ended_at = [at for at in self._ended_at if at > loop.time() - RESTARTS_WITHIN] + [loop.time()]
             if len(self._ended_at) > RESTARTS:

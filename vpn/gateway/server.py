@@ -84,6 +84,7 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._dismissed: asyncio.Future[None] | None = None
         self._last_lines: list[str] = []
+        self._closed = False
 
     async def start(self) -> None:
         """Bring everything up, or say in ``refusal`` what this host lacks; on an error what was started is ended."""
@@ -97,6 +98,7 @@ class Server:
             if error.layer not in _LACKING:
                 raise
             self.port, self.refusal = 0, str(error)
+            self._host = self._plane = None
             log.warning("openconnect is not offered: %s", error)
 
     async def _start(self) -> None:
@@ -144,6 +146,7 @@ class Server:
 
     async def close(self) -> None:
         """End everything, last started first."""
+        self._closed = True
         await self._stack.aclose()
         for task in self._tasks:
             task.cancel()
@@ -327,20 +330,25 @@ class Server:
             if event is None:
                 continue
             log.info("%s %s %s", event.username, event.reason, event.address)
-            if event.reason == "disconnect":
-                asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, self._forget, event.username)
-            elif not self.book.is_known(event.username):
-                await self._quietly(self._disconnect(event.username))  # revoked while it was logging in
-            elif self._plane is not None:
-                self._plane.arrived(event.address, event.username)
-            if self.book.on_event(event):
-                self.spent(event.username)
-                await self._quietly(self._publish())
+            self._on_event(event)
             if self._dismissed is not None and not self._dismissed.done() and not self.book.workers():
                 self._dismissed.set_result(None)
 
+    def _on_event(self, event: ocserv.Event) -> None:
+        """A client came or went. What takes time goes on beside: those who come next must not wait for it."""
+        username = event.username
+        if event.reason == "connect" and not self.book.is_known(username):
+            self._task(self._quietly(self._disconnect(username)))  # revoked while it was logging in
+        elif event.reason == "connect" and self._plane is not None:
+            self._plane.arrived(event.address, username)
+        if self.book.on_event(event):
+            self.spent(username)
+            self._task(self._quietly(self._publish()))
+        if event.reason == "disconnect" and (absence := self.book.absence(username)):
+            asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, self._forget, username, absence)
+
     async def _quietly(self, action: Awaitable[None]) -> None:
-        """What nobody waits for must not end the reading of events."""
+        """What nobody waits for must not end the gateway."""
         try:
             await action
         except (VpnError, OSError) as error:
@@ -355,9 +363,9 @@ class Server:
         if expired:
             self._task(self._quietly(self._publish()))
 
-    def _forget(self, username: str) -> None:
-        """Its cookie has expired as well."""
-        if self.book.is_disconnected(username):
+    def _forget(self, username: str, absence: int) -> None:
+        """Its cookie has expired as well, unless it has come back since."""
+        if self.book.absence(username) == absence:
             self.book.forget(username)
             self._cut(username)
             self._task(self._store.save())
@@ -397,5 +405,5 @@ class Server:
         process.ended.add_done_callback(lambda future: self._end(f"{name} ended with status {future.result()}"))
 
     def _end(self, reason: str) -> None:
-        if not self.ended.done():
+        if not self._closed and not self.ended.done():  # what we end ourselves ends no gateway: the relay may go on
             self.ended.set_result(reason)

@@ -16,6 +16,7 @@ import pytest
 
 from hpcq import PythonTask, Queue, Task, autoscale, scaling
 from hpcq.batch.base import load_jobs
+from hpcq.batch.local import LocalBatch
 from hpcq.cli.main import run
 from hpcq.errors import UsageError
 
@@ -181,3 +182,29 @@ def test_a_live_view_on_a_terminal_ends_with_ctrl_c(tmp_path):
                     pass
         os.close(own)
         assert view.returncode == 0
+
+
+def test_what_was_not_foreseen_is_a_refusal_and_ends_nothing(hpcq, monkeypatch, caplog):
+    """Such as no memory, or a fault of our own: it must not be tried again and again, nor end the looking."""
+    looks = []
+    picture = scaling.Scaling._picture
+
+    def fail_once(self, now):
+        looks.append(now)
+        if len(looks) == 1:
+            raise MemoryError
+        return picture(self, now)
+
+    def fail(_self, _request):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(scaling, "LOOK", 0.05)
+    monkeypatch.setattr(autoscale, "REFUSALS", 1)
+    monkeypatch.setattr(scaling.Scaling, "_picture", fail_once)
+    monkeypatch.setattr(LocalBatch, "submit", fail)
+    with Queue("ana") as queue:
+        queue.autoscale("local", min=1)
+        until(lambda: "paused" in hpcq("autoscale --name ana")[1], "it is paused")
+        assert "1 submissions in a row were refused; the last: no room" in hpcq("autoscale --name ana")[1]
+    assert "a look failed" in caplog.text
+    assert "a submission failed" in caplog.text

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,9 @@ def test_no_descriptors_are_left_open():
     before = list(Path("/proc/self/fd").iterdir())
     CommandRunner().run([PYTHON, "-c", ""])
     assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+def test_no_room_for_temporary_files_is_an_error_of_the_batch_system(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/directory")
+    with pytest.raises(BatchError, match=r"cannot be run on \S+: .*No such file"):
+        CommandRunner().run([PYTHON, "-c", ""])

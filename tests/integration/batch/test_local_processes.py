@@ -253,3 +253,21 @@ def test_a_pilot_does_not_inherit_ignored_signals_or_descriptors():
         [job] = LocalBatch().submit(request(sys.executable, "-I", "-c", f"exec({code!r})"))
     await_status(job, JobState.DONE)
     assert output_tail(job) == ["True", "True", "[]"]
+
+
+def test_when_one_cannot_be_started_none_is_left(tmp_path):
+    (tmp_path / "script.sh").write_text("#!/bin/sh\nexec sleep 1000\n")
+    (tmp_path / "process-2.json" / "in the way").mkdir(parents=True)
+    supervisor = Path(sys.modules[start_time.__module__].__file__)
+    argv = [sys.executable, "-I", str(supervisor), str(tmp_path), "4", "local-x"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 1
+    assert "the jobs could not be started: IsADirectoryError" in done.stderr
+    for index in range(2):
+        await_empty_group(json.loads((tmp_path / f"process-{index}.json").read_text())["pid"])
+
+
+def test_a_pilot_has_the_users_locale(monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    [job] = LocalBatch().submit(sh("echo locale $LC_ALL"))
+    await_output(job, "locale C.UTF-8")

@@ -1,6 +1,10 @@
 """Slurm's adapter against programs on PATH that behave like Slurm's on a chatty site."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -170,3 +174,33 @@ def test_a_directive_after_a_command_is_not_submitted(fake_slurm, tmp_path):
     with pytest.raises(TemplateError, match=r"mine\.j2: line 3 .*after the first command \(line 2\)"):
         get_batch_system("slurm").submit(request(template=template))
     assert fake_slurm.calls("sbatch") == []
+
+
+def test_ctrl_c_while_sbatch_is_at_work_loses_no_job(fake_slurm, tmp_path):
+    """It has the job already, and is about to say so."""
+    for name in ("began", "go"):
+        os.mkfifo(tmp_path / name)
+    (fake_slurm.bin / "sbatch").write_text(f"#!/bin/sh\necho >{tmp_path}/began\nread _ <{tmp_path}/go\necho 4711\n")
+    script = (
+        "from hpcq.batch.base import PilotRequest, get_batch_system\n"
+        "get_batch_system('slurm').submit(PilotRequest(queue='q', pilot_argv=('true',)))\n"
+    )
+    argv = [sys.executable, "-c", script]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True) as program:
+        (tmp_path / "began").read_text()
+        program.send_signal(signal.SIGINT)
+        assert "waiting for the batch system's answer" in program.stderr.readline()
+        (tmp_path / "go").write_text("\n")
+        assert "KeyboardInterrupt" in program.communicate(timeout=90)[1]
+    assert [job.id for job in load_jobs("q")] == ["4711"]
+
+
+def test_pilots_get_the_users_locale_and_commands_that_are_read_the_c_one(fake_slurm, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    slurm = get_batch_system("slurm")
+    slurm.status(slurm.submit(request()))
+    assert fake_slurm.calls("sbatch")[0]["environment"]["LC_ALL"] == "C.UTF-8"
+    assert fake_slurm.calls("squeue")[0]["environment"]["LC_ALL"] == "C"
+    monkeypatch.delenv("LC_ALL")
+    slurm.submit(request())
+    assert "LC_ALL" not in fake_slurm.calls("sbatch")[1]["environment"]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import ssl
 
@@ -131,14 +132,15 @@ def test_the_oldest_unfinished_makes_room(keys, monkeypatch):
     talk(keys, scenario)
 
 
-def test_without_open_files_it_tries_again(keys, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EPROTO, errno.EPERM, errno.ENETDOWN])
+def test_what_cannot_be_accepted_now_is_tried_again(number, keys, monkeypatch):
     class Full(socket.socket):
         refusals = 2
 
         def accept(self):
             if self.refusals:
                 self.refusals -= 1
-                raise OSError(errno.EMFILE, "Too many open files")
+                raise OSError(number, os.strerror(number))
             return super().accept()
 
     monkeypatch.setattr(door, "RETRY", 0.01)

@@ -248,6 +248,7 @@ def test_a_cancel_while_a_parcel_is_under_way(queue, pilot, monkeypatch, method)
     depot = queue._manager.depot
     assert not depot._outgoing
     assert not depot._reported
+    eventually(lambda: queue._manager.call(lambda: not depot._arrived), "what nobody wants any more is not kept")
 
 
 def test_a_queue_closed_while_parcels_are_under_way(open_queue, start_pilot, monkeypatch):

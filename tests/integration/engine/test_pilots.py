@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cloudpickle
 import psutil
-from running import appears, begun, call, eventually, gone, note_and_wait, ready, run, wait
+from running import DEADLINE, appears, begun, call, eventually, gone, note_and_wait, ready, run, wait
 
 import hpcq
 import hpcq.links
@@ -216,6 +216,20 @@ def test_host_and_tunnel_tasks_side_by_side(queue, start_pilot):
         queue.submit(task)
     assert {wait(queue).outcome for _ in tasks} == {"success"}
     assert tasks[2].output != tasks[0].output
+
+
+def test_many_runners_are_not_too_many_open_files(queue, start_pilot, marks, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nulimit -Sn 64\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        start_pilot(queue, cores=12)
+    together = f"touch {marks}/$HPCQ_TASK_ID; while [ $(ls {marks} | wc -l) -lt 12 ]; do sleep 0.05; done; ulimit -Sn"
+    for _ in range(12):
+        queue.submit(hpcq.Task(together))
+    tasks = [queue.wait(DEADLINE) for _ in range(12)]
+    assert [task.output for task in tasks] == ["64\n"] * 12  # what they would have without us
 
 
 def test_the_environment_of_a_task_ends_with_it(queue, pilot):

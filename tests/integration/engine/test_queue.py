@@ -198,6 +198,14 @@ def test_a_closed_queue_says_so(open_queue, start_pilot):
             use()
 
 
+def test_a_queue_that_is_closed_in_its_managers_thread_closes(open_queue):
+    """As the garbage collector may do, which works in any thread."""
+    queue = open_queue()
+    queue._manager._soon(queue.close)
+    eventually(lambda: not queue._manager._thread.is_alive(), "the manager's thread has ended")
+    eventually(lambda: queue._failure is not None, "it is closed")
+
+
 def test_a_pilot_is_sent_away_when_its_queue_closes(open_queue, start_pilot):
     queue = open_queue()
     pilot = start_pilot(queue, manager_timeout=60.0)

@@ -113,3 +113,17 @@ def test_what_is_no_environment_is_refused_at_once(tmp_path: Path, content: byte
         path.write_bytes(content)
     with hpcq.Queue() as queue, pytest.raises(hpcq.UsageError, match="environment"):
         queue.submit_pilots(1, batch="local", environment=path)
+
+
+def test_a_link_where_the_archive_is_to_be_unpacked_is_not_followed(environment: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "environment.tar"
+    pack(environment, archive)
+    ours = tmp_path / "ours"
+    (ours / "tree").mkdir(parents=True)
+    (ours / "tree" / "thesis").touch()
+    command = python_command(archive, tmp_path)
+    Path(command[-1]).symlink_to(ours)
+    done = subprocess.run([*command, "-c", ""], capture_output=True, text=True, check=False, timeout=WAIT)
+    assert done.returncode == 1
+    assert "it is not ours; give another --scratch" in done.stderr
+    assert (ours / "tree" / "thesis").exists()

@@ -44,7 +44,7 @@ class Giver(Contents):
         channel.close()
 
 async def main():
-    link = SimpleNamespace(info=connection.read(Path(file)))
+    link = SimpleNamespace(info=connection.read(Path(file)), send=lambda message: None)
     giver = Giver(Cache(Path(scratch), 1 << 30), "giver", link, lambda digests: None)
     print(await giver.serve(), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
@@ -79,7 +79,7 @@ def test_what_a_peer_has_not_given_whole_is_taken_elsewhere(how, tmp_path, monke
 
     async def take(port):
         told = []
-        taker = Taker(Cache(tmp_path, 1 << 30), "taker", SimpleNamespace(info=info), told.extend)
+        taker = Taker(Cache(tmp_path, 1 << 30), "taker", SimpleNamespace(info=info, send=print), told.extend)
         taker.peer = wire.Peer("giver", ["127.0.0.1"], port)
         try:
             content = of_bytes(DATA)

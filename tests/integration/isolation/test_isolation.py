@@ -209,6 +209,14 @@ def test_the_end_of_a_command_is_not_its_runners(queue, pilot, tmp_path, how):
     assert run(queue, hpcq.Task("echo $PPID")).output == parent
 
 
+def test_a_command_that_signals_its_process_group_does_not_end_its_runner(queue, pilot):
+    parent = run(queue, hpcq.Task("echo $PPID")).output
+    for env in ({}, {"LD_BIND_NOW": "1"}):  # which needs a shell of its own
+        task = run(queue, hpcq.Task("trap '' TERM; kill 0; echo done", env=env))
+        assert (task.outcome, task.output) == ("success", "done\n")
+        assert run(queue, hpcq.Task("echo $PPID")).output == parent
+
+
 def test_a_command_that_ruins_its_directory_leaves_a_good_one_to_the_next(queue, pilot):
     home = run(queue, hpcq.Task("pwd")).output
     for ruin in (

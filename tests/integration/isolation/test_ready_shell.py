@@ -39,7 +39,7 @@ def told(program: str, **variables: str) -> list[str]:
     """What such a program of one thread, without other children, prints."""
     done = subprocess.run(
         [sys.executable, "-c", HEAD + program], env={**os.environ, **variables}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=120, start_new_session=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout.splitlines()
@@ -163,3 +163,12 @@ other = ReadyShell(dict(os.environb))
 print(other.spawn("/", b"true", {{}}), other.is_alone())
 """)
     assert lines == ["0 False"]
+
+
+def test_a_command_that_signals_its_process_group_does_not_meet_us():
+    lines = told("""
+print(run("trap '' TERM; kill 0; exit 7"))
+print(ready.spawn("/", b"true", {}))  # its shell was killed: the next command has one of its own,
+print(run("exit 3"))  # and then there is another
+""")
+    assert lines == ["7", "0", "3"]

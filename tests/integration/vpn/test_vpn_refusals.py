@@ -208,3 +208,25 @@ def test_a_gateway_is_asked_by_the_first_address_that_answers():
     found = asyncio.run(check_servers(["127.0.0.9", "127.0.0.1"], port))
     assert [check.ok for check in found] == [False]
     assert found[0].detail.startswith("127.0.0.9 ")
+
+
+@pytest.mark.parametrize(
+    ("refuse", "layer"),
+    [
+        ("echo 0 > /proc/sys/user/max_user_namespaces", "user namespaces"),
+        ("touch /run/none && mount --bind /run/none /dev/net/tun", "tun"),
+    ],
+)
+def test_a_login_node_that_refuses_openconnects_gateway_what_it_needs(site, refuse, layer):
+    """The relay goes on without it, although what was begun for openconnect ends."""
+    site.check("login", "sh", "-c", refuse)
+    started = site.vpn("login", "gateway", "start")
+    assert started.returncode == 0, started.stderr
+    assert f"openconnect is not offered: {layer}: " in started.stdout
+    file = site.credential("c")
+    done = site.vpn("node", "run", "--mode", "socks", "--credential", file, "--", "echo", "up")
+    assert (done.returncode, done.stdout) == (0, "up\n"), done.stderr
+    assert "openconnect is not offered" in site.vpn("login", "gateway", "status").stdout
+    assert "did not answer" not in (site.directory / "home/hpcq-gateway/default/log").read_text()
+    assert site.vpn("login", "gateway", "stop").returncode == 0
+    site.wait_empty()

@@ -1,7 +1,9 @@
 """`hpcq.work_queue` with a real worker: results, files, times, cancels, categories."""
 
+import gc
 import os
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,19 @@ def test_exit_statuses_are_the_shells(q, command, status, with_output):
     run(q, task)
     assert (task.result, task.return_status) == (wq.WORK_QUEUE_RESULT_SUCCESS, status)
     assert Path("out").exists() == with_output
+
+
+def test_a_queue_ends_with_its_last_user():
+    gc.disable()
+    try:
+        queue = wq.WorkQueue(0)
+        inner, reference = queue.hpcq_queue, weakref.ref(queue)
+        del queue
+        assert reference() is None
+        with pytest.raises(hpcq.HpcqError):
+            inner.submit(hpcq.Task("true"))
+    finally:
+        gc.enable()
 
 
 def test_outputs_of_a_failed_task_come_back_and_missing_ones_are_named(q):

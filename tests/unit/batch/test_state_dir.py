@@ -118,3 +118,8 @@ def test_what_cannot_be_written_is_named_with_what_to_do(tmp_path, monkeypatch):
     words = f"cannot write {tmp_path}/x: No space left on device; make room, or set XDG_STATE_HOME to another place"
     assert str(caught.value) == words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_write_private_says_where_it_cannot_even_begin(tmp_path):
+    with pytest.raises(StateError, match=r"cannot write .*/gone/f: No such file"):
+        write_private(tmp_path / "gone" / "f", b"x")

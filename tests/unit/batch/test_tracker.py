@@ -204,9 +204,12 @@ def test_submitting_twice_and_dropping(tracker):
     tracker.polled(status(JobState.RUNNING), 102.0)
     tracker.submitted(job(), 103.0)
     assert tracker.status("1").state is JobState.RUNNING
-    tracker.drop(["1", "nonsense"])
+    assert not tracker.drop("1")  # it runs
+    tracker.polled(status(JobState.DONE), 132.0)
+    assert tracker.drop("1")
+    assert tracker.drop("nonsense")
     assert tracker.status("1") is None
-    assert tracker.next_poll(104.0) is None
+    assert tracker.next_poll(133.0) is None
 
 
 events = st.lists(
@@ -237,8 +240,7 @@ def test_whatever_happens(history):
         elif kind == "gone":
             tracker.pilot_gone(job_id, now)
         elif kind == "drop":
-            tracker.drop([job_id])
-            open_jobs.discard(job_id)
+            assert tracker.drop(job_id) == (job_id not in open_jobs)
         elif kind == "poll":
             changes = tracker.polled({} if state is None else status(state, job_id), now)
             last_poll, failures = now, 0

@@ -53,6 +53,32 @@ def test_what_is_written_is_read(path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_what_sqlite_cannot_have_costs_no_row(path):
+    book = Journal(path, list, int)
+    task, attempt = ended(1, tag="f\udcff", message="no file \udcfe")
+    task.id = None
+    task.set(cores=10**30)
+    task.id = 1
+    book.finished([(task, attempt), ended(2, tag="für")])
+    book.close()
+    assert [(row.tag, row.message, row.cores) for row in journal.read(path).tasks] == [
+        ("f\\udcff", "no file \\udcfe", journal.MOST),
+        ("für", "", 2),
+    ]
+
+
+def test_a_fault_costs_what_it_is_about_and_nothing_that_follows(path, monkeypatch, caplog):
+    book = Journal(path, list, int)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_storable", lambda value: 1 / 0)
+        book.finished([ended(1)])
+        book._try(look=True)
+    book.finished([ended(2)])
+    book.close()
+    assert [row.id for row in journal.read(path).tasks] == [2]
+    assert "leaves out 1 tasks" in caplog.text
+
+
 def test_each_program_is_a_run_of_its_own_and_one_that_was_killed_has_no_end(path):
     for _ in range(2):
         Journal(path, list, int).close()

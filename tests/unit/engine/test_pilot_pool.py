@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import threading
 
 import pytest
 
@@ -147,3 +148,71 @@ def test_a_sampler_that_breaks_is_a_fault(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pool.Sampler, "run", broken)
     assert [str(error) for error in asyncio.run(story_of_it()).faults] == ["no figures"]
+
+
+async def late_kill(tmp_path, monkeypatch):
+    """A runner has ended by itself, and what is left of its session is being ended, when it is to be killed."""
+    ending, go_on, killed = threading.Event(), threading.Event(), []
+
+    def end_session(_leader):
+        ending.set()
+        assert go_on.wait(60)
+
+    runners, played, story = await begin(tmp_path)
+    monkeypatch.setattr(pool, "kill_session", end_session)
+    monkeypatch.setattr(pool, "kill_tree", lambda pid, handle: killed.append(pid))
+    monkeypatch.setattr(pool, "kill_descendants", lambda pid, handle: killed.append(pid))
+    played.process.kill()
+    await asyncio.to_thread(ending.wait, 60)
+    runners._kill(1)
+    runners._end_children(1)
+    go_on.set()
+    while runners._lives:
+        await asyncio.wait(runners._lives)
+    await runners.close()
+    played.close()
+    assert not story.faults
+    return killed
+
+
+def test_a_runner_that_has_ended_is_not_killed_its_handle_may_be_anothers_by_then(tmp_path, monkeypatch):
+    assert asyncio.run(late_kill(tmp_path, monkeypatch)) == []
+
+
+def test_what_a_runner_leaves_on_disk_is_removed_beside_everything_else(tmp_path, monkeypatch):
+    removed = []
+
+    def noted(directory):
+        removed.append((directory.name, threading.current_thread() is threading.main_thread()))
+
+    async def story_of_it():
+        runners, played, story = await begin(tmp_path)
+        monkeypatch.setattr(pool, "remove_tree", noted)
+        await runners.close()
+        played.close()
+        return story.faults
+
+    assert asyncio.run(story_of_it()) == []
+    assert removed == [("runner-1", False)]
+
+
+def test_a_runner_that_cannot_have_a_directory_is_no_fault(tmp_path):
+    async def story_of_it():
+        story, told = Story(), []
+        broken = asyncio.Event()
+
+        def tell(message):
+            told.append(message)
+            broken.set()
+
+        hold = Hold(Shelf(1 << 20, tmp_path, described=True))
+        runners = pool.Pool(Core(1, 0), tmp_path / "full", {}, story.report, tell, story.fault, hold)
+        runners.run(m.Run([m.FunctionBody(b"f", b"")], [a_task(1)], []))
+        async with asyncio.timeout(60):
+            await broken.wait()
+        await runners.close()
+        return story.faults, told
+
+    faults, (message,) = asyncio.run(story_of_it())
+    assert faults == []
+    assert "No such file or directory" in message

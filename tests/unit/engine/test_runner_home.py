@@ -12,7 +12,7 @@ from hpcq.pilot.runner import Runner
 
 @pytest.fixture
 def home(tmp_path):
-    (tmp_path / "home").mkdir()
+    (tmp_path / "home").mkdir(0o700)
     return tmp_path / "home"
 
 
@@ -80,6 +80,28 @@ def test_a_new_time_of_change_proves_nothing(runner, home, listed, monkeypatch):
     for _ in range(5):
         runner._clean_up()
     assert len(listed) == 5
+
+
+def test_a_home_that_nobody_may_write_to_is_made_writable(runner, home, later):
+    runner._clean_up()
+    (home / "left").touch()
+    home.chmod(0o500)
+    runner._clean_up()
+    assert not list(home.iterdir())
+    assert home.stat().st_mode & 0o7777 == 0o700
+
+
+def test_what_cannot_be_removed_keeps_nothing_else(runner, home, later, monkeypatch):
+    def refused(path):
+        if path.endswith("/b"):
+            raise PermissionError(path)
+        Path(path).unlink()
+
+    for name in ("a", "b", "c"):
+        (home / name).touch()
+    monkeypatch.setattr(module, "remove", lambda path: refused(path) or 0)
+    runner._clean_up()
+    assert [left.name for left in home.iterdir()] == ["b"]
 
 
 def test_a_home_that_was_removed_is_made_again(runner, home, later):

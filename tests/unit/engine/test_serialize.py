@@ -1,5 +1,6 @@
 """Functions, arguments, results and exceptions survive the trip, or the refusal names what does not."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcq import serialize
+from hpcq import messages, protocol, serialize
 from hpcq.errors import RemoteError, RemoteTraceback, SerializationError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -403,3 +404,23 @@ def test_callables_that_are_no_functions(cache, callable_):
     key, body = cache.body(callable_)
     assert key == serialize.digest(body)
     assert callable(serialize.load_function(body))
+
+
+@dataclasses.dataclass(frozen=True)
+class UnchangeableError(Exception):
+    """Lets nobody set an attribute."""
+
+
+def test_an_exception_that_lets_nobody_change_it_has_its_remote_traceback():
+    found = serialize.load_exception(serialize.dump_exception(UnchangeableError()))
+    assert isinstance(found, UnchangeableError)
+    assert isinstance(found.__cause__, RemoteTraceback)
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_a_line_on_an_exception_can_be_sent(text):
+    protocol.frame(messages.TaskResult(1, "exception", message=serialize.one_line(OSError(text))))
+
+
+def test_a_line_on_an_exception_shows_what_cannot_be_sent():
+    assert serialize.one_line(OSError("no file f\xfcr \udcff")) == "OSError: no file f\xfcr \\udcff"

@@ -4,6 +4,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -59,6 +60,47 @@ def test_what_was_used_longest_ago_goes_first(cache):
     assert get(cache, third)
 
 
+def test_what_there_is_is_looked_at_when_it_may_be_too_much_only(cache, monkeypatch):
+    looks = []
+    files = module._files
+    monkeypatch.setattr(module, "_files", lambda directory: looks.append(directory) or files(directory))
+    for number in range(200):
+        assert put(cache, b"%050d" % number)
+        assert sum(path.stat().st_size for path in cache._objects.iterdir()) <= cache.limit
+    assert len(looks) < 150  # two directories each time, every third or so: a sixteenth is one file here
+    cache.limit = 100_000
+    looks.clear()
+    for number in range(200):
+        assert put(cache, b"%051d" % number)
+    assert not looks
+
+
+@pytest.mark.parametrize("noted", [b"", b"x", b"-1", b"99999999999999999999"])
+def test_whatever_is_noted_of_its_size_it_stays_under_its_limit_and_takes_what_fits(cache, noted):
+    first = put(cache, b"a" * 400)
+    (cache.root / "lock").write_bytes(noted)
+    assert put(cache, b"b" * 500)
+    assert get(cache, first)
+    last = put(cache, b"c" * 500)
+    assert get(cache, last)
+    assert sum(path.stat().st_size for path in cache._objects.iterdir()) == 900
+
+
+def test_what_was_reserved_and_did_not_come_takes_no_room_for_ever(cache):
+    for _ in range(10):
+        assert cache.make_room(900)
+    digest = put(cache, b"a" * 100)
+    assert cache.make_room(900)
+    assert get(cache, digest)
+
+
+def test_pilots_that_share_it_count_together(cache, tmp_path):
+    other = Cache(tmp_path, 1000)
+    for number in range(40):
+        assert put((cache, other)[number % 2], b"%0300d" % number)
+        assert sum(path.stat().st_size for path in cache._objects.iterdir()) <= 1000
+
+
 def test_what_can_never_fit_displaces_nothing(cache):
     digest = put(cache, b"a" * 900)
     assert put(cache, b"b" * 1001) is None
@@ -108,6 +150,22 @@ def test_a_dead_pilots_parts_go_a_living_ones_stay(cache, tmp_path):
     assert kept.exists()
     assert not left.exists()
     cache.drop_part(living, kept)
+
+
+def test_a_part_that_a_starting_pilot_takes_for_a_dead_ones_is_made_again(cache, tmp_path, monkeypatch):
+    make = tempfile.mkstemp
+
+    def made(**options):
+        monkeypatch.undo()
+        found = make(**options)
+        Cache(tmp_path, 10)  # before the part is locked
+        return found
+
+    monkeypatch.setattr(tempfile, "mkstemp", made)
+    descriptor, part = cache.new_part()
+    cache.adopt(b"d", descriptor, part)
+    cache.drop_part(descriptor, part)
+    assert cache.digests() == [b"d"]
 
 
 def test_another_boot_begins_empty(cache, tmp_path):

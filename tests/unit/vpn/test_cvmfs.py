@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from hpcq.errors import UsageError as HpcqUsageError
 from hpcq.pilot.options import parse
 from vpn.cli import cli
 from vpn.cvmfs import client
-from vpn.cvmfs.cache import session_room, trim
+from vpn.cvmfs.cache import STALE, session_room, trim
 from vpn.cvmfs.client import Installation, Room
-from vpn.cvmfs.settings import Cvmfs, Image, make_cvmfs
+from vpn.cvmfs.settings import Cvmfs, Image, make_cvmfs, whole_image
 from vpn.errors import TunnelError, UsageError
 from vpn.roots import building_site
 
@@ -237,6 +238,16 @@ def test_one_session_trims_at_a_time_and_downloads_go_on(tmp_path):
     assert (tmp_path / "txn" / "file-in-work").exists()
 
 
+def test_what_killed_sessions_had_begun_to_fetch_is_removed(tmp_path):
+    (tmp_path / "txn").mkdir()
+    for name, age in (("left", 2 * STALE), ("fresh", 0.0)):
+        (tmp_path / "txn" / name).write_bytes(b"x")
+        then = time.time() - age
+        os.utime(tmp_path / "txn" / name, (then, then))
+    assert trim(str(tmp_path), 1 << 30) == 0
+    assert [path.name for path in (tmp_path / "txn").iterdir()] == ["fresh"]
+
+
 def test_a_room_is_private_and_goes_and_the_cache_stays(tmp_path):
     with session_room(str(tmp_path)) as one, session_room(str(tmp_path)) as other:
         assert one.cache == other.cache
@@ -290,3 +301,17 @@ def test_a_root_is_built_where_nothing_is_mounted_below():
     assert building_site(["dev", "home", "proc", "sys", "tmp", "usr"], MOUNTS) == "tmp"
     with pytest.raises(TunnelError, match="no directory of the root"):
         building_site(["dev", "proc", "sys", "home"], MOUNTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("a.sqfs", "{here}/a.sqfs"),
+        ("cms.cern.ch=a.sqfs", "cms.cern.ch={here}/a.sqfs"),
+        ("/data/run=7/a.sqfs", "/data/run=7/a.sqfs"),
+        ("cms.cern.ch=/data/run=7/a.sqfs", "cms.cern.ch=/data/run=7/a.sqfs"),
+    ],
+)
+def test_an_image_is_made_whole_also_below_a_directory_with_an_equals_sign(text, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert whole_image(text) == whole.format(here=tmp_path)

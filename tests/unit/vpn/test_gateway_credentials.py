@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vpn.errors import GatewayError
+from vpn.gateway.certificate import load_or_make, make_certificate
 from vpn.gateway.credentials import UNUSED_LIFETIME, Book, Saved
 from vpn.gateway.ocserv import Event
 from vpn.gateway.passwords import file_text, hash_password
@@ -37,7 +41,11 @@ def test_a_login_spends_the_password_and_a_reconnect_does_not_again():
     assert not book.on_event(Event("disconnect", user, "11", "198.18.0.5"))
     assert state(book) == "connected"  # the new connection lives
     assert not book.on_event(Event("disconnect", user, "12", "198.18.0.5"))
-    assert book.is_disconnected(user)
+    assert book.absence(user) == 1
+    assert not book.on_event(Event("connect", user, "14", "198.18.0.5"))
+    assert book.absence(user) == 0
+    assert not book.on_event(Event("disconnect", user, "14", "198.18.0.5"))
+    assert book.absence(user) == 2
     assert book.forget(user) == "disconnected"
     assert book.forget(user) == ""
     assert not book.on_event(Event("connect", user, "13", "198.18.0.5"))
@@ -151,3 +159,29 @@ def test_a_store_that_cannot_be_written_or_read_is_said_and_survived(tmp_path, c
     (tmp_path / "file").write_text("[{}]")
     assert Store(tmp_path / "file", list).load() == []
     assert "cannot be read" in caplog.text
+
+
+@contextmanager
+def full_disk(room):
+    """No file can grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_leaves_no_half_certificate(tmp_path):
+    with full_disk(300), pytest.raises(GatewayError, match=r"cannot be kept: .*large"):  # the key is shorter than that
+        load_or_make(tmp_path, "g")
+    assert load_or_make(tmp_path, "g") == load_or_make(tmp_path, "g")
+
+
+@pytest.mark.parametrize("damage", ["", "-----BEGIN CERTIFICATE-----\nAAAA\n", "other"])
+def test_a_damaged_certificate_is_said_to_be(tmp_path, damage):
+    load_or_make(tmp_path, "g")
+    other = make_certificate("g")[1].decode()
+    (tmp_path / "server-cert.pem").write_text(other if damage == "other" else damage)
+    with pytest.raises(GatewayError, match="remove both"):
+        load_or_make(tmp_path, "g")

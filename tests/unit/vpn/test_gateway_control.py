@@ -1,0 +1,45 @@
+"""The control protocol's packets, and what a client that has gone leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from vpn.gateway import control
+from vpn.gateway.control import Agreed, Pilot, Refused, Report
+from vpn.gateway.outside import Outside
+from vpn.gateway.policy import Policy
+
+
+def report(count: int) -> Report:
+    pilots = [Pilot(f"l{random.random()}" * 10, f"pilot-{number}", "connected", "a") for number in range(count)]
+    return Report("g", "h", ["192.0.2.1"], 1, "pin", [], 1.0, pilots)
+
+
+@pytest.mark.parametrize("answer", [Agreed(), Refused("no"), *map(report, (0, 1, 200, 201, 5000))])
+def test_an_answer_comes_back_whole_however_long_it_is(answer):
+    parts = []
+    for packet in control.packets(answer):
+        assert len(packet) <= control.PACKET_LIMIT
+        assert not parts or control.whole(parts) is None
+        parts.append(control.decode_answer(packet))
+    assert control.whole(parts) == answer
+
+
+def test_a_client_that_is_revoked_while_it_is_connected_is_forgotten_when_that_ends():
+    async def main():
+        outside = Outside(Policy())
+        async with outside.slot("p", "h", 80):
+            async with outside.slot("p", "h", 81):
+                outside.forget("p")
+            assert list(outside.usage) == ["p"]
+        assert not outside.usage
+        async with outside.slot("p", "h", 80):
+            pass
+        assert list(outside.usage) == ["p"]  # it has not ended: its figures stay
+        outside.forget("p")
+        assert not outside.usage
+
+    asyncio.run(main())
