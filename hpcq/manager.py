@@ -270,10 +270,10 @@ class Manager:
     def _keep_house(self) -> None:
         if self._closing:
             return
+        self._loop.call_later(HOUSEKEEPING, self._keep_house)  # whatever comes of this look
         self._links.keep(self._loop.time())
         if self._scheduler.wants_tick:
             self._take(Tick())
-        self._loop.call_later(HOUSEKEEPING, self._keep_house)
 
     def _wake(self) -> None:
         self._awake = False

@@ -10,6 +10,7 @@ import abc
 import contextlib
 import enum
 import importlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ __all__ = [
     "load_jobs",
     "output_tail",
 ]
+
+log = logging.getLogger("hpcq.batch")
 
 _ADAPTERS = {
     "local": "hpcq.batch.local:LocalBatch",
@@ -253,10 +256,15 @@ class BatchSystem(abc.ABC):
         ensure_jobs_dir(request.queue)
         script = inline.fill_in(rendered.script, request.queue) if request.inline else rendered.script
         records.write_script(directory, script)
+        jobs: list[BatchJob] = []
         try:
             with interrupts_wait() if self.submits_at_once else contextlib.nullcontext():
                 jobs = self._launch(request, rendered, directory)
                 self.record(jobs, request, directory)
+        except KeyboardInterrupt:
+            if jobs:
+                log.warning("%d pilots had been submitted: %s to %s", len(jobs), jobs[0].id, jobs[-1].id)
+            raise
         except PartlySubmittedError as error:
             self.record(error.jobs, request, directory)
             raise

@@ -18,15 +18,20 @@ import contextlib
 import socket
 import ssl
 import struct
+import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 
 from hpcq import messages as m
 from hpcq.errors import ProtocolError
-from hpcq.files.wire import CONNECT_TIMEOUT, MESSAGE_LIMIT, STALL, DataError, describe
+from hpcq.files.wire import CONNECT_TIMEOUT, MESSAGE_LIMIT, STALL, TURN_TIMEOUT, DataError, describe
 from hpcq.parcels import STEP, Parcel
 from hpcq.protocol import frame
+
+LOOK_AGAIN = 1.0
+"""Seconds after which whoever waits for its turn sees whether that is over."""
 
 _LENGTH = struct.Struct(">I")
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
@@ -183,8 +188,15 @@ def answer(sock: socket.socket, tls: ssl.SSLContext, where: str) -> Haul:
         raise DataError(f"{where} did not shake hands: {error}") from error
 
 
-def connect(addresses: list[str], port: int, tls: ssl.SSLContext, server_name: str, pilot: str) -> Haul:
-    """Open one to the manager and present ourselves.
+def connect(  # noqa: PLR0917 - all differ in type
+    addresses: list[str],
+    port: int,
+    tls: ssl.SSLContext,
+    server_name: str,
+    pilot: str,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Haul:
+    """Open one to the manager, present ourselves, and wait until it is our turn, or ``is_over``.
 
     Raises:
         DataError: nobody answers at any of the addresses, or we are refused; says what happened.
@@ -197,11 +209,13 @@ def connect(addresses: list[str], port: int, tls: ssl.SSLContext, server_name: s
         except OSError as error:
             failures.append(f"{where}: {describe(error)}")
             continue
-        return _present(plain, tls, server_name, pilot, where)
+        return _present(plain, tls, server_name, pilot, where, is_over)
     raise DataError(f"no data connection: {'; '.join(failures) or 'no address is known'}")
 
 
-def _present(plain: socket.socket, tls: ssl.SSLContext, server_name: str, pilot: str, where: str) -> Haul:
+def _present(  # noqa: PLR0917 - as above
+    plain: socket.socket, tls: ssl.SSLContext, server_name: str, pilot: str, where: str, is_over: Callable[[], bool]
+) -> Haul:
     sock = plain
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -211,12 +225,26 @@ def _present(plain: socket.socket, tls: ssl.SSLContext, server_name: str, pilot:
         welcome = first.receive(m.FirstAnswer)
         if isinstance(welcome, m.Refused):
             raise DataError(f"{where} refused a data connection: {welcome.reason}")
-        plain = sock = socket.socket(fileno=sock.detach())
-        plain.settimeout(STALL)
-        sock = tls.wrap_socket(plain, server_hostname=server_name)
+        plain = socket.socket(fileno=sock.detach())
+        plain.settimeout(LOOK_AGAIN)
+        sock = tls.wrap_socket(plain, server_hostname=server_name, do_handshake_on_connect=False)
+        _await_turn(sock, is_over)
         return Haul(sock, where)
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
             raise DataError(f"{where} did not shake hands: {error}") from error
         raise
+
+
+def _await_turn(sock: ssl.SSLSocket, is_over: Callable[[], bool]) -> None:
+    """Shake hands anew: the manager does when it has a thread for us, and there may be hundreds before us."""
+    deadline = time.monotonic() + TURN_TIMEOUT
+    while True:
+        try:
+            sock.do_handshake()
+        except TimeoutError:
+            if is_over() or time.monotonic() >= deadline:
+                raise
+        else:
+            return

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,6 +35,9 @@ from hpcq.protocol import frame
 
 STALL = 60.0
 """Seconds without any progress after which a transfer is given up."""
+
+TURN_TIMEOUT = 4 * 3600.0
+"""Seconds in which it is a pilot's turn at the manager, which serves a few at a time: a thousand may have outputs."""
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to reach one address."""
@@ -297,6 +301,7 @@ async def connect(  # noqa: PLR0917 - all six differ in type
         except (OSError, TimeoutError) as error:
             failures.append(f"{where}: {error or 'no answer'}")
             continue
+        _keep_alive(writer.get_extra_info("socket"))
         channel = Channel(reader, writer, workers, where)
         try:
             await channel.send(m.DataHello(m.PROTOCOL_VERSION, pilot))
@@ -309,3 +314,10 @@ async def connect(  # noqa: PLR0917 - all six differ in type
             raise DataError(f"{where} refused a data connection: {answer.reason}")
         return channel
     raise DataError(f"no data connection: {'; '.join(failures) or 'no address is known'}")
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Whoever waits for its turn hears nothing for long: the system sees whether the other side is still there."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)

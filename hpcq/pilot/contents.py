@@ -33,7 +33,7 @@ ATTEMPTS = 3
 """How often a transfer with the manager is tried."""
 
 ANSWER_TIMEOUT = 600.0
-"""Seconds the other side may take to answer while it is busy with others."""
+"""Seconds another pilot may take to answer while it is busy with others, or the manager to have an output on disk."""
 
 IDLE_CHANNELS = 4
 KEPT = 30.0
@@ -164,7 +164,7 @@ class Contents:
         """None when the manager gave it."""
         async with self._to_manager() as channel:
             await channel.send(wire.Fetch(digest, task, sorted(avoid)))
-            answer = await channel.receive(wire.FetchAnswer, ANSWER_TIMEOUT)
+            answer = await channel.receive(wire.FetchAnswer, wire.TURN_TIMEOUT)
             if isinstance(answer, wire.Nowhere):
                 raise LostError(digest, answer.reason)
             if not isinstance(answer, wire.Coming):
@@ -247,7 +247,7 @@ class Contents:
     async def _store(self, request: wire.Store, chunks: Iterator[bytes]) -> None:
         async with self._to_manager() as channel:
             await channel.send(request)
-            answer = await channel.receive(wire.Go | wire.Stored, ANSWER_TIMEOUT)
+            answer = await channel.receive(wire.Go | wire.Stored, wire.TURN_TIMEOUT)
             if isinstance(answer, wire.Go):
                 answer = await self._stream_out(channel, chunks)
             if answer.error:

@@ -253,7 +253,8 @@ class Hauls:
         if info is None or self._link.lost.is_set():
             raise DataError("the manager is gone")
         addresses = [self._link.address, *(a for a in info.addresses if a != self._link.address)]
-        on = haul.connect(addresses, info.port, conn.pilot_tls(info), conn.MANAGER_NAME, self._pilot)
+        is_over = self._link.lost.is_set
+        on = haul.connect(addresses, info.port, conn.pilot_tls(info), conn.MANAGER_NAME, self._pilot, is_over)
         with self._lock:
             self._used.add(on)
         return on

@@ -16,6 +16,7 @@ For one thread, as Work Queue's own.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import math
 import os
@@ -23,6 +24,7 @@ import shutil
 import tempfile
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -104,7 +106,9 @@ class WorkQueue(Settings, Workers):
         self._started = time.time()
         self._next_id = 1
         self._tasks: dict[int, Task] = {}  # submitted and neither returned nor cancelled
-        self._held: dict[int, Task] = {}  # of these, those that are not hpcq's yet
+        self._held: dict[int, Task] = {}  # of these, those that are not hpcq's yet,
+        self._dated: list[tuple[float, int]] = []  # because of their start time (a heap; some are held no more),
+        self._lines: dict[str, deque[int]] = {}  # or because their category is full (likewise)
         self._arrived: dict[int, Task] = {}  # of these, those that have ended
         self._timed: dict[int, Task] = {}  # of these, those with an end time
         self._cancelled: set[int] = set()
@@ -184,8 +188,15 @@ class WorkQueue(Settings, Workers):
             self._timed[task._id] = task
         category.submitted += 1
         if waits:
-            self._held[task._id] = task
+            self._hold(task, now)
         return task._id
+
+    def _hold(self, task: Task, now: float) -> None:
+        self._held[task._id] = task
+        if task._start_time_min > now:
+            heapq.heappush(self._dated, (task._start_time_min, task._id))
+        else:
+            self._lines.setdefault(task.category, deque()).append(task._id)
 
     def _hand_on(self, task: Task) -> None:
         self._queue.submit(task._run)
@@ -252,17 +263,25 @@ class WorkQueue(Settings, Workers):
         """Hand on the tasks whose time has come, end those whose time is over; returns the seconds until the next."""
         self._release()
         now = time.time()
-        times = [task._start_time_min for task in self._held.values() if task._start_time_min > now]
+        times = [self._dated[0][0]] if self._dated else []
         if self._timed:
             times += self._end_overdue(now)
         return max(0.0, min(times, default=math.inf) - now)
 
     def _release(self) -> None:
         now = time.time()
-        for number, task in list(self._held.items()):
-            if task._start_time_min <= now and not self._category(task.category).is_full:
-                del self._held[number]
-                self._hand_on(task)
+        while self._dated and (self._dated[0][0] <= now or self._dated[0][1] not in self._held):
+            task = self._held.get(heapq.heappop(self._dated)[1])
+            if task is not None:
+                self._hold(task, now)
+        for name in list(self._lines):
+            line, category = self._lines[name], self._category(name)
+            while line and not category.is_full:
+                task = self._held.pop(line.popleft(), None)
+                if task is not None:
+                    self._hand_on(task)
+            if not line:
+                del self._lines[name]
 
     def _end_overdue(self, now: float) -> Iterator[float]:
         overdue = []

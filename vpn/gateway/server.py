@@ -54,6 +54,7 @@ log = logging.getLogger("vpn.gateway")
 DISMISSAL = 5.0  # seconds for ocserv's workers to tell their clients that the gateway ends
 OCSERV_GRACE = 15.0  # seconds to tell every client that it ends: those that are not told dial again and again
 OCSERV_DEADLINE = 20.0
+DISK_PATIENCE = 2.0  # seconds: a credential is given although it may not outlive the gateway
 TOOL_DEADLINE = 20.0
 _LACKING = {"program", "shim", "user namespaces", "tun"}  # layers without which there is no openconnect
 
@@ -181,16 +182,16 @@ class Server:
         log.info("%s %s %s (relay)", username, what, address)
         if what == "end":
             self.book.forget(username)
-            await self._store.save()
+            self._task(self._store.save())
         elif self.book.on_event(ocserv.Event(what, username, "relay", address)):
             await self._quietly(self._publish())
 
     async def _publish(self) -> None:
-        """Tell ocserv who may log in, and keep the book on disk."""
+        """Tell ocserv who may log in, and keep the book on disk; a disk that hangs is not waited for."""
         if not self.refusal:
             async with self._passwords:
                 await self.namespace.write(f"{self.room}/passwd", file_text(self.book.passwords()), 0o600)
-        await self._store.save()
+        await asyncio.wait([self._task(self._store.save())], timeout=DISK_PATIENCE)
 
     def _cut(self, username: str) -> None:
         if self._plane is not None:
@@ -387,10 +388,11 @@ class Server:
             if ready is not None and not ready.done() and ocserv.READY in line:
                 ready.set_result(None)
 
-    def _task(self, coroutine: object) -> None:
+    def _task(self, coroutine: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
+        return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

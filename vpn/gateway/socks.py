@@ -69,6 +69,7 @@ class SocksService:
         self._on_event = on_event
         self._strangers: Crowd[asyncio.Task[None]] = Crowd(STRANGERS)
         self._serving: dict[str, set[asyncio.Task[None]]] = {}
+        self._users: dict[asyncio.Task[None], str] = {}
         self._sessions: dict[str, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -95,8 +96,7 @@ class SocksService:
     def _forget(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         connection.close()  # a task that is cancelled before it runs closes nothing
         self._strangers.remove(task)
-        for tasks in self._serving.values():
-            tasks.discard(task)
+        self._serving.get(self._users.pop(task, ""), set()).discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("relay: an error of our own", exc_info=task.exception())
 
@@ -144,6 +144,7 @@ class SocksService:
         assert task is not None
         self._strangers.remove(task)
         self._serving.setdefault(username, set()).add(task)
+        self._users[task] = username
         if first:
             self._on_event("connect", username, address)
 

@@ -191,7 +191,9 @@ def test_ctrl_c_while_sbatch_is_at_work_loses_no_job(fake_slurm, tmp_path):
         program.send_signal(signal.SIGINT)
         assert "waiting for the batch system's answer" in program.stderr.readline()
         (tmp_path / "go").write_text("\n")
-        assert "KeyboardInterrupt" in program.communicate(timeout=90)[1]
+        said = program.communicate(timeout=90)[1]
+    assert "1 pilots had been submitted: 4711 to 4711" in said
+    assert "KeyboardInterrupt" in said
     assert [job.id for job in load_jobs("q")] == ["4711"]
 
 

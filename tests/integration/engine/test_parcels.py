@@ -366,10 +366,11 @@ def test_a_full_disk_here(queue, pilot):
 # --- strangers and liars ---
 
 
-def shake_hands(queue, pilot):
+def shake_hands(queue, pilot, is_over=lambda: False):
     """A connection for parcels as this pilot opens it."""
     info = queue.connection
-    return haul.connect(info.addresses, info.port, connection.pilot_tls(info), connection.MANAGER_NAME, pilot)
+    tls = connection.pilot_tls(info)
+    return haul.connect(info.addresses, info.port, tls, connection.MANAGER_NAME, pilot, is_over)
 
 
 def test_connections_of_pilots_that_are_not_here_are_refused(queue):
@@ -432,6 +433,47 @@ def test_an_unused_connection_makes_room_for_others(queue, pilot, monkeypatch):
     assert run(queue, call(same, bytes(2 * MB))).outcome == "success"
     for on in idle:
         on.close()
+
+
+def test_a_pilot_waits_for_its_turn_however_long_that_takes(queue, pilot, monkeypatch):
+    monkeypatch.setattr("hpcq.files.depot.THREADS", 1)
+    gate = Gate(monkeypatch, "receive_parcel")
+    (view,) = queue.pilots()
+    first = shake_hands(queue, view.name)
+    first.send(haul.Bring(98, 5))
+    first.send_parcel(_parcel(b"12345"))
+    gate.wait()
+    looked, looks, turns = threading.Event(), [], []
+
+    def is_over():
+        looks.append(1)
+        if len(looks) == 3:
+            looked.set()
+        return False
+
+    monkeypatch.setattr(haul, "LOOK_AGAIN", 0.05)
+    coming = threading.Thread(target=lambda: turns.append(shake_hands(queue, view.name, is_over)))
+    coming.start()
+    assert looked.wait(DEADLINE)
+    gate.open.set()
+    coming.join(DEADLINE)
+    (second,) = turns
+    for on in (first, second):
+        on.close()
+
+
+def test_a_pilot_whose_manager_is_gone_waits_for_its_turn_no_more(queue, pilot, monkeypatch):
+    monkeypatch.setattr("hpcq.files.depot.THREADS", 1)
+    gate = Gate(monkeypatch, "receive_parcel")
+    (view,) = queue.pilots()
+    first = shake_hands(queue, view.name)
+    first.send(haul.Bring(98, 5))
+    first.send_parcel(_parcel(b"12345"))
+    gate.wait()
+    with pytest.raises(DataError, match="did not shake hands"):
+        shake_hands(queue, view.name, lambda: True)
+    gate.open.set()
+    first.close()
 
 
 def test_retries_get_the_arguments_again(queue, start_pilot, marks, tmp_path):

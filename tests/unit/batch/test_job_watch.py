@@ -171,3 +171,20 @@ def test_an_end_in_the_words_of_another_version_is_an_end():
     [job] = submission()
     records.save_ending(job, records.Ending(state="hibernated", seen_at=1.0))
     assert recorded_end(replace(job)).state is JobState.UNKNOWN
+
+
+def test_what_was_submitted_before_an_interrupt_is_followed(monkeypatch):
+    class Interrupted(Answers):
+        def submit(self, _request):
+            submission(7)
+            raise KeyboardInterrupt
+
+    async def main():
+        watch = JobWatch("q", Loop())
+        monkeypatch.setattr(watching, "get_batch_system", lambda _name: Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            watch.submit(1, batch="slurm")
+        assert [job.id for job in watch._all_jobs()["slurm"]] == ["7_0"]
+        watch._stop()
+
+    asyncio.run(main())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 
 import pytest
 
-from vpn.gateway import control
+from vpn.gateway import control, server, store
 from vpn.gateway.control import Agreed, Pilot, Refused, Report
 from vpn.gateway.outside import Outside
 from vpn.gateway.policy import Policy
+from vpn.gateway.state import GatewayConfig
 
 
 def report(count: int) -> Report:
@@ -41,5 +43,24 @@ def test_a_client_that_is_revoked_while_it_is_connected_is_forgotten_when_that_e
         assert list(outside.usage) == ["p"]  # it has not ended: its figures stay
         outside.forget("p")
         assert not outside.usage
+
+    asyncio.run(main())
+
+
+def test_a_disk_that_hangs_holds_up_no_credential(tmp_path, monkeypatch):
+    disk = threading.Event()
+    monkeypatch.setattr(store, "write_private", lambda _path, _data: disk.wait())
+    monkeypatch.setattr(server, "DISK_PATIENCE", 0.01)
+
+    async def main():
+        gateway = server.Server(GatewayConfig(), tmp_path, tmp_path)
+        gateway.refusal = "no ocserv here"
+        try:
+            issued = [await asyncio.wait_for(gateway.issue("p"), 60) for _ in range(3)]
+            assert [gateway.book.is_known(username) for username, _ in issued] == [True] * 3
+            await asyncio.wait_for(gateway.revoke(issued[0][0]), 60)
+        finally:
+            disk.set()
+            await gateway.close()
 
     asyncio.run(main())
