@@ -52,9 +52,9 @@ class Part:
 
 PARTS = (
     Part("1gbit,20ms", ("relay", "openconnect", "socks", "plain", "prototype"), seconds=1.5, copies=True),
-    Part("200mbit,20ms", ("relay", "openconnect", "socks"), workers=20, rounds=2),
+    Part("200mbit,20ms", ("relay", "openconnect", "socks"), workers=20, seconds=1.5),
     Part("100mbit,150ms", ("relay", "openconnect"), rounds=2),
-    Part("unshaped", ("relay:tls=no", "relay", "openconnect")),
+    Part("unshaped", ("relay:tls=no", "relay", "openconnect"), seconds=1.5),
 )
 
 

@@ -159,10 +159,10 @@ class TlsStream:
         At most ``CHUNK`` bytes at once. Ciphertext that is due in answer (a change of keys) goes out with the next
         that is sent.
         """
-        plain, offset, read = buffers.plain, 0, self.tls.read
-        self._incoming.write(data)
+        plain, offset, read, incoming = buffers.plain, 0, self.tls.read, self._incoming
+        incoming.write(data)
         try:
-            while True:
+            while incoming.pending or self.tls.pending():  # asked in vain, it would make an exception, at some cost
                 got = read(len(plain) - offset, plain[offset:])
                 if not got:
                     self.receive_ended = True
