@@ -34,9 +34,14 @@
 
 enum { RETRY = 10 }; /* ms, where the device had no room */
 
-static int (*real_open)(const char *, int, ...);
+#ifdef __GLIBC__
+typedef unsigned long request_type;
 static int (*real_open64)(const char *, int, ...);
-static int (*real_ioctl)(int, unsigned long, ...);
+#else
+typedef int request_type; /* as POSIX has it */
+#endif
+static int (*real_open)(const char *, int, ...);
+static int (*real_ioctl)(int, request_type, ...);
 static ssize_t (*real_read)(int, void *, size_t);
 static ssize_t (*real_write)(int, const void *, size_t);
 static ssize_t (*real_writev)(int, const struct iovec *, int);
@@ -84,7 +89,9 @@ __attribute__((constructor)) static void load(void)
 	}
 	/* POSIX guarantees that a data pointer from dlsym holds a function; ISO C has no cast for it. */
 	*(void **)&real_open = resolve("open");
+#ifdef __GLIBC__
 	*(void **)&real_open64 = resolve("open64");
+#endif
 	*(void **)&real_ioctl = resolve("ioctl");
 	*(void **)&real_read = resolve("read");
 	*(void **)&real_write = resolve("write");
@@ -124,49 +131,49 @@ static int is_refused(const char *path)
 	return headers && strcmp(path, "/dev/vhost-net") == 0;
 }
 
+static int open_by(int (*real)(const char *, int, ...), const char *path, int flags, mode_t mode)
+{
+	if (injected != -1 && strcmp(path, "/dev/net/tun") == 0) {
+		return open_tun(flags);
+	}
+	if (is_refused(path)) {
+		errno = ENOENT;
+		return -1;
+	}
+	return real(path, flags, mode);
+}
+
 int open(const char *path, int flags, ...)
 {
 	va_list arguments;
 	mode_t mode = 0;
 
 	load();
-	if (injected != -1 && strcmp(path, "/dev/net/tun") == 0) {
-		return open_tun(flags);
-	}
-	if (is_refused(path)) {
-		errno = ENOENT;
-		return -1;
-	}
 	if (takes_mode(flags)) {
 		va_start(arguments, flags);
 		mode = va_arg(arguments, mode_t);
 		va_end(arguments);
 	}
-	return real_open(path, flags, mode);
+	return open_by(real_open, path, flags, mode);
 }
 
+#ifdef __GLIBC__ /* in others the same, by a macro */
 int open64(const char *path, int flags, ...)
 {
 	va_list arguments;
 	mode_t mode = 0;
 
 	load();
-	if (injected != -1 && strcmp(path, "/dev/net/tun") == 0) {
-		return open_tun(flags);
-	}
-	if (is_refused(path)) {
-		errno = ENOENT;
-		return -1;
-	}
 	if (takes_mode(flags)) {
 		va_start(arguments, flags);
 		mode = va_arg(arguments, mode_t);
 		va_end(arguments);
 	}
-	return real_open64(path, flags, mode);
+	return open_by(real_open64, path, flags, mode);
 }
+#endif
 
-int ioctl(int fd, unsigned long request, ...)
+int ioctl(int fd, request_type request, ...)
 {
 	va_list arguments;
 	void *argument;
