@@ -18,8 +18,10 @@ enum {
 	IPV4_HEADER = 20,
 	IPV6_HEADER = 40,
 	TCP_HEADER = 20,
-	CHECKSUM = 16, /* where a TCP header has it */
-	FLAG_FIN = 1, FLAG_PSH = 8, FLAG_ACK = 16,
+	CHECKSUM = 16, URGENT = 18, /* where a TCP header has its checksum, its urgent pointer */
+	UDP_CHECKSUM = 6,
+	DONT_FRAGMENT = 0x40, /* in the byte of an IPv4 header that has the flags */
+	FLAG_FIN = 1, FLAG_PSH = 8, FLAG_ACK = 16, FLAG_CWR = 128,
 };
 
 struct batch {
@@ -28,6 +30,7 @@ struct batch {
 	size_t ip, head; /* bytes of the IP header, and of both */
 	size_t size; /* of the first segment's payload: only the last may have less */
 	unsigned segments;
+	int fixed; /* whether all have the same IPv4 identification; else it counts up */
 	uint32_t next; /* the sequence number that follows */
 	int closed; /* nothing may be added */
 };
@@ -98,7 +101,7 @@ static size_t data_inside(const unsigned char *packet, size_t length, size_t ip)
 {
 	size_t head = ip + (size_t)(packet[ip + 12] >> 4) * 4;
 
-	if (ip == 0 || head < ip + TCP_HEADER || head >= length || (packet[ip + 13] & ~FLAG_PSH) != FLAG_ACK) {
+	if (head < ip + TCP_HEADER || head >= length || (packet[ip + 13] & ~FLAG_PSH) != FLAG_ACK) {
 		return 0;
 	}
 	if (fold(pseudo_sum(packet, ip, length - ip) + sum_of(packet + ip, length - ip)) != 0xffff) {
@@ -107,15 +110,29 @@ static size_t data_inside(const unsigned char *packet, size_t length, size_t ip)
 	return ip == IPV4_HEADER && fold(sum_of(packet, ip)) != 0xffff ? 0 : head;
 }
 
+/* Whether an IPv4 packet's identification is the one that follows: they count up, or, where nothing may be fragmented,
+ * they may all be the same, which the second packet shows.
+ */
+static int counts_on(struct batch *batch, const unsigned char *packet)
+{
+	const unsigned char *first = batch->data + HEADER;
+	uint16_t distance = (uint16_t)(load16(packet + 4) - load16(first + 4));
+
+	if (batch->segments == 1) {
+		batch->fixed = distance == 0 && (packet[6] & DONT_FRAGMENT) != 0;
+	}
+	return distance == (batch->fixed ? 0 : batch->segments);
+}
+
 /* Whether two packets have the same headers but for what their place in the stream changes. */
-static int same_stream(const struct batch *batch, const unsigned char *packet)
+static int same_stream(struct batch *batch, const unsigned char *packet)
 {
 	const unsigned char *first = batch->data + HEADER;
 	size_t ip = batch->ip;
 
 	if (ip == IPV4_HEADER) { /* not the length, the identification, the checksum */
 		if (memcmp(first, packet, 2) != 0 || memcmp(first + 6, packet + 6, 4) != 0 ||
-		    memcmp(first + 12, packet + 12, 8) != 0) {
+		    memcmp(first + 12, packet + 12, 8) != 0 || !counts_on(batch, packet)) {
 			return 0;
 		}
 	} else if (memcmp(first, packet, 4) != 0 || memcmp(first + 6, packet + 6, 34) != 0) {
@@ -123,10 +140,10 @@ static int same_stream(const struct batch *batch, const unsigned char *packet)
 	}
 	first += ip;
 	packet += ip;
-	/* ports; what it acknowledges, and the headers' length; the window; the options */
+	/* ports; what it acknowledges, and the headers' length; the window; the urgent pointer and the options */
 	return memcmp(first, packet, 4) == 0 && memcmp(first + 8, packet + 8, 5) == 0 &&
 	       memcmp(first + 14, packet + 14, 2) == 0 &&
-	       memcmp(first + TCP_HEADER, packet + TCP_HEADER, batch->head - ip - TCP_HEADER) == 0;
+	       memcmp(first + URGENT, packet + URGENT, batch->head - ip - URGENT) == 0;
 }
 
 static void begin(struct batch *batch, const unsigned char *packet, size_t length, size_t ip, size_t head)

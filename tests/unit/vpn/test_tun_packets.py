@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import random
-import shutil
 import struct
 import subprocess
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tun_packets import ACK, CWR, ECE, FIN, HEADER, PSH, SYN, URG, build, checksum, segment
 
-import vpn
-
-PRELOAD = Path(vpn.__file__).parent / "preload"
 SOURCE = """
 #include <string.h>
 #include "tun_gro.h"
@@ -34,44 +29,48 @@ size_t t_take(unsigned char *to)
 int t_accept(const unsigned char *p, size_t n) { memcpy(super.data, p, n); return accept_packet(&super, n); }
 size_t t_give(unsigned char *to, size_t room) { return super.at == super.length ? 0 : give(&super, to, room); }
 """
-HEADER = 10  # struct virtio_net_hdr
-FIN, SYN, PSH, ACK = 1, 2, 8, 16
+WATCHED = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "tun_gro.h"
+#include "tun_gso.h"
+static struct batch batch;
+static struct super super;
+int main(void)
+{
+    unsigned length;
+
+    while (fread(&length, 4, 1, stdin) == 1) {
+        unsigned char *data = malloc(length), *packet = malloc(length - HEADER);
+        size_t room = length % 3 ? 65536 : length / 2;
+        if (fread(data, 1, length, stdin) != length) {
+            return 1;
+        }
+        memcpy(packet, data + HEADER, length - HEADER);
+        if (!add(&batch, packet, length - HEADER) && batch.length != 0) {
+            take(&batch);
+            add(&batch, packet, length - HEADER);
+        }
+        memcpy(super.data, data, length);
+        for (accept_packet(&super, length); super.at < super.length;) {
+            unsigned char *to = malloc(room);
+            give(&super, to, room);
+            free(to);
+        }
+        free(data);
+        free(packet);
+    }
+    return 0;
+}
+"""
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    directory = tmp_path_factory.mktemp("packets")
-    (directory / "t.c").write_text(SOURCE)
-    flags = ["-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unused-function", f"-I{PRELOAD}"]
-    subprocess.run([*compiler.split(), *flags, "-o", directory / "t.so", directory / "t.c"], check=True)
-    found = ctypes.CDLL(str(directory / "t.so"))
+    found = ctypes.CDLL(str(build(tmp_path_factory.mktemp("packets"), SOURCE, "-fPIC", "-shared")))
     found.t_take.restype = found.t_give.restype = ctypes.c_size_t
     return found
-
-
-def checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def segment(payload, *, six=False, port=80, sequence=0, acknowledged=7, flags=ACK, number=0, options=b"", window=512):
-    """A whole packet with right checksums."""
-    tcp = struct.pack(
-        ">HHIIBBHHH", port, 4000, sequence & 0xFFFFFFFF, acknowledged, (5 + len(options) // 4) << 4, flags, window, 0, 0
-    )
-    tcp += options + payload
-    addresses = (b"\x20\x01" + bytes(13) + b"\1" + b"\x20\x01" + bytes(13) + b"\2") if six else b"\xc0\0\2\1\xc0\0\2\2"
-    right = checksum(addresses + struct.pack(">HH", 6, len(tcp)) + tcp)
-    tcp = tcp[:16] + struct.pack(">H", right) + tcp[18:]
-    if six:
-        return struct.pack(">IHBB", 6 << 28, len(tcp), 6, 64) + addresses + tcp
-    ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp), number & 0xFFFF, 0x4000, 64, 6, 0) + addresses
-    return ip[:10] + struct.pack(">H", checksum(ip)) + ip[12:] + tcp
 
 
 def written(library, packets):
@@ -105,6 +104,18 @@ def cut(library, data):
     return out
 
 
+KINDS = {
+    "push": {"flags": ACK | PSH},
+    "end": {"flags": ACK | FIN},
+    "urgent": {"flags": ACK | URG, "urgent": 1},
+    "stale": {"urgent": 5},
+    "congestion": {"flags": ACK | ECE},
+    "reduced": {"flags": ACK | CWR},
+    "options": {"extra": bytes([1] * 8)},
+    "fragment": {"fragment": 0x2000},
+}
+
+
 @st.composite
 def streams(draw):
     """Packets of a few connections as they may arrive: some altered, some that end, repeat or carry nothing."""
@@ -117,15 +128,18 @@ def streams(draw):
     packets, numbers = [], dict.fromkeys(ports, 65530)
     for _ in range(draw(st.integers(1, 60))):
         port = dice.choice(ports) if dice.random() < 0.1 else ports[0]
-        kind = dice.choice(["data"] * 12 + ["short", "push", "end", "nothing", "repeated", "broken", "cut"])
+        kind = dice.choice(["data"] * 16 + list(KINDS) + ["short", "nothing", "repeated", "broken", "altered", "cut"])
         payload = b"" if kind == "nothing" else dice.randbytes(size if kind != "short" else max(1, size // 2))
-        flags = ACK | (PSH if kind == "push" else FIN if kind == "end" else 0)
         packet = segment(
-            payload, six=six, port=port, sequence=places[port], flags=flags, number=numbers[port], options=options
-        )
+            payload, six=six, port=port, sequence=places[port], number=numbers[port], options=options,
+            **KINDS.get(kind, {}),
+        )  # fmt: skip
         if kind != "repeated":
             places[port] += len(payload)
         numbers[port] += 1
+        if kind == "altered":  # a bit of the headers
+            place = dice.randrange(min(len(packet), 72))
+            packet = packet[:place] + bytes([packet[place] ^ 1 << dice.randrange(8)]) + packet[place + 1 :]
         if kind == "broken":
             packet = packet[:-1] + bytes([packet[-1] ^ 1])
         packets.append(packet[:-1] if kind == "cut" else packet)
@@ -152,19 +166,106 @@ def test_segments_in_order_become_one_packet(library, six):
     assert written(library, packets[:1]) == [bytes(HEADER) + packets[0]]  # alone, it goes as it came
 
 
-def test_what_may_not_be_joined_is_not(library):
-    first = segment(b"a" * 100)
-    for other in (
-        segment(b"b" * 100, sequence=101),
-        segment(b"b" * 101, sequence=100),
-        segment(b"b" * 100, sequence=100, acknowledged=8),
-        segment(b"b" * 100, sequence=100, window=513),
-        segment(b"b" * 100, sequence=100, options=b"\1\1\1\1"),
-        segment(b"b" * 100, sequence=100, port=81),
-        segment(b"b" * 100, sequence=100, flags=ACK | SYN),
-        segment(b"b" * 100, sequence=100, six=True),
-    ):
-        assert written(library, [first, other]) == [bytes(HEADER) + first, bytes(HEADER) + other]
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sequence": 101},
+        {"payload": b"b" * 101},
+        {"acknowledged": 8},
+        {"window": 513},
+        {"options": b"\1\1\1\1"},
+        {"port": 81},
+        {"flags": ACK | SYN},
+        {"flags": ACK | CWR},
+        {"flags": ACK | ECE},
+        {"flags": ACK | FIN},
+        {"flags": 0},
+        {"urgent": 1},
+        {"number": 2},
+        {"number": 0, "fragment": 0},
+        {"fragment": 0},
+        {"fragment": 0x6000},
+        {"extra": bytes([1] * 4)},
+        {"six": True},
+        {},
+    ],
+    ids=str,
+)
+def test_what_may_not_be_joined_is_not(library, other):
+    first = segment(b"a" * 100, fragment=0 if other.get("number") == 0 else 0x4000)
+    second = segment(**({"payload": b"b" * 100, "sequence": 100, "number": 1} | other))
+    alone = [bytes(HEADER) + first, bytes(HEADER) + second]
+    assert (written(library, [first, second]) == alone) == bool(other)  # with nothing other, they are joined
+
+
+def test_a_wrong_checksum_is_not_made_right(library):
+    packets = [segment(bytes([n]) * 100, sequence=n * 100, number=n) for n in range(3)]
+    for place in (8, 10, 15, 36, 139):  # of the packet in the middle; the first two are in the IP header
+        broken = bytearray(packets[1])
+        broken[place] ^= 1
+        given_ = [packets[0], bytes(broken), packets[2]]
+        assert written(library, given_) == [bytes(HEADER) + packet for packet in given_]
+
+
+def test_one_identification_for_all_is_not_one_that_counts(library):
+    """As some systems give packets that may not be fragmented."""
+    packets = [segment(b"a" * 100, sequence=n * 100) for n in range(3)]
+    [data] = written(library, packets)
+    assert [packet[20:] for packet in cut(library, data)] == [packet[20:] for packet in packets]
+    packets[2] = segment(b"a" * 100, sequence=200, number=2)
+    assert len(written(library, packets)) == 2
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize("length", [0, 8, 16])
+def test_what_the_kernel_hands_over_whole_is_cut(library, six, length):
+    """``length``: of IP options, or of an IPv6 extension header. The last segment alone ends, the first alone says
+    that the window was reduced.
+    """
+    extra = (
+        b"" if not length else bytes([6, length // 8 - 1, 1, length - 4]) + bytes(length - 4) if six else b"\1" * length
+    )
+    payload = random.Random(1).randbytes(3500)
+    common = {"six": six, "extra": extra, "options": b"\1\1\1\1"}
+    whole = segment(payload, flags=ACK | PSH | FIN | CWR | ECE, sequence=0xFFFFFF00, number=65535, **common)
+    start = len(whole) - len(payload) - 24
+    addresses = whole[8:40] if six else whole[12:20]
+    pseudo = ~checksum(addresses + struct.pack(">HH", 6, len(whole) - start)) & 0xFFFF
+    whole = whole[: start + 16] + struct.pack(">H", pseudo) + whole[start + 18 :]
+    header = struct.pack("=BBHHHH", 1, 4 if six else 1, 0, 1400, start, 16)
+    assert cut(library, header + whole) == [
+        segment(payload[:1400], flags=ACK | ECE | CWR, sequence=0xFFFFFF00, number=65535, **common),
+        segment(payload[1400:2800], flags=ACK | ECE, sequence=0xFFFFFF00 + 1400, number=0, **common),
+        segment(payload[2800:], flags=ACK | ECE | PSH | FIN, sequence=0xFFFFFF00 + 2800, number=1, **common),
+    ]
+
+
+def test_no_byte_beyond_a_packet_is_touched(library, tmp_path):
+    """The same with a compiler that watches over memory: packets of all kinds, each in a room of its own size."""
+    try:
+        program = build(tmp_path, WATCHED, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    except subprocess.CalledProcessError:
+        pytest.skip("the C compiler has no sanitizers")
+    dice, data = random.Random(7), []
+    for _ in range(800):
+        six, length = dice.random() < 0.5, dice.choice([0, 1, 9, 100, 1448, 30000])
+        packet = bytearray(
+            segment(
+                bytes(length), six=six, options=bytes(4 * dice.randrange(11)),
+                extra=b"" if six else bytes(4 * dice.randrange(11)),
+            )
+        )  # fmt: skip
+        start = 40 if six else (packet[0] & 15) * 4
+        header = bytearray(struct.pack("=BBHHHH", 1, dice.choice([0, 1, 4]), 54, dice.choice([1, 7, 1448]), start, 16))
+        for altered in (header, packet[: start + 20]):
+            if dice.random() < 0.7:
+                altered[dice.randrange(len(altered))] = dice.randrange(256)
+            if altered is not header:
+                packet[: len(altered)] = altered
+        packet = packet[: dice.randrange(len(packet) + 1)] if dice.random() < 0.1 else packet
+        data.append(struct.pack("=I", HEADER + len(packet)) + header + packet)
+    done = subprocess.run([program], input=b"".join(data), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @given(data=st.binary(max_size=200))
