@@ -143,9 +143,9 @@ class ReadyShell:
         return int(_ANSWER.unpack(answer)[0]) if answer else None
 
     def _killed(self) -> int:
-        """Whoever killed it, for want of memory say: the command begins anew, unless it had begun."""
-        alone = self.is_alone()  # as a zombie, which it is until `stop`
+        """It was killed before it answered, for want of memory say, or by the command itself: `kill 0` may be quicker than
+        the answer. The command that had begun then is our second child, and those it left behind come after it.
+        """
+        children = [int(number) for number in os.pread(self._children, 4096, 0).split()]  # it too, until `stop`
         self.stop()
-        if not alone:
-            raise OSError(errno.ECANCELED, "the shell was killed as it began")
-        return 0
+        return next((number for number in children if number != self._pid), 0)

@@ -32,9 +32,10 @@ def needs():
 
 def test_each_task_is_told_its_own(place, needs):
     """To two bytes a connection and direction; what is asked for is a line of at most 20 bytes."""
-    argv = [sys.executable, str(Path(__file__).with_name("counted.py"))]
+    program = Path(__file__).with_name("counted.py")
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--net", *argv],
+        ["unshare", "--user", "--map-root-user", "--net", sys.executable, str(program)],
+        env={**os.environ, "PYTHONPATH": str(program.parent)},
         capture_output=True, text=True, check=False, timeout=DEADLINE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

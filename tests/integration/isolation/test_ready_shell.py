@@ -112,6 +112,28 @@ print(run("true"), ready._pid != first, ready.is_alone())
 """) == ["0", "0 True True"]
 
 
+def test_a_command_that_kills_it_before_it_answers_goes_on():
+    """As `kill 0` may; what it left behind is not taken for it."""
+    assert told("""
+import ctypes
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # orphans are ours
+asked = ready._ask
+
+def killed(request):
+    child = asked(request)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    os.kill(ready._pid, signal.SIGKILL)
+
+ready._ask = killed
+print(run("sleep 600 > /dev/null & exit 7"), ready.is_alone())
+(left,) = map(int, open("/proc/thread-self/children").read().split())
+os.kill(left, signal.SIGKILL)
+os.wait4(left, 0)
+ready._ask = asked
+print(run("exit 7"), ready.is_alone())
+""") == ["7 False", "7 True"]
+
+
 def test_what_concerns_the_loader_or_is_too_long_needs_a_shell_of_its_own():
     assert told("""
 print(ready.spawn("/", b"true", {b"LD_LIBRARY_PATH": b"/x"}), ready.spawn("/", b":" + b" " * 100_000, {}))
