@@ -143,8 +143,8 @@ class ReadyShell:
         return int(_ANSWER.unpack(answer)[0]) if answer else None
 
     def _killed(self) -> int:
-        """It was killed before it answered, for want of memory say, or by the command itself: `kill 0` may be quicker than
-        the answer. The command that had begun then is our second child, and those it left behind come after it.
+        """It was killed before it answered, for want of memory say, or by the command itself: `kill 0` may be quicker
+        than the answer. The command that had begun then is our second child, and those it left behind come after it.
         """
         children = [int(number) for number in os.pread(self._children, 4096, 0).split()]  # it too, until `stop`
         self.stop()

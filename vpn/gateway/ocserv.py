@@ -77,7 +77,7 @@ def configuration(room: str, port: int, dns: list[str], listen: str, mtu: int = 
         "rekey-time": 0,
         "log-level": 2,
         "device": "vpns",
-        "predictable-ips": "false",
+        "predictable-ips": "true",  # openconnect does not go on with another address
         "ipv4-network": network,
         "ipv4-netmask": "255.255.0.0",
         "ping-leases": "false",

@@ -8,6 +8,7 @@ test left behind can be listed exactly, and dies with the fixture.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import shutil
@@ -237,6 +238,14 @@ class Site:
                 assert poll.poll(max(0, end - time.monotonic()) * 1000), f"still there: {pid} {self.extra().get(pid)}"
             finally:
                 os.close(fd)
+
+    def wait_for_line(self, path, text, count=1):
+        """Follow a log until it has ``count`` lines with ``text``, which are returned."""
+        argv = ["tail", "-n", "+1", "-F", str(path)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as tail:
+            lines = list(itertools.islice((line for line in tail.stdout if text in line), count))
+            tail.kill()
+        return lines
 
     def wait_empty(self):
         """Wait until only the site itself is left."""

@@ -37,8 +37,9 @@ def status(site):
     return json.loads(done.stdout)
 
 
-def accesses(site):
-    return [json.loads(line) for line in (state(site) / "access.log").read_text().splitlines()]
+def accesses(site, text, count=1):
+    """The lines with a text in them, when there are as many: they are written when connections end, and later."""
+    return [json.loads(line) for line in site.wait_for_line(state(site) / "access.log", text, count)]
 
 
 def only(site, text):
@@ -65,7 +66,7 @@ def test_connections_are_counted_and_logged_by_their_pilot(gateway, credential):
         pilot = pilots[username(file)]
         assert 3_000_000 < pilot["down"] < 3_010_000
         assert 0 < pilot["up"] < 10_000
-        (line,) = [line for line in accesses(gateway) if line["client"] == username(file)]
+        (line,) = accesses(gateway, username(file))
         assert (line["host"], line["port"], line["outcome"]) == (WAN, 80, "ok")
         assert line["down"] == pilot["down"]
 
@@ -76,7 +77,7 @@ def test_the_gateways_own_host_and_private_addresses_are_denied(gateway, credent
     done = get(gateway, file, f"http://{address}:22/")
     assert done.returncode == 1
     assert "ConnectionResetError" in done.stderr
-    (line,) = [line for line in accesses(gateway) if line["client"] == username(file)]
+    (line,) = accesses(gateway, username(file))
     assert line["outcome"].startswith("denied: ")
 
 
@@ -112,7 +113,7 @@ def test_a_rule_may_name_a_host(site):
     assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
     done = get(site, file, "http://web.example.org/1000")
     assert (done.returncode, done.stdout) == (0, "1000\n"), done.stderr
-    (line,) = accesses(site)
+    (line,) = accesses(site, username(file))
     assert (line["host"], line["outcome"]) == (WAN, "ok")
 
 
@@ -145,8 +146,7 @@ def test_a_rule_may_name_a_domain_in_both_modes(site, options):
         assert site.vpn("login", "gateway", "credential", "--output", file).returncode == 0
         done = run(site, file, sys.executable, "-c", ASKS, options=("--mode", mode))
         assert (done.returncode, done.stdout) == (0, "1000\nConnectionResetError\n"), done.stderr
-        lines = [line for line in accesses(site) if line["client"] == username(file)]
-        ok, denied = sorted(lines, key=lambda line: line["port"])  # each is written when its connection has ended
+        ok, denied = sorted(accesses(site, username(file), 2), key=lambda line: line["port"])
         assert (ok["host"], ok["port"], ok["outcome"]) == (WAN, 80, "ok")
         assert "8080 is not on the gateway's allow-list" in denied["outcome"]
 
@@ -213,7 +213,7 @@ print(len(urllib.request.urlopen("http://{WAN}/1000", timeout=90).read()))
         process.stdin.flush()
         assert process.stdout.read() == b"reset\n1000\n"
         assert process.wait(90) == 0, process.stderr.read()
-    assert [line["host"] for line in accesses(gateway) if line["client"] == username(file)] == [WAN]
+    assert [line["host"] for line in accesses(gateway, username(file))] == [WAN]
 
 
 def test_a_data_plane_that_will_not_stay_ends_the_gateway(gateway):

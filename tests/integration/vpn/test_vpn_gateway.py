@@ -127,7 +127,8 @@ def test_an_unused_credential_can_be_revoked(gateway, credential):
 
 @pytest.mark.parametrize("break_it", ["openconnect reconnects", "worker killed"])
 def test_reconnects_with_its_cookie(gateway, credential, break_it):
-    script = "echo up; read line; exec true"
+    """And goes on with the address it had, without which openconnect ends the session."""
+    script = f"print('up', flush=True); input(); from urllib.request import *; urlopen('http://{WAN}/', timeout=60)"
     with gateway.start_vpn(
         "node",
         "run",
@@ -135,7 +136,7 @@ def test_reconnects_with_its_cookie(gateway, credential, break_it):
         "--credential",
         credential(),
         "--",
-        "sh",
+        sys.executable,
         "-c",
         script,
         stdin=subprocess.PIPE,
@@ -149,22 +150,10 @@ def test_reconnects_with_its_cookie(gateway, credential, break_it):
         else:
             (victim,) = gateway.find("openconnect --protocol")
             os.kill(victim, signal.SIGUSR2)
-        log = state(gateway) / "log"
-        wait_for_line(log, " connect ", count=2)
+        gateway.wait_for_line(state(gateway) / "log", " connect ", count=2)
         process.stdin.write(b"\n")
         process.stdin.flush()
         assert process.wait(90) == 0, process.stderr.read()
-
-
-def wait_for_line(path, text, count):
-    """Follow a log until ``text`` was seen ``count`` times."""
-    with subprocess.Popen(["tail", "-n", "+1", "-f", str(path)], stdout=subprocess.PIPE, text=True) as tail:
-        seen = 0
-        for line in tail.stdout:
-            seen += text in line
-            if seen == count:
-                break
-        tail.kill()
 
 
 def test_garbage_on_the_control_socket_and_the_port_is_survived(gateway):
