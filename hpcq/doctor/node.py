@@ -31,7 +31,7 @@ def look(credentials: Mapping[str, bytes], modes: Sequence[str], targets: Sequen
 async def _look(credentials: Mapping[str, bytes], modes: Sequence[str], targets: Sequence[str]) -> Findings:
     known = {mode: Credential.from_bytes(data) for mode, data in credentials.items()}
     one = next(iter(known.values()), None)
-    found = await examine(None if one is None else (one.addresses, one.relay_port or one.port))
+    found = await examine(None if one is None else (one.addresses, one.port or one.relay_port))
     trials = [
         await _try(mode, known.get(mode), targets)
         for mode in modes

@@ -35,6 +35,8 @@ def test_every_tunnel_works_from_a_node_without_outside_access(cluster: Cluster)
     tunnels = dict.fromkeys(("relay", "openconnect", "socks"), "works")
     assert verdicts(report) == {**tunnels, "slirp": "fails", "none": "fails"}, report["modes"]
     assert "no default route" in " ".join(report["modes"]["slirp"]["reasons"])
+    checks = report["node"]["capabilities"]["checks"]
+    assert {"gateway", "gateway mtu", "gateway udp"} <= {check["name"] for check in checks if check["ok"]}, checks
 
 
 def test_a_node_without_user_namespaces_has_socks_alone(cluster: Cluster) -> None:
