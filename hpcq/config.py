@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcq import state_dir
 from hpcq.errors import UsageError
 
 SYSTEM_FILE = Path("/etc/hpcq/config.toml")
@@ -58,7 +59,7 @@ _WANTED = {
     "journal": "true, false or a path",
 }
 _PORT = re.compile(r"\s*\d{1,5}\s*(?:[-:]\s*\d{1,5}\s*)?", re.ASCII)
-_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_FLAGS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Settings:
 def user_file() -> Path:
     """Return where the user's own settings are."""
     configured = os.environ.get("XDG_CONFIG_HOME", "")
-    base = Path(configured) if Path(configured).is_absolute() else Path.home() / ".config"
+    base = Path(configured) if Path(configured).is_absolute() else state_dir.home() / ".config"
     return base / "hpcq" / "config.toml"
 
 

@@ -193,7 +193,10 @@ def find(queue: str) -> ConnectionInfo:
 
 
 def _unknown(queue: str) -> str:
-    known = [name for name in state_dir.known_queues() if state_dir.connection_file(name).exists()]
+    names = state_dir.known_queues()
+    known = [name for name in names if state_dir.connection_file(name).exists()]
+    if queue in names:
+        return f"queue {queue!r} has no program running now: start it, or name another queue with --name"
     listed = f"the queues here are: {', '.join(known)}" if known else "no queue is running here"
     return f"no queue named {queue!r}; {listed}. Start your program, or name another queue with --name"
 

@@ -5,10 +5,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import socket
 from pathlib import Path
 
 from hpcq.errors import UsageError
+
+_HOLDER = re.compile(r"process (\d+) on (\S+)", re.ASCII)
+
+
+def may_be_taken(path: Path) -> bool:
+    """Whether its holder may still be there, by what it wrote: of another host one cannot tell. Never takes it itself,
+    not even for a moment, in which a program that starts would be refused.
+    """
+    try:
+        held = _HOLDER.fullmatch(path.read_text(errors="replace"))
+    except OSError:
+        return False
+    return held is not None and (held[2] != socket.gethostname() or Path(f"/proc/{held[1]}").exists())
 
 
 class QueueLock:

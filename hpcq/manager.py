@@ -30,6 +30,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import psutil
@@ -460,11 +461,17 @@ class Manager:
 
     def tasks(self, limit: int) -> tuple[list[TaskRow], int]:
         """At most ``limit`` unfinished tasks and how many there are. In the manager's thread only."""
-        return rows(self._scheduler, limit, time.monotonic()), len(self._scheduler.tasks)
+        now = time.monotonic()
+        listed = rows(self._scheduler, limit, now)
+        held = islice(self.files.held(), max(0, limit - len(listed)))
+        listed += [TaskRow(number, "waiting", now - since) for number, since in held]
+        return listed, len(self._scheduler.tasks) + self.files.held_count
 
     def explain(self, number: int) -> str:
         """Why a task is where it is. In the manager's thread only."""
-        text = explain(self._scheduler, number, time.monotonic())
+        if (held := self.files.why_held(number)) is not None:
+            return f"task {number} waits: {held}"
+        text = explain(self._scheduler, number, time.monotonic(), has_files=self.files.has_files(number))
         starting = sum(entry.state is PilotState.STARTING for entry in self._roster.entries.values())
         return f"{text} ({starting} starting)" if starting and not self._scheduler.pilots else text
 

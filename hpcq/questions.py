@@ -16,6 +16,7 @@ import msgspec
 from hpcq import messages as m
 from hpcq import transport
 from hpcq.addresses import descriptors
+from hpcq.errors import HpcqError
 from hpcq.roster import PilotState, PilotView, Roster, view
 from hpcq.scheduler import Scheduler
 
@@ -36,6 +37,8 @@ class Questions:
             return
         try:
             link.send(m.Answer(msgspec.json.encode(topic(msgspec.json.decode(question.body or b"null")))))
+        except HpcqError as error:
+            link.send(m.Answer(b"null", str(error)))
         except Exception as error:
             log.exception("a question for %s failed", question.topic)
             link.send(m.Answer(b"null", f"{type(error).__name__}: {error}"))

@@ -93,7 +93,8 @@ class Queue:
         self._closed = False
         self._journal: Journal | None = None
         self._owner = os.getpid()
-        self._lock = lock.QueueLock(state_dir.ensure_queue_dir(self.name) / "manager.lock")
+        state_dir.ensure_queue_dir(self.name)
+        self._lock = lock.QueueLock(state_dir.lock_file(self.name))
         self._lock.take(self.name)
         try:
             self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(), speculate)

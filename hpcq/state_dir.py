@@ -26,8 +26,20 @@ def state_root() -> Path:
     configured = os.environ.get("XDG_STATE_HOME", "")
     # The XDG rules say that a relative value is to be ignored: it would mean another place in every
     # directory.
-    base = Path(configured) if Path(configured).is_absolute() else Path.home() / ".local" / "state"
+    base = Path(configured) if Path(configured).is_absolute() else home() / ".local" / "state"
     return base / "hpcq"
+
+
+def home() -> Path:
+    """Return the user's home directory.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise UsageError("this user has no home directory: set HOME, or XDG_STATE_HOME and XDG_CONFIG_HOME") from None
 
 
 def check_queue_name(name: str) -> str:
@@ -58,6 +70,11 @@ def connection_file(name: str) -> Path:
 def identity_file(name: str) -> Path:
     """Return the path of the file that makes a program the manager of a queue: its keys."""
     return queue_dir(name) / "identity.json"
+
+
+def lock_file(name: str) -> Path:
+    """Return the path of the file that is locked while a program serves a queue."""
+    return queue_dir(name) / "manager.lock"
 
 
 def jobs_dir(name: str) -> Path:

@@ -276,10 +276,13 @@ class PythonTask(Task):
         """The function's value.
 
         Raises:
-            BaseException: what the function raised, its remote traceback as ``__cause__``.
-            TaskFailedError: the task ended in any other way than success.
+            Exception: what the function raised, its remote traceback as ``__cause__``.
+            TaskFailedError: the task ended in any other way than success; also when the function left by ``sys.exit``
+                and its like, which would end this program: it is the ``__cause__``.
         """
         raised = self.exception
+        if raised is not None and not isinstance(raised, Exception):
+            raise TaskFailedError(f"{self.label}: the function raised {raised!r}") from raised
         if raised is not None:
             raise raised
         return super().result()

@@ -37,7 +37,7 @@ from vpn.errors import GatewayError, UsageError, VpnError
 from vpn.gateway import control
 from vpn.gateway.choice import gateway_names
 from vpn.gateway.client import GatewayClient, issue_from, known_gateways, start_gateway
-from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink
+from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink, state_directory
 from vpn.probes import check_target
 
 SOCKS_PORT = 1080
@@ -327,6 +327,7 @@ def _show(report: control.Report) -> None:
     if report.refusal:
         click.echo(f"openconnect is not offered: {report.refusal}")
     click.echo(f"key {report.pin}, name servers {' '.join(report.dns)}")
+    click.echo(f"its log and access.log are in {state_directory(report.name)}")
     for pilot in report.pilots:
         carried = f"{pilot.connections} open, {pilot.up / 1e6:.1f} MB up, {pilot.down / 1e6:.1f} MB down"
         click.echo(f"  {pilot.state:12} {pilot.address or '-':15} {pilot.username}  {carried}  {pilot.label}")

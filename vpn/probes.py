@@ -91,7 +91,9 @@ async def probe_xrootd(target: str, stage: Stage) -> str:
         try:
             kind = parse_handshake(await reader.readexactly(16))
             version = parse_protocol(await reader.readexactly(16))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except ConnectionError as error:
+            raise TunnelError("xrootd", f"{host} port {port or XROOTD_PORT}: {_connect_reason(error)}") from None
+        except asyncio.IncompleteReadError:
             raise _not_xrootd(host, port, "it closed the connection during the handshake") from None
         except ValueError as error:
             raise _not_xrootd(host, port, str(error)) from None
@@ -244,6 +246,9 @@ async def _connect(
 def _connect_reason(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: nothing listens there, or a firewall rejects it"
+    if isinstance(error, ConnectionResetError):
+        who = "by the server, or by a gateway that cannot reach it or does not allow it (see its access.log)"
+        return f"connection reset: {who}"
     return f"{error.strerror or error}"
 
 

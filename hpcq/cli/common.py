@@ -7,18 +7,21 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
 
-from hpcq import state_dir
+from hpcq import lock, state_dir
 from hpcq.errors import HpcqError, QueueNotFoundError
 
 VERBOSE: contextvars.ContextVar[bool] = contextvars.ContextVar("verbose", default=False)
 """Whether ``-v`` was given, before or after the command's name."""
 
 DEFAULT_QUEUE = "default"
+
+LISTED = 10
+"""Queues that an error message names."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -48,11 +51,13 @@ def json_option(command: _F) -> _F:
 
 def name_option(command: _F) -> _F:
     """Add ``--name``, passed on as ``name`` (None when it was not given: see ``choose_queue``)."""
-    return click.option("--name", metavar="QUEUE", help="The queue; the only one there is, if left out.")(command)
+    words = "The queue; if left out, the only one that a program serves now, or the only one there is."
+    return click.option("--name", metavar="QUEUE", help=words)(command)
 
 
-def choose_queue(name: str | None) -> str:
-    """Return the queue a command is about: ``name``, or the only one there is, or "default".
+def choose_queue(name: str | None, among: Sequence[str] | None = None) -> str:
+    """Return the queue a command is about: ``name``, or the only one that is served, or else prepared, or else known
+    (of these, if ``among`` is given), or "default".
 
     Raises:
         UsageError: a name that no queue can have.
@@ -60,12 +65,20 @@ def choose_queue(name: str | None) -> str:
     """
     if name is not None:
         return state_dir.check_queue_name(name)
-    known = state_dir.known_queues()
-    if len(known) == 1:
-        return known[0]
-    if known and DEFAULT_QUEUE not in known:
-        raise QueueNotFoundError(f"there are several queues ({', '.join(known)}); say which with --name")
+    known = state_dir.known_queues() if among is None else among
+    prepared = [one for one in known if state_dir.connection_file(one).exists()]
+    served = [one for one in prepared if lock.may_be_taken(state_dir.lock_file(one))]
+    chosen = served or prepared or known
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen and DEFAULT_QUEUE not in chosen:
+        raise QueueNotFoundError(f"there are several queues ({_listed(chosen)}); say which with --name")
     return DEFAULT_QUEUE
+
+
+def _listed(names: Sequence[str]) -> str:
+    left = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + left
 
 
 def require_queue(name: str | None) -> str:
@@ -81,9 +94,11 @@ def require_queue(name: str | None) -> str:
 
 
 def queue_not_found(queue: str, advice: str) -> QueueNotFoundError:
-    """Return the error for an unknown queue, with the known ones and what to do."""
+    """Return the error for a queue that is not there, or that no program serves, with what to do."""
     known = state_dir.known_queues()
-    others = f"known are {', '.join(known)}" if known else "there are none"
+    if queue in known:
+        return QueueNotFoundError(f"no program serves queue {queue!r} now; {advice}")
+    others = f"known are {_listed(known)}" if known else "there are none"
     return QueueNotFoundError(f"no queue {queue!r} under {state_dir.state_root()} ({others}); {advice}")
 
 

@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from hpcq import config, state_dir
-from hpcq.batch.base import get_batch_system
+from hpcq.batch.base import batch_system_names, get_batch_system
 from hpcq.batch.request import pilot_request
 from hpcq.cli.cancel import wait_until_gone
 from hpcq.cli.common import json_option, print_json, verbose_option
@@ -35,7 +35,7 @@ GONE_LIMIT = 60.0
 """Seconds the batch system has to forget the job at the end."""
 
 _OF_PILOTS = (
-    "site", "batch", "memory", "gpus", "walltime", "partition", "account", "qos", "constraint", "reservation",
+    "site", "memory", "gpus", "walltime", "partition", "account", "qos", "constraint", "reservation",
     "exclusive", "options", "template", "modules", "setup", "epilogue", "environment", "gateway", "require",
     "scratch",
 )  # fmt: skip
@@ -44,6 +44,7 @@ _SHORT = {"walltime": "0:15:00", "manager_timeout": "60"}
 
 
 @click.command("doctor")
+@click.option("--batch", help=f"{', '.join(batch_system_names())}.  [default: what this host has]")
 @some_pilot_flags(*_OF_PILOTS)
 @click.option("--vpn", type=click.Choice(("auto", *MODES)), default="auto", help="Try this mode only.")
 @click.option("--no-pilot", is_flag=True, help="Look at this host alone; submit nothing.")
@@ -79,9 +80,7 @@ def _settings(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     given = dict(values)
     found = config.resolve({name: value for name, value in given.items() if name != "site"}, site=given["site"])
     options = {name: value for name, value in found.values.items() if name in _OF_PILOTS}
-    batch = options.pop("batch")
-    if found.origins["batch"] == "default":
-        batch = guess_batch()
+    batch = guess_batch() if found.origins["batch"] == "default" else found.values["batch"]
     if found.origins.get("walltime") != "command line":
         options["walltime"] = _SHORT["walltime"]
     return get_batch_system(batch).name, {**options, "manager_timeout": _SHORT["manager_timeout"], "vpn": "none"}

@@ -9,12 +9,15 @@ from pathlib import Path
 import click
 import msgspec
 
-from hpcq import journal
+from hpcq import journal, state_dir
 from hpcq.batch.text import printable
 from hpcq.cli.common import choose_queue, json_option, name_option, print_json, print_table, verbose_option
 from hpcq.cli.pilot_rows import in_and_out
 from hpcq.report import Failure, Group, Report, summarize
 from hpcq.units import format_bytes, format_duration
+
+WORDS = 300
+"""Characters of a message that are shown."""
 
 HOSTS = 20
 """Hosts that are listed: those with failures, then those that did most."""
@@ -36,7 +39,8 @@ def report(name: str | None, run: int | None, file: Path | None, tasks: bool, as
 
     For programs that keep a journal: `Queue(journal=True)`, HPCQ_JOURNAL=1, or journal = true in config.toml.
     """
-    found = journal.read(file or journal.default_path(choose_queue(name)), run)
+    kept = [one for one in state_dir.known_queues() if journal.default_path(one).exists()]
+    found = journal.read(file or journal.default_path(choose_queue(name, kept or None)), run)
     if tasks and as_json:
         print_json([row._asdict() for row in found.tasks])
     elif tasks:
@@ -115,7 +119,9 @@ def troubles(told: Report) -> list[str]:
 def _failure_line(failure: Failure) -> str:
     one = f"task {failure.first}" + (f" with tag {_cell(failure.tag)}" if failure.tag else "")
     where = f" on {', '.join(map(_cell, failure.hosts))}" if failure.hosts else ""
-    return f"  {failure.tasks} {failure.outcome}: {_cell(failure.message)}{where}; one is {one}"
+    words = _cell(failure.message)
+    shown = words if len(words) <= WORDS else f"{words[:WORDS]}…"
+    return f"  {failure.tasks} {failure.outcome}: {shown}{where}; one is {one}"
 
 
 def _clock(seconds: float) -> str:

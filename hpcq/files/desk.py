@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +88,7 @@ class Origin(NamedTuple):
 class Case:
     """One task with files that is not done (or whose outputs may be needed again)."""
 
-    __slots__ = ("again", "digests", "needs", "plan", "revived", "submission", "waits_for")
+    __slots__ = ("again", "digests", "needs", "plan", "revived", "since", "submission", "waits_for")
 
     def __init__(self, submission: Any) -> None:
         self.submission = submission
@@ -96,6 +97,7 @@ class Case:
         self.digests: list[bytes] = []
         self.again = False
         self.revived = 0
+        self.since = time.monotonic()
 
 
 class Desk:
@@ -127,6 +129,28 @@ class Desk:
     def held_count(self) -> int:
         """Tasks that the scheduler has not got yet."""
         return len(self._held)
+
+    def held(self) -> Iterator[tuple[int, float]]:
+        """Their numbers, and since when (monotonic)."""
+        return ((number, self._cases[number].since) for number in self._held)
+
+    def why_held(self, number: int) -> str | None:
+        """What a task waits for that the scheduler has not got; None when it waits for nothing here."""
+        if number not in self._held:
+            return None
+        case = self._cases[number]
+        outputs = [
+            f"{output!r} of {producer.label}"
+            for producer, output in filter(None, map(_wanted, case.plan.inputs.values()))
+            if producer.id in case.waits_for
+        ]
+        if not outputs:
+            return "its inputs are being read"
+        return f"output {outputs[0]} is not there yet" + (f", nor {len(outputs) - 1} more" if outputs[1:] else "")
+
+    def has_files(self, number: int) -> bool:
+        """Whether an unfinished task has inputs or outputs."""
+        return number in self._cases
 
     # --- tasks come in ---
 
@@ -400,8 +424,12 @@ def _pair(source: sources.TaskFile) -> tuple[Task, str]:
 
 
 def _producer(source: sources.Source) -> Task | None:
+    wanted = _wanted(source)
+    return wanted[0] if wanted else None
+
+
+def _wanted(source: sources.Source) -> tuple[Task, str] | None:
+    """The task that writes it, and as which of its outputs."""
     if isinstance(source, sources.TaskFile):
-        return source.task
-    if isinstance(source, sources.Temp) and source.producer is not None:
-        return source.producer[0]
-    return None
+        return _pair(source)
+    return source.producer if isinstance(source, sources.Temp) else None

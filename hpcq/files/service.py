@@ -6,7 +6,7 @@ Tasks without files pass it by.
 from __future__ import annotations
 
 from collections import Counter as Counting
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hpcq import messages as m
@@ -43,6 +43,18 @@ class FileService:
     def held_count(self) -> int:
         """Tasks waiting for their files."""
         return self._desk.held_count
+
+    def held(self) -> Iterator[tuple[int, float]]:
+        """See `Desk.held`."""
+        return self._desk.held()
+
+    def why_held(self, number: int) -> str | None:
+        """See `Desk.why_held`."""
+        return self._desk.why_held(number)
+
+    def has_files(self, number: int) -> bool:
+        """See `Desk.has_files`."""
+        return self._desk.has_files(number)
 
     def admit(self, submission: Any) -> None:
         """A task with files."""

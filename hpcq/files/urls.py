@@ -26,6 +26,10 @@ PAUSE = 1.0
 SILENCE = 60.0
 """Seconds without a byte after which an attempt is given up."""
 
+XROOTD = {"XRD_CONNECTIONWINDOW": "30", "XRD_CONNECTIONRETRY": "2", "XRD_STREAMTIMEOUT": "60"}
+"""Seconds that XRootD's clients try to connect, how often, and their SILENCE; by themselves they take minutes to say
+that a server is not there. What the pilot's environment says counts instead."""
+
 CHUNK = 1 << 20
 
 
@@ -85,6 +89,8 @@ def _copy(answer: http.client.HTTPResponse, descriptor: int) -> int:
 
 
 def _xrootd(url: str, descriptor: int) -> None:
+    for name, value in XROOTD.items():
+        os.environ.setdefault(name, value)
     target = f"/proc/{os.getpid()}/fd/{descriptor}"
     if importlib.util.find_spec("XRootD") is not None:
         _xrootd_python(url, os.readlink(target))

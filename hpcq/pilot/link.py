@@ -53,7 +53,8 @@ class ManagerLink:
             QueueNotFoundError: it did not answer in all that time, or refused us; says what happened last.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        began, said = loop.time(), ""
+        deadline = began + timeout
         while True:
             try:
                 return await self._attempt()
@@ -61,8 +62,11 @@ class ManagerLink:
                 raise
             except HpcqError as error:
                 if isinstance(error, RefusedError) or loop.time() + RETRY > deadline:
-                    raise QueueNotFoundError(f"{error} (tried for {timeout:.0f} s{self._hint()})") from error
-                log.info("%s; trying again", error)
+                    tried = f"(tried for {loop.time() - began:.0f} s{self._hint()})"
+                    raise QueueNotFoundError(f"{error} {tried}") from error
+                if str(error) != said:
+                    said = str(error)
+                    log.info("%s; trying again for %.0f s", error, deadline - loop.time())
             await asyncio.sleep(RETRY)
 
     def _hint(self) -> str:

@@ -125,7 +125,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         gpus = own_gpus(known.gpus, os.environ)
         gateway_names(known.gateway)
         disk = free_disk(scratch_base(known.scratch)) if known.disk is None else known.disk
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        where = "--scratch" if known.scratch else "TMPDIR" if os.environ.get("TMPDIR") else "the default"
+        parser.error(f"the scratch directory (by {where}) cannot be used: {error}; name one with --scratch")
+    except ValueError as error:
         parser.error(str(error))
     return Options(
         known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),

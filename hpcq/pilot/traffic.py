@@ -8,12 +8,13 @@ Who does what::
     `account` --whose?--> what each task is told (`TaskResult`), and the pilot's totals (`messages.Traffic`)
 
 Looks are taken while tasks run in the tunnel: soon after a task or a connection has begun, then ever more seldom, down
-to one in `INTERVAL` seconds; and when a task has ended: its result waits for that (`ended`), a fiftieth of its time and
-20 ms at most. So what was in the kernel when it ended is counted. A connection that came and went between two looks is
-known by its end, but not whose it was: it counts for the task that was the only one at work then. With several at work
-it is missed, and counts for none; then looks are taken as often as they take no more than one part in `CALM` of
-a core, until nothing was missed for `ALERT` seconds. Tasks of less than `BRIEF` seconds are not looked at, and are told
-nothing, unless their runner had a connection from before; nor are those during which much was missed.
+to one in `INTERVAL` seconds; one a while after short tasks and connections that ended meanwhile, for the totals; and
+when a task has ended: its result waits for that (`ended`), a fiftieth of its time and 20 ms at most. So what was in the
+kernel when it ended is counted. A connection that came and went between two looks is known by its end, but not whose it
+was: it counts for the task that was the only one at work then. With several at work it is missed, and counts for none;
+then looks are taken as often as they take no more than one part in `CALM` of a core, until nothing was missed for
+`ALERT` seconds. Tasks of less than `BRIEF` seconds are not looked at, and are told nothing, unless their runner had a
+connection from before; nor are those during which much was missed.
 
 What is not counted: UDP, and what stays on the node. What is the pilot's and no task's: inputs fetched for tasks,
 CVMFS, the tunnel's own probes (a few bytes, which may count for a task that is alone). A connection that an interpreter
@@ -46,7 +47,7 @@ import msgspec
 from hpcq import messages as m
 from hpcq.pilot.account import Account, Span
 from hpcq.pilot.lanes import Report
-from hpcq.pilot.watch import MANY_ENDS, Place, Watch
+from hpcq.pilot.watch import Place, Watch
 from vpn import Session, TunnelError
 
 log = logging.getLogger("hpcq.pilot")
@@ -108,7 +109,7 @@ class Counting:
         self._held: dict[int, Held] = {}
         self._lanes: set[int] = set()
         self._errands = 0
-        self._others = self._counted = False
+        self._others = self._counted = self._brief = False
         self._looked = self._alert = self._told_at = -math.inf
         self._told: m.Traffic | None = None
         self._cost = 0.0
@@ -166,7 +167,7 @@ class Counting:
     def ending(self, lane: int, task: int, seconds: float) -> None:
         """A task inside the tunnel has ended, after so long; its result comes to `ended` next."""
         if seconds < BRIEF and lane not in self._lanes and task not in self._account.tasks:
-            self._others = True
+            self._others = self._brief = True
             return
         now = self._loop.time()
         self._held[task] = Held(lane, now - seconds, now + min(GRACE, seconds / GRACE_SHARE))
@@ -221,21 +222,19 @@ class Counting:
         """When the next look is to be taken."""
         if self._held:
             return max(self._looked + max(SOONEST, BUSY * self._cost), min(one.due for one in self._held.values()))
-        if not any(place.task for place in places) and not self._many_ended():
-            return math.inf
+        if not any(place.task for place in places):
+            left = self._brief or any(watch.ended for watch in self._watches)
+            return self._looked + REPORT if left else math.inf
         new = any(self._is_long(place) and not self._account.has_begun(place.task) for place in places)
         return self._looked + max(SOONEST if new else self._pace, CALM * self._cost)
 
     def _is_long(self, place: Place) -> bool:
         return place.task != 0 and self._loop.time() - place.since >= BRIEF
 
-    def _many_ended(self) -> bool:
-        return any(len(watch.ended) > MANY_ENDS for watch in self._watches)
-
     async def _look(self, places: list[Place]) -> None:
         began, held = self._loop.time(), dict(self._held)
         heads, spans = self._heads(places), self._spans(places)
-        self._others = self._errands > 0
+        self._others, self._brief = self._errands > 0, False
         new = not all(self._account.has_begun(place.task) for place in places if self._is_long(place))
         self._account.begin([*held, *(place.task for place in places if self._is_long(place))])
         cost, missed = 0.0, self._account.missed

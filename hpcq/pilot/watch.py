@@ -21,9 +21,6 @@ from hpcq.pilot.sockdiag import Flow
 
 log = logging.getLogger("hpcq.pilot")
 
-MANY_ENDS = 1000
-"""Connections ended while no task ran that are a reason to look."""
-
 
 class Place(NamedTuple):
     """A runner inside the tunnel: its lane, its task (0: none) and since when, its first process."""
@@ -43,11 +40,11 @@ class Seen(NamedTuple):
 
 
 class Watch:
-    """The connections of one session's namespace; ``many`` is called when much was told and not looked at."""
+    """The connections of one session's namespace; ``news`` is called at the first end that was not looked at."""
 
-    def __init__(self, sockets: Sequence[socket.socket], account: Account, many: Callable[[], None]) -> None:
+    def __init__(self, sockets: Sequence[socket.socket], account: Account, news: Callable[[], None]) -> None:
         self._sockets = sockets
-        self._many = many
+        self._news = news
         self._told = sockets[1] if len(sockets) > 1 else None
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
@@ -61,15 +58,15 @@ class Watch:
         """Take what the kernel has told."""
         if self._told is None or self.closed:
             return
-        now = self._loop.time()
+        now, had = self._loop.time(), len(self.ended)
         try:
             self.ended.extend((now, flow) for flow in sockdiag.ends(self._told))
         except OSError as error:
             if not self._lossy:
                 log.warning("connections end faster than they can be counted, the bytes of some are lost: %s", error)
             self._lossy = True
-        if len(self.ended) > MANY_ENDS:
-            self._many()
+        if self.ended and not had:
+            self._news()
 
     def look(self, places: Sequence[Place]) -> Seen:
         """See what is there; in a thread, while nobody changes the table. Raises OSError."""

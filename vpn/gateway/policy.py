@@ -121,7 +121,7 @@ class Policy:
             return Verdict(False, f"{_shown(address, names)} port {port} is not on the gateway's allow-list")
         for ground in self._grounds:
             if any(inner in ground.network for inner in _faces(address)) and not any(map(ground.opened, matching)):
-                advice = f"allow it by name or network if it is meant (--allow {address}:{port})"
+                advice = f"if it is meant: --allow {address}:{port}"
                 return Verdict(False, f"{_shown(address, names)} is {ground.why}; {advice}")
         return Verdict(True)
 

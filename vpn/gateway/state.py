@@ -97,7 +97,10 @@ def check_name(name: str) -> str:
 
 def state_directory(name: str) -> Path:
     """The directory of one gateway; not made here."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    try:
+        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:
+        raise UsageError("this user has no home directory: set HOME or XDG_STATE_HOME") from None
     return Path(base) / "hpcq-gateway" / check_name(name)
 
 

@@ -123,6 +123,8 @@ def test_an_exception_that_cannot_be_printed_is_still_an_exception(queue, pilot)
 def test_leaving_python_by_an_exception_is_an_exception(queue, pilot, error):
     task = run(queue, call(fail, error))
     assert (task.outcome, type(task.exception)) == ("exception", type(error))
+    with pytest.raises(hpcq.TaskFailedError, match=type(error).__name__):  # which does not end this program
+        task.result()
     assert run(queue, call(os.getpid)).outcome == "success"
 
 

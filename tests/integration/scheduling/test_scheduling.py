@@ -48,6 +48,9 @@ def test_explain_and_tasks_follow_a_task_through_its_life(open_queue, tmp_path):
     eventually(lambda: "runs on pilot" in queue.explain(first))
     assert "cores 64: 1 of 1 pilot has less (the most is 1)" in queue.explain(large)
     assert "feature 'tunnel=relay'" in ask("explain", str(odd), "--name", queue.name)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        ask("explain", "99", "--name", queue.name)
+    assert refused.value.stderr == f"hpcq: no task 99 was submitted to queue {queue.name!r}\n"
     listed = json.loads(ask("tasks", "--name", queue.name, "--json", "--limit", "2"))
     assert listed["total"] == 3
     assert [(t["id"], t["tag"], t["category"], t["state"]) for t in listed["tasks"]] == [
@@ -61,6 +64,17 @@ def test_explain_and_tasks_follow_a_task_through_its_life(open_queue, tmp_path):
     assert queue.explain(first) == f"task {first} has ended"
     with pytest.raises(hpcq.UsageError, match="no task 99 was submitted"):
         queue.explain(99)
+
+
+def test_a_task_that_waits_for_anothers_output_is_listed_and_explained(open_queue):
+    queue = open_queue()
+    first = hpcq.Task("touch o", features={"nowhere"}, outputs={"o": hpcq.Temp()})
+    queue.submit(first)
+    second = queue.submit(hpcq.Task("cat i", inputs={"i": first.file("o")}))
+    assert "output 'o' of task 1 (touch o) is not there yet" in queue.explain(second)
+    listed = json.loads(ask("tasks", "--name", queue.name, "--json"))
+    assert [(t["id"], t["state"]) for t in listed["tasks"]] == [(1, "waiting"), (2, "waiting")]
+    assert listed["total"] == 2
 
 
 def test_features_of_the_pilot_are_met(open_queue):

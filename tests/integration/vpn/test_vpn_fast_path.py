@@ -81,6 +81,13 @@ def test_the_gateways_own_host_and_private_addresses_are_denied(gateway, credent
     assert line["outcome"].startswith("denied: ")
 
 
+@pytest.mark.parametrize("target", ["http://10.1.2.3/", "root://10.1.2.3:1094"])
+def test_the_ready_gate_says_that_the_gateway_may_not_allow_it(gateway, credential, target):
+    done = gateway.vpn("node", "run", "--credential", credential(), "--require", target, "--", "true")
+    assert done.returncode == 5
+    assert "connection reset: by the server, or by a gateway that cannot reach it or does not allow it" in done.stderr
+
+
 def test_packets_keep_to_the_allow_list_as_well(site):
     """UDP goes another way than TCP: by the packet filter."""
     assert site.vpn("login", "gateway", "start", "--allow", f"{WAN}:80").returncode == 0

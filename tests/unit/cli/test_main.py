@@ -1,6 +1,8 @@
 """Ends of the command line: one line, the right exit status."""
 
 import importlib
+import os
+import socket
 import subprocess
 import sys
 
@@ -132,3 +134,27 @@ def test_which_queue(tmp_path, monkeypatch):
         choose_queue(None)
     (tmp_path / "hpcq" / "default").mkdir()
     assert choose_queue(None) == "default"
+
+
+def test_the_queue_that_is_served_is_meant(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for name in ("default", "ended", "killed", "prepared", "served"):
+        (tmp_path / "hpcq" / name).mkdir(parents=True)
+    (tmp_path / "hpcq" / "prepared" / "connection.json").touch()
+    assert choose_queue(None) == "prepared"
+    for name, holder in (("killed", 2**22 + 1), ("served", os.getpid())):  # the first is no process's number
+        (tmp_path / "hpcq" / name / "connection.json").touch()
+        (tmp_path / "hpcq" / name / "manager.lock").write_text(f"process {holder} on {socket.gethostname()}")
+    assert choose_queue(None) == "served"
+    (tmp_path / "hpcq" / "killed" / "manager.lock").write_text("process 1 on another-host")
+    with pytest.raises(QueueNotFoundError, match=r"several queues \(killed, served\); say which with --name"):
+        choose_queue(None)
+    assert choose_queue(None, ["ended"]) == "ended"
+
+
+def test_many_queues_are_not_all_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for number in range(30):
+        (tmp_path / "hpcq" / f"q{number:02}").mkdir(parents=True)
+    with pytest.raises(QueueNotFoundError, match=r"q08, q09 and 20 more\); say which"):
+        choose_queue(None)

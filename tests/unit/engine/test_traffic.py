@@ -141,6 +141,25 @@ def test_short_tasks_do_not_wait_and_are_told_nothing(kernel):
     play(scenario)
 
 
+def test_what_short_tasks_carried_is_in_the_totals_though_nothing_runs(kernel):
+    async def scenario(pilot):
+        pilot.ends(1, 10, seconds=0.01)
+        kernel.flows, kernel.owners = [Flow(7, 70, 5, 50)], {70: 1}  # which its runner keeps
+        await pilot.until(lambda: bool(pilot.told) and pilot.told[-1].received == 50)
+
+    play(scenario)
+
+
+def test_a_connection_that_ends_when_nothing_runs_is_in_the_totals(kernel):
+    async def scenario(pilot):
+        await pilot.until(lambda: pilot.counting._asleep or pilot.told)
+        kernel.ended = [Flow(7, 0, 9, 90)]
+        pilot.counting._watches[0].listen()
+        await pilot.until(lambda: pilot.told[-1:] and pilot.told[-1].received == 90)
+
+    play(scenario)
+
+
 def test_short_tasks_of_a_runner_that_keeps_a_connection_are_told_theirs(kernel):
     async def scenario(pilot):
         kernel.flows, kernel.owners = [Flow(7, 70, 5, 50)], {70: 1}

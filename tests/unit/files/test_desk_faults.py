@@ -8,7 +8,7 @@ import pytest
 from hpcq import messages as m
 from hpcq.files import desk as module
 from hpcq.files.desk import Desk, Plan
-from hpcq.files.sources import Buffer
+from hpcq.files.sources import Buffer, Temp
 from hpcq.outcome import Outcome
 from hpcq.task import Task
 
@@ -45,6 +45,25 @@ def test_in_preparing_its_inputs(told, monkeypatch):
     assert (number, outcome) == (1, Outcome.FILES)
     assert "ArithmeticError: a fault" in message
     assert not desk.held_count
+
+
+def test_what_a_task_waits_for_is_told(told):
+    desk, first = a_desk(told), Task("true").set(outputs={"o": Temp(), "p": Temp()})
+    first.id = 7
+
+    async def story():
+        plan = Plan(Task("true"), {"a": first.file("o"), "b": first.file("p"), "c": Buffer(b"x")}, {})
+        desk.admit(SimpleNamespace(files=plan, spec=SimpleNamespace(id=8)))
+        desk.admit(submission())
+        assert desk.why_held(8) == "output 'o' of task 7 (true) is not there yet, nor 1 more"
+        assert desk.why_held(1) == "its inputs are being read"
+        assert [number for number, _ in desk.held()] == [8, 1]
+        assert desk.has_files(8)
+        desk.cancel([1])
+        assert desk.why_held(1) is None
+        desk.close()
+
+    asyncio.run(story())
 
 
 def test_in_storing_its_outputs(told, monkeypatch, tmp_path):
