@@ -76,8 +76,10 @@ GRACE_SHARE, GRACE = 50, 0.02
 PATIENCE = 1.0
 """Seconds a result waits for the kernel's word on a connection that is gone; there is none when it was lost."""
 
-REPORT = 2.0
-"""Seconds between two reports of the pilot's totals."""
+REPORT, IDLE = 2.0, 0.25
+"""Seconds between two reports of the pilot's totals; the latter, and between looks for them, when no task runs:
+somebody may be waiting for what the last one has carried.
+"""
 
 
 class Held(msgspec.Struct):
@@ -207,11 +209,11 @@ class Counting:
             else:
                 self._news.clear()
                 self._asleep = due == math.inf
-                until = self._told_at + REPORT if self._asleep else min(due, self._next_long(places), now + TICK)
+                until = self._told_at + IDLE if self._asleep else min(due, self._next_long(places), now + TICK)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(until if not self._asleep or self._totals() != self._told else None):
                         await self._news.wait()
-            self._report()
+            self._report(REPORT if any(place.task for place in places) else IDLE)
 
     def _next_long(self, places: Sequence[Place]) -> float:
         """When the next task will be long enough to be looked at."""
@@ -224,7 +226,7 @@ class Counting:
             return max(self._looked + max(SOONEST, BUSY * self._cost), min(one.due for one in self._held.values()))
         if not any(place.task for place in places):
             left = self._brief or any(watch.ended for watch in self._watches)
-            return self._looked + REPORT if left else math.inf
+            return self._looked + max(IDLE, CALM * self._cost) if left else math.inf
         new = any(self._is_long(place) and not self._account.has_begun(place.task) for place in places)
         return self._looked + max(SOONEST if new else self._pace, CALM * self._cost)
 
@@ -298,9 +300,9 @@ class Counting:
 
     # --- the pilot's totals ---
 
-    def _report(self) -> None:
+    def _report(self, interval: float) -> None:
         """Tell the totals if they have changed, now and then."""
-        if self._loop.time() >= self._told_at + REPORT:
+        if self._loop.time() >= self._told_at + interval:
             self._tell_totals()
 
     def _totals(self) -> m.Traffic | None:

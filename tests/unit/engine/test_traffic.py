@@ -94,6 +94,7 @@ class Pilot:
 def kernel(monkeypatch):
     kernel = Kernel()
     monkeypatch.setattr(traffic, "REPORT", 0.0)
+    monkeypatch.setattr(traffic, "IDLE", 0.0)
     monkeypatch.setattr(watch.sockdiag, "dump", kernel.dump)
     monkeypatch.setattr(watch.sockdiag, "ends", kernel.ends)
     monkeypatch.setattr(watch.sockdiag, "owners", lambda wanted, trees: kernel.owners)
