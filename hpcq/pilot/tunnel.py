@@ -43,7 +43,9 @@ PROVE_TIMEOUT = 20.0
 """Seconds each target of ``--require`` has to answer when the tunnel is new."""
 
 JUDGED = 1.0
-"""Seconds for which the answers of ``--require`` targets count: tasks that fail one after the other ask them once."""
+"""Seconds between two times that ``--require`` targets are asked: tasks that fail one after the other wait for the
+next. What was answered before a task failed says nothing of it.
+"""
 
 JUDGE_TIMEOUT = 10.0
 """Seconds they have to answer."""
@@ -190,16 +192,17 @@ class Tunnel:
         now = self._now
         if now is None or not self._require or now.lost.done():
             return str(now.lost.result()) if now is not None and now.lost.done() else ""
-        if self._judging is None and self._loop.time() - self._judged_at >= JUDGED:
-            self._judged_at = self._loop.time()
+        if self._judging is None:
             self._judging = self._loop.create_task(self._ask(now))
-        if self._judging is not None:
-            await asyncio.wait([self._judging])
+        await asyncio.wait([self._judging])
         return str(now.lost.result()) if now.lost.done() else ""
 
     async def _ask(self, generation: Generation) -> None:
         try:
-            await self._prove(generation.session, JUDGE_TIMEOUT)
+            await asyncio.sleep(self._judged_at + JUDGED - self._loop.time())
+            self._judged_at = self._loop.time()
+            if not generation.lost.done():
+                await self._prove(generation.session, JUDGE_TIMEOUT)
         except TunnelError as error:
             generation.lose(error)
             self.notice()
