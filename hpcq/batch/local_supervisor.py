@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> int:
             jobs[_start(directory, index, _id_of(job_id, index, count), count)] = index
     except BaseException as error:
         for pid in jobs:  # nobody will hear of them
+            os.kill(pid, signal.SIGKILL)  # it may have no group of its own yet
             _kill_group(pid)
         os.write(write_end, f"{type(error).__name__}: {error}".encode())
         raise
