@@ -471,7 +471,7 @@ class Manager:
         """Why a task is where it is. In the manager's thread only."""
         if (held := self.files.why_held(number)) is not None:
             return f"task {number} waits: {held}"
-        text = explain(self._scheduler, number, time.monotonic(), has_files=self.files.has_files(number))
+        text = explain(self._scheduler, number, time.monotonic(), has_inputs=self.files.has_inputs(number))
         starting = sum(entry.state is PilotState.STARTING for entry in self._roster.entries.values())
         return f"{text} ({starting} starting)" if starting and not self._scheduler.pilots else text
 

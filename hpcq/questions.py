@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from hpcq.addresses import descriptors
 from hpcq.errors import HpcqError
 from hpcq.roster import PilotState, PilotView, Roster, view
 from hpcq.scheduler import Scheduler
+from hpcq.units import sum_known
 
 log = logging.getLogger("hpcq.manager")
 
@@ -70,12 +71,6 @@ def status(queue: str, scheduler: Scheduler, roster: Roster, waiting_for_files: 
         "cores": sum(pilot.cores for pilot in scheduler.pilots.values()),
         "descriptors": descriptors(),
         "cores_busy": sum(pilot.cores - pilot.free_cores for pilot in scheduler.pilots.values()),
-        "bytes_sent": _sum(entry.bytes_sent for entry in entries),
-        "bytes_received": _sum(entry.bytes_received for entry in entries),
+        "bytes_sent": sum_known(entry.bytes_sent for entry in entries),
+        "bytes_received": sum_known(entry.bytes_received for entry in entries),
     }
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    """Of what was counted; None if nothing was."""
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None

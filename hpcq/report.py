@@ -16,6 +16,7 @@ import msgspec
 
 from hpcq.journal import PilotRow, Run, TaskRow
 from hpcq.outcome import Outcome
+from hpcq.units import sum_known
 
 FAILURES = 20
 """Kinds of failures that are told."""
@@ -96,8 +97,8 @@ def summarize(run: Run) -> Report:
         rate=len(run.tasks) / seconds if seconds else 0.0,
         core_hours=core_seconds / 3600,
         used=min(1.0, busy / core_seconds) if core_seconds else None,
-        sent=_sum(pilot.sent for pilot in run.pilots),
-        received=_sum(pilot.received for pilot in run.pilots),
+        sent=sum_known(pilot.sent for pilot in run.pilots),
+        received=sum_known(pilot.received for pilot in run.pilots),
         pilots=dict(Counter(pilot.state for pilot in run.pilots).most_common()),
         kinds=_groups(run.tasks, lambda task: task.kind),
         hosts=_groups(run.tasks, lambda task: task.hostname or ""),
@@ -143,14 +144,9 @@ def _group(name: str, tasks: Sequence[TaskRow]) -> Group:
         longest=max(walls, default=None),
         cpu=sum(task.cpu for task in ran) / held if held else None,
         memory=max((task.memory for task in ran), default=0.0),
-        sent=_sum(task.sent for task in ran),
-        received=_sum(task.received for task in ran),
+        sent=sum_known(task.sent for task in ran),
+        received=sum_known(task.received for task in ran),
     )
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
 
 
 def _failures(tasks: Iterable[TaskRow]) -> list[Failure]:

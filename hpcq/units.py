@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 
 from hpcq.errors import UsageError
@@ -120,6 +121,12 @@ def format_bytes(count: int) -> str:
         value /= 1000
         del units[0]
     return f"{value:.1f} {units[0]}"
+
+
+def sum_known(counts: Iterable[int | None]) -> int | None:
+    """Add up what was counted; None if nothing was."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def format_slurm_time(seconds: float) -> str:

@@ -148,9 +148,9 @@ class Desk:
             return "its inputs are being read"
         return f"output {outputs[0]} is not there yet" + (f", nor {len(outputs) - 1} more" if outputs[1:] else "")
 
-    def has_files(self, number: int) -> bool:
-        """Whether an unfinished task has inputs or outputs."""
-        return number in self._cases
+    def has_inputs(self, number: int) -> bool:
+        """Whether it is a task that has some."""
+        return number in self._cases and bool(self._cases[number].plan.inputs)
 
     # --- tasks come in ---
 

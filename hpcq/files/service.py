@@ -52,9 +52,9 @@ class FileService:
         """See `Desk.why_held`."""
         return self._desk.why_held(number)
 
-    def has_files(self, number: int) -> bool:
-        """See `Desk.has_files`."""
-        return self._desk.has_files(number)
+    def has_inputs(self, number: int) -> bool:
+        """See `Desk.has_inputs`."""
+        return self._desk.has_inputs(number)
 
     def admit(self, submission: Any) -> None:
         """A task with files."""

@@ -54,7 +54,7 @@ def _row(record: Record, now: float) -> TaskRow:
     )
 
 
-def explain(scheduler: Scheduler, number: int, now: float, *, has_files: bool = False) -> str:
+def explain(scheduler: Scheduler, number: int, now: float, *, has_inputs: bool = False) -> str:
     """Where a task is and, if it does not run, why not."""
     record = scheduler.tasks.get(number)
     if record is None:
@@ -68,7 +68,7 @@ def explain(scheduler: Scheduler, number: int, now: float, *, has_files: bool = 
         if number in pilot.backlog:
             ahead = len(pilot.claimed) + list(pilot.backlog).index(number)
             return f"task {number} was sent to {place} {since} ago and waits there behind {_tasks(ahead)}"
-        before = "begins when its inputs are there" if has_files else "is about to begin"
+        before = "begins when its inputs are there" if has_inputs else "is about to begin"
         return f"task {number} was sent to {place} {since} ago and {before}"
     if record.state is TaskState.ENDING:
         return f"task {number} is being cancelled on {place} since {since}"

@@ -1,5 +1,6 @@
 """``local`` with real processes: they outlive their submitter, end as they are told, and are never mistaken."""
 
+import contextlib
 import json
 import os
 import select
@@ -265,6 +266,24 @@ def test_when_one_cannot_be_started_none_is_left(tmp_path):
     assert "the jobs could not be started: IsADirectoryError" in done.stderr
     for index in range(2):
         await_empty_group(json.loads((tmp_path / f"process-{index}.json").read_text())["pid"])
+
+
+def test_one_that_has_no_group_of_its_own_yet_is_not_left_either(tmp_path):
+    (tmp_path / "process-1.json" / "in the way").mkdir(parents=True)
+    supervisor = sys.modules[start_time.__module__].__file__
+    program = (
+        "import importlib.util as u, sys, time\n"
+        f"spec = u.spec_from_file_location('supervisor', {supervisor!r}); one = u.module_from_spec(spec)\n"
+        "spec.loader.exec_module(one)\n"
+        "one._become_job = lambda _directory, index, *_: index or time.sleep(1000)\n"
+        "sys.exit(one.main(sys.argv[1:]))\n"
+    )
+    argv = [sys.executable, "-c", program, str(tmp_path), "2", "local-x"]
+    assert subprocess.run(argv, capture_output=True, timeout=90, check=False).returncode == 1
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(json.loads((tmp_path / "process-0.json").read_text())["pid"])
+        assert select.select([descriptor], [], [], 90)[0], "it lives on"
+        os.close(descriptor)
 
 
 def test_a_pilot_has_the_users_locale(monkeypatch):

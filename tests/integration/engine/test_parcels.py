@@ -435,7 +435,8 @@ def test_an_unused_connection_makes_room_for_others(queue, pilot, monkeypatch):
         on.close()
 
 
-def test_a_pilot_waits_for_its_turn_however_long_that_takes(queue, pilot, monkeypatch):
+def _busy(queue, monkeypatch):
+    """The manager's only thread is at a parcel until the gate is opened; the connection, and the pilot's name."""
     monkeypatch.setattr("hpcq.files.depot.THREADS", 1)
     gate = Gate(monkeypatch, "receive_parcel")
     (view,) = queue.pilots()
@@ -443,6 +444,11 @@ def test_a_pilot_waits_for_its_turn_however_long_that_takes(queue, pilot, monkey
     first.send(haul.Bring(98, 5))
     first.send_parcel(_parcel(b"12345"))
     gate.wait()
+    return gate, first, view.name
+
+
+def test_a_pilot_waits_for_its_turn_however_long_that_takes(queue, pilot, monkeypatch):
+    gate, first, name = _busy(queue, monkeypatch)
     looked, looks, turns = threading.Event(), [], []
 
     def is_over():
@@ -452,7 +458,7 @@ def test_a_pilot_waits_for_its_turn_however_long_that_takes(queue, pilot, monkey
         return False
 
     monkeypatch.setattr(haul, "LOOK_AGAIN", 0.05)
-    coming = threading.Thread(target=lambda: turns.append(shake_hands(queue, view.name, is_over)))
+    coming = threading.Thread(target=lambda: turns.append(shake_hands(queue, name, is_over)))
     coming.start()
     assert looked.wait(DEADLINE)
     gate.open.set()
@@ -463,15 +469,9 @@ def test_a_pilot_waits_for_its_turn_however_long_that_takes(queue, pilot, monkey
 
 
 def test_a_pilot_whose_manager_is_gone_waits_for_its_turn_no_more(queue, pilot, monkeypatch):
-    monkeypatch.setattr("hpcq.files.depot.THREADS", 1)
-    gate = Gate(monkeypatch, "receive_parcel")
-    (view,) = queue.pilots()
-    first = shake_hands(queue, view.name)
-    first.send(haul.Bring(98, 5))
-    first.send_parcel(_parcel(b"12345"))
-    gate.wait()
+    gate, first, name = _busy(queue, monkeypatch)
     with pytest.raises(DataError, match="did not shake hands"):
-        shake_hands(queue, view.name, lambda: True)
+        shake_hands(queue, name, lambda: True)
     gate.open.set()
     first.close()
 

@@ -38,3 +38,23 @@ def watched(error):
 )
 def test_the_pilot_is_told_whatever_happens(error, words):
     assert words in watched(error)
+
+
+def test_each_failure_has_the_targets_asked_anew(monkeypatch):
+    """What they answered before a task failed says nothing of it."""
+    monkeypatch.setattr("hpcq.pilot.tunnel.JUDGED", 0.01)
+    answers = [True, False]
+
+    async def probe(targets, _timeout):
+        return [SimpleNamespace(ok=answers.pop(0), layer="xrootd", target=targets[0], message="no answer")]
+
+    async def story():
+        tunnel = Tunnel("auto", ["root://se:1094"], lambda: None, print, patience=0.001)
+        lost = asyncio.get_running_loop().create_future()
+        tunnel._now = Generation(SimpleNamespace(lost=lost, probe=probe, can_spawn=True), AsyncExitStack())
+        told = [await tunnel.judge(), await tunnel.judge(), await tunnel.judge()]
+        await tunnel.close()
+        return told
+
+    assert asyncio.run(story()) == ["", *["xrootd: root://se:1094: no answer"] * 2]
+    assert not answers

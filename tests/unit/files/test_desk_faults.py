@@ -58,7 +58,7 @@ def test_what_a_task_waits_for_is_told(told):
         assert desk.why_held(8) == "output 'o' of task 7 (true) is not there yet, nor 1 more"
         assert desk.why_held(1) == "its inputs are being read"
         assert [number for number, _ in desk.held()] == [8, 1]
-        assert desk.has_files(8)
+        assert desk.has_inputs(8)
         desk.cancel([1])
         assert desk.why_held(1) is None
         desk.close()
