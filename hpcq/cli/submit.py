@@ -68,7 +68,11 @@ _PILOT_FLAGS = [
         "carries, which then is a secret.  [default: file]",
     ),
     click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]"),
-    click.option("--gateway", metavar="NAME,…", help="The gateway that tunnels end at; of several, pilots take any."),
+    click.option(
+        "--gateway",
+        metavar="NAME|HOST:PORT,…",
+        help="The gateway of yours that tunnels end at; of several, pilots take any.",
+    ),
     click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task."),
     click.option("--cvmfs", metavar="REPO,…", help="Repositories readable at /cvmfs: cms.cern.ch,…"),
     click.option("--cvmfs-image", multiple=True, metavar="[REPO=]FILE", help="A squashfs copy of one, or of /cvmfs."),
