@@ -269,7 +269,7 @@ class SecureTransport(asyncio.Transport):
         offset, encrypt, view = 0, self._tls.write, memoryview(data).cast("B")
         try:
             while offset < len(view) and not self._lost:
-                offset += encrypt(view[offset:])  # a record at a time
+                offset += encrypt(view[offset : offset + CHUNK])  # all at once would be in memory twice
                 if self._outgoing.pending > CHUNK:
                     self._flush()
         except ssl.SSLError as error:
@@ -291,8 +291,8 @@ class SecureTransport(asyncio.Transport):
                 sent = self._sock.send(data)
             except (BlockingIOError, InterruptedError):
                 pass
-            except OSError as error:
-                self._lose(error)
+            except OSError as error:  # a farewell to who has gone without waiting for it is not missed
+                self._lose(None if self._closing and self._ended else error)
                 return
             if sent == len(data):
                 return
