@@ -127,8 +127,8 @@ class Bare:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, name is None, name)
 
-    async def shake_hands(self, and_say=b""):
-        """Handshake, and say this together with its last word."""
+    async def shake_hands(self, *and_say):
+        """Handshake, and say this together with its last word, in a record each."""
         while True:
             try:
                 self.tls.do_handshake()
@@ -136,12 +136,13 @@ class Bare:
             except ssl.SSLWantReadError:
                 await self.send(self.outgoing.read())
                 self.incoming.write(await asyncio.get_running_loop().sock_recv(self.sock, 1 << 16))
-        await self.send(self.seal(and_say))
+        for data in and_say:
+            self.tls.write(data)
+        await self.send(self.outgoing.read())
 
     def seal(self, data):
         """The ciphertext of it; not sent."""
-        if data:
-            self.tls.write(data)
+        self.tls.write(data)
         return self.outgoing.read()
 
     def seal_end(self):

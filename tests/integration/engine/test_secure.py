@@ -1,6 +1,8 @@
 """TLS as one transport: what is written arrives, whole and in order, whatever either side does meanwhile."""
 
+import array
 import asyncio
+import errno
 import fcntl
 import random
 import resource
@@ -68,8 +70,13 @@ def test_what_is_said_comes_back_from_an_echo(size, kind, keys):
 
 
 def test_the_writer_is_told_to_pause_while_the_reader_takes_nothing(keys):
+    class Writer(End):
+        def resume_writing(self):
+            super().resume_writing()
+            self.left = self.transport.get_write_buffer_size()
+
     async def scenario():
-        pilot, manager = await pair(keys)
+        pilot, manager = await pair(keys, pilot=Writer)
         manager.transport.pause_reading()
         assert not manager.transport.is_reading()
         while "pause" not in pilot.calls:
@@ -80,7 +87,7 @@ def test_the_writer_is_told_to_pause_while_the_reader_takes_nothing(keys):
         assert manager.received == b""
         manager.transport.resume_reading()
         await pilot.until(lambda: "resume" in pilot.calls)
-        assert pilot.transport.get_write_buffer_size() <= low
+        assert pilot.left <= low
         pilot.transport.write(b"the end")
         await manager.until(lambda: manager.received.endswith(b"the end"))
         assert pilot.calls.count("pause") == 1
@@ -89,14 +96,13 @@ def test_the_writer_is_told_to_pause_while_the_reader_takes_nothing(keys):
     assert not play(scenario())
 
 
-def test_a_huge_write_is_taken_whole_and_not_kept_twice(keys):
+def test_a_huge_write_is_taken_whole(keys):
     data = memoryview(bytearray(20_000_000))
 
     async def scenario():
         pilot, manager = await pair(keys)
         pilot.transport.write(data)
         assert pilot.calls == ["made", "pause"]
-        assert pilot.transport._outgoing.pending == 0
         await manager.until(lambda: len(manager.received) == len(data))
         await hang_up(pilot, manager)
 
@@ -104,12 +110,17 @@ def test_a_huge_write_is_taken_whole_and_not_kept_twice(keys):
 
 
 def test_anything_that_holds_bytes_can_be_written(keys):
+    numbers = array.array("I", range(1_000_000))
+
     async def scenario():
         pilot, manager = await pair(keys)
         for data in (b"a", bytearray(b"b"), memoryview(b"xcx")[1:2], b"", memoryview(b"defghijk").cast("I")):
             pilot.transport.write(data)
         pilot.transport.writelines([b"l", b"m"])
         await manager.until(lambda: manager.received == b"abcdefghijklm")
+        pilot.transport.write(memoryview(numbers))
+        await manager.until(lambda: len(manager.received) == 13 + 4_000_000)
+        assert manager.received[13:] == numbers.tobytes()
         with pytest.raises(TypeError):
             pilot.transport.write("text")
         await hang_up(pilot, manager)
@@ -127,6 +138,20 @@ def test_the_transport_says_what_protocols_ask_for(keys):
         assert pilot.transport.get_protocol() is pilot
         assert pilot.transport.is_reading()
         assert not pilot.transport.can_write_eof()
+        await hang_up(pilot, manager)
+
+    assert not play(scenario())
+
+
+def test_the_other_side_may_have_gone_before_it_is_asked_for_its_address(keys):
+    class Gone(socket.socket):
+        def getpeername(self):
+            raise OSError(errno.ENOTCONN, "not connected")
+
+    async def scenario():
+        ours, theirs = plain("tcp")
+        pilot, manager = await asyncio.gather(as_pilot(ours, keys), as_manager(Gone(fileno=theirs.detach()), keys))
+        assert manager.transport.get_extra_info("peername") is None
         await hang_up(pilot, manager)
 
     assert not play(scenario())
@@ -159,19 +184,25 @@ def test_what_pause_writing_writes_comes_after_what_it_interrupts(keys):
     assert not play(scenario())
 
 
-@pytest.mark.parametrize("paused", [False, True])
+@pytest.mark.parametrize("paused", ["", "at once", "a moment later"])
 def test_what_came_with_the_handshake_is_given_up_when_it_is_wanted(paused, keys):
     class Reserved(End):
         def connection_made(self, transport):
             super().connection_made(transport)
-            if paused:
+            if paused == "at once":
                 transport.pause_reading()
+
+    async def reserved(sock):
+        manager = await as_manager(sock, keys, Reserved)
+        if paused:
+            manager.transport.pause_reading()
+        return manager
 
     async def scenario():
         ours, theirs = plain()
         with ours:
             pilot = Bare(ours, keys.pilot, MANAGER_NAME)
-            manager, _ = await asyncio.gather(as_manager(theirs, keys, Reserved), pilot.shake_hands(b"at once"))
+            manager, _ = await asyncio.gather(reserved(theirs), pilot.shake_hands(b"at once"))
             for _ in range(5):
                 await asyncio.sleep(0)
             assert manager.received == (b"" if paused else b"at once")

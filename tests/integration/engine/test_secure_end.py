@@ -29,6 +29,12 @@ def others():
 CALLS = ["connection_made", "data_received", "eof_received", "pause_writing", "resume_writing"]
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Nothing may end only because somebody has lost patience."""
+    monkeypatch.setattr(secure, "GOODBYE", 3600.0)
+
+
 async def let_all_run():
     for _ in range(5):
         await asyncio.sleep(0)
@@ -143,6 +149,24 @@ def test_who_keeps_silent_is_not_waited_for_longer_than_said(keys):
     assert not play(scenario())
 
 
+def test_a_handshake_lets_others_run_however_much_of_it_is_there(keys, monkeypatch):
+    monkeypatch.setattr(secure, "RECORD", 1)
+
+    async def scenario():
+        ours, theirs = plain()
+        with ours, theirs:
+            pilot = asyncio.ensure_future(Bare(ours, keys.pilot, MANAGER_NAME).shake_hands())
+            await let_all_run()
+            task, turns = asyncio.ensure_future(as_manager(theirs, keys)), 0
+            while not pilot.done():
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns > 200
+            (await task).transport.abort()
+
+    assert not play(scenario())
+
+
 @pytest.mark.parametrize("side", [as_manager, as_pilot])
 def test_a_handshake_can_be_cancelled(side, keys):
     async def scenario():
@@ -206,6 +230,20 @@ def test_both_close_at_once(kind, keys):
     assert not play(scenario())
 
 
+def test_who_takes_nothing_can_close_and_learns_of_the_end(keys):
+    async def scenario():
+        pilot, manager = await pair(keys)
+        pilot.transport.pause_reading()
+        manager.transport.write(bytes(8_000_000))
+        pilot.transport.close()
+        assert not pilot.transport.is_reading()
+        await manager.gone()
+        assert await pilot.gone() is None
+        assert pilot.received == b""
+
+    assert not play(scenario())
+
+
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_what_was_not_sent_yet_at_close_arrives_whole(kind, keys):
     data = os.urandom(1_000_000) * 8
@@ -242,7 +280,10 @@ def test_close_with_something_received_but_not_taken_loses_nothing_that_was_said
         ours, theirs = plain()
         with ours:
             pilot = Bare(ours, keys.pilot, MANAGER_NAME)
-            manager, _ = await asyncio.gather(as_manager(theirs, keys, Closes), pilot.shake_hands(b"not heard"))
+            unheard = bytes(10_000)
+            manager, _ = await asyncio.gather(
+                as_manager(theirs, keys, Closes), pilot.shake_hands(unheard, unheard, unheard)
+            )
             assert manager.transport.get_write_buffer_size()
             assert await pilot.read() == data
         assert await manager.gone() is None
@@ -266,6 +307,7 @@ def test_who_has_said_all_still_hears_the_rest(keys):
             other.sock.shutdown(socket.SHUT_WR)
             await pilot.until(lambda: "eof" in pilot.calls)
             assert not pilot.lost
+            assert not asyncio.get_running_loop().remove_reader(pilot.transport.get_extra_info("socket"))
             assert await other.read() == data + b"the end"
             assert await pilot.gone() is None
 
