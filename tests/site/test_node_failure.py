@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -102,29 +101,16 @@ def attentive(site: Site) -> Iterator[None]:
         wait(60)
 
 
-def has_told_all(site: Site) -> bool:
-    """Whether Slurm has no message to a node under way: each of them has been answered, or given up."""
-    told = site.run("login", ["sdiag"], check=True).stdout
-    counts = re.findall(r"^Agent (?:queue size|count):\s*(\d+)$", told, re.MULTILINE)
-    assert len(counts) == 2, told
-    return counts == ["0", "0"]
-
-
 def row_of(cluster: Cluster, job: str) -> dict[str, Any]:
     return next(row for row in cluster.pilots() if row["job_id"] == job)
 
 
 def serves_again(cluster: Cluster, job: str) -> bool:
-    """Slurm waits two minutes before it starts a requeued job, from each time it requeues it, unless it is told.
-
-    It waits since the message that ends the job on the lost node is sent again for ten seconds, and ends the job's
-    next start (JobLaunchFailure) where that has begun before the message arrives: so it is told when none is under way.
-    """
     row = row_of(cluster, job)
     print(f"{row['state']} {row['reason']}: {row['message']}")
     assert row["state"] != "failed", cluster.story()
-    if row["state"] == "pending" and has_told_all(cluster.site):
-        cluster.site.run("login", ["scontrol", "update", f"JobId={job}", "StartTime=now"])
+    if row["state"] == "pending":
+        cluster.start_requeued(job, "now")
     return row["state"] == "ready"
 
 
