@@ -28,8 +28,10 @@ from vpn.config import (
     Secret,
     TunnelConfig,
     as_json,
+    check_honoured,
     check_pin,
     parse_server,
+    split_networks,
 )
 from vpn.cvmfs.options import cvmfs_options
 from vpn.cvmfs.settings import Cvmfs
@@ -100,10 +102,12 @@ def cli() -> None:
     show_default=True,
     help="Bring-up, in seconds.",
 )
-@click.option("--dtls/--no-dtls", default=None, help="UDP, or TLS alone [default: what is faster at this server].")
-@click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
+@click.option("--dtls/--no-dtls", default=None, help="openconnect: UDP, or TLS alone [default: what is faster].")
+@click.option("--mtu", type=int, default=0, help="openconnect: ask the server for this MTU, in bytes.")
 @click.option("--socks", metavar="HOST:PORT", help="A SOCKS5 server for mode socks, such as that of ssh -D.")
-@click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (modes relay, socks).")
+@click.option(
+    "--direct", multiple=True, metavar="NETWORK,…", help="Reached from this node itself, as all is in slirp and none."
+)
 @click.option("--tls/--no-tls", default=True, help="Encrypt what the command sends to the gateway (relay, socks).")
 @cvmfs_options
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
@@ -135,7 +139,8 @@ def run(
     """Run COMMAND inside a tunnel; the exit status is the command's, 128+N for a signal."""
     for target in require:
         check_target(target)
-    networks = tuple(network for text in direct for network in text.split(","))
+    check_honoured(mode, _given(dtls, mtu, socks, tls=tls))
+    networks = split_networks(direct)
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
@@ -156,6 +161,14 @@ def run(
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)
+
+
+def _given(dtls: bool | None, mtu: int, socks: str | None, *, tls: bool) -> dict[str, str]:
+    """The settings that not every mode has, and how they were asked for."""
+    given = {"mtu": "--mtu"} if mtu else {}
+    given |= {"socks": "--socks"} if socks is not None else {}
+    given |= {} if dtls is None else {"dtls": "--dtls" if dtls else "--no-dtls"}
+    return given | ({} if tls else {"tls": "--no-tls"})
 
 
 def _who(mode: Mode, get: Callable[[], Credential], *, named: bool, alone: bool) -> tuple[Credential | None, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
@@ -20,6 +21,13 @@ from vpn.errors import UsageError
 Mode = Literal["auto", "relay", "openconnect", "socks", "slirp", "prototype", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 WITHOUT_CREDENTIAL: tuple[Mode, ...] = ("slirp", "none")
+HONOURED: dict[str, tuple[Mode, ...]] = {
+    "dtls": ("openconnect", "auto"),
+    "mtu": ("openconnect", "auto"),
+    "tls": ("relay", "socks", "auto"),
+    "socks": ("socks", "auto"),
+}
+"""Settings that mean something in these modes only; with ``auto``, in those of them that it chooses."""
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
@@ -146,7 +154,8 @@ class TunnelConfig:
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
     before the tunnel counts as lost; ``probe_interval`` is how often a quiet one is asked for a sign of life. ``dtls``
     and ``mtu`` are asked of the server (None, 0: what its credential says).
-    ``direct`` are networks reached from the node itself. ``socks`` is a SOCKS5 server to use instead of a gateway's.
+    ``direct`` are networks reached from the node itself, as everything is in modes slirp and none. ``socks`` is a
+    SOCKS5 server to use instead of a gateway's.
     Without ``tls``, modes relay and socks leave what programs send as it is; who they are is encrypted all the same.
     """
 
@@ -175,8 +184,19 @@ class TunnelConfig:
         check_mtu(self.mtu)
         for server in self.dns:
             check_address(server)
-        for network in self.direct:
-            check_network(network)
+        object.__setattr__(self, "direct", tuple(check_network(network) for network in self.direct))
+
+
+def check_honoured(mode: str, given: Mapping[str, str]) -> None:
+    """Refuse settings that a mode would have to ignore; ``given`` maps their names to the options as users know them.
+
+    Raises UsageError, which names option and mode.
+    """
+    for name, shown in given.items():
+        modes = HONOURED.get(name, (mode,))
+        if mode not in modes:
+            others = ", ".join(other for other in modes if other != "auto")
+            raise UsageError(f"{shown} means nothing in mode {mode}: it is for {others}")
 
 
 def check_port(port: int) -> int:
@@ -211,6 +231,11 @@ def check_network(text: str) -> str:
         return str(ipaddress.ip_network(text, strict=False))
     except ValueError:
         raise UsageError(f"{text!r} is not a network (192.0.2.0/24, 2001:db8::/32)") from None
+
+
+def split_networks(texts: Iterable[str]) -> tuple[str, ...]:
+    """Networks of lists ``NETWORK,…``."""
+    return tuple(check_network(network.strip()) for text in texts for network in text.split(","))
 
 
 def parse_server(text: str, default_port: int = 443) -> tuple[str, int]:
