@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpn.capabilities import Capabilities, examine
-    from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
+    from vpn.config import (
+        MODES,
+        WITHOUT_CREDENTIAL,
+        Credential,
+        Secret,
+        TunnelConfig,
+        as_flag,
+        check_honoured,
+        check_mtu,
+        split_networks,
+    )
     from vpn.cvmfs.settings import Cvmfs, make_cvmfs, whole_image
     from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
     from vpn.gateway.choice import Choice, gateway_names
@@ -34,6 +44,10 @@ _HOMES = {
     "Credential": "vpn.config",
     "Secret": "vpn.config",
     "TunnelConfig": "vpn.config",
+    "as_flag": "vpn.config",
+    "check_honoured": "vpn.config",
+    "check_mtu": "vpn.config",
+    "split_networks": "vpn.config",
     "Cvmfs": "vpn.cvmfs.settings",
     "make_cvmfs": "vpn.cvmfs.settings",
     "whole_image": "vpn.cvmfs.settings",
@@ -72,10 +86,14 @@ __all__ = [
     "TunnelInfo",
     "UsageError",
     "VpnError",
+    "as_flag",
+    "check_honoured",
+    "check_mtu",
     "examine",
     "gateway_names",
     "make_cvmfs",
     "open_session",
+    "split_networks",
     "temporary_gateway",
     "whole_image",
 ]

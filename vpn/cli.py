@@ -139,7 +139,7 @@ def run(
     """Run COMMAND inside a tunnel; the exit status is the command's, 128+N for a signal."""
     for target in require:
         check_target(target)
-    check_honoured(mode, _given(dtls, mtu, socks, tls=tls))
+    check_honoured(mode, {"dtls": dtls, "mtu": mtu, "socks": socks, "tls": tls})
     networks = split_networks(direct)
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
@@ -161,14 +161,6 @@ def run(
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)
-
-
-def _given(dtls: bool | None, mtu: int, socks: str | None, *, tls: bool) -> dict[str, str]:
-    """The settings that not every mode has, and how they were asked for."""
-    given = {"mtu": "--mtu"} if mtu else {}
-    given |= {"socks": "--socks"} if socks is not None else {}
-    given |= {} if dtls is None else {"dtls": "--dtls" if dtls else "--no-dtls"}
-    return given | ({} if tls else {"tls": "--no-tls"})
 
 
 def _who(mode: Mode, get: Callable[[], Credential], *, named: bool, alone: bool) -> tuple[Credential | None, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
@@ -21,13 +21,13 @@ from vpn.errors import UsageError
 Mode = Literal["auto", "relay", "openconnect", "socks", "slirp", "prototype", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 WITHOUT_CREDENTIAL: tuple[Mode, ...] = ("slirp", "none")
-HONOURED: dict[str, tuple[Mode, ...]] = {
-    "dtls": ("openconnect", "auto"),
-    "mtu": ("openconnect", "auto"),
-    "tls": ("relay", "socks", "auto"),
-    "socks": ("socks", "auto"),
+HONOURED: dict[str, tuple[object, tuple[Mode, ...]]] = {
+    "dtls": (None, ("openconnect", "auto")),
+    "mtu": (0, ("openconnect", "auto")),
+    "tls": (True, ("relay", "socks", "auto")),
+    "socks": (None, ("socks", "auto")),
 }
-"""Settings that mean something in these modes only; with ``auto``, in those of them that it chooses."""
+"""Settings that mean something in these modes only, ``auto`` where it chooses one of them; and their defaults."""
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
@@ -187,16 +187,20 @@ class TunnelConfig:
         object.__setattr__(self, "direct", tuple(check_network(network) for network in self.direct))
 
 
-def check_honoured(mode: str, given: Mapping[str, str]) -> None:
-    """Refuse settings that a mode would have to ignore; ``given`` maps their names to the options as users know them.
+def as_flag(name: str, value: object) -> str:
+    """A setting as it is asked for on a command line."""
+    return f"--no-{name}" if value is False else f"--{name}"
 
-    Raises UsageError, which names option and mode.
+
+def check_honoured(mode: str, given: Mapping[str, object], shown: Callable[[str, object], str] = as_flag) -> None:
+    """Refuse settings that a mode would have to ignore; raises UsageError, which names the setting, as ``shown``, and
+    the mode.
     """
-    for name, shown in given.items():
-        modes = HONOURED.get(name, (mode,))
-        if mode not in modes:
-            others = ", ".join(other for other in modes if other != "auto")
-            raise UsageError(f"{shown} means nothing in mode {mode}: it is for {others}")
+    for name, (default, modes) in HONOURED.items():
+        value = given.get(name, default)
+        if value != default and mode not in modes:
+            others = " and ".join(other for other in modes if other != "auto")
+            raise UsageError(f"{shown(name, value)} means nothing in mode {mode}: it is for {others}")
 
 
 def check_port(port: int) -> int:

@@ -99,7 +99,7 @@ class Pilot:
         self._ready: m.Ready | None = None
         self._tunnel = Tunnel(
             options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout,
-            cvmfs=options.cvmfs, gateways=len(gateway_names(options.gateway)),
+            settings=options.tunnel, gateways=len(gateway_names(options.gateway)),
         )  # fmt: skip
         self._staging: Staging | None = None
         self._parcels: Parcels | None = None
@@ -163,7 +163,8 @@ class Pilot:
 
     def _features(self) -> list[str]:
         """What tasks can ask for beside cores and memory: the way out, and each repository that was read."""
-        repositories = self._options.cvmfs.names if self._options.cvmfs else ()
+        cvmfs = self._options.tunnel.get("cvmfs")
+        repositories = cvmfs.names if cvmfs else ()
         return ["wan", *(f"cvmfs={name}" for name in repositories)]
 
     async def _keep_manager(self) -> End:

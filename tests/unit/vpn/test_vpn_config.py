@@ -147,18 +147,21 @@ def test_bad_gateway_settings(changes):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_a_mode_would_ignore_is_refused_by_name(mode):
-    for name, shown, modes in (
-        ("tls", "--no-tls", {"relay", "socks", "auto"}),
-        ("dtls", "--dtls", {"openconnect", "auto"}),
-        ("mtu", "--mtu", {"openconnect", "auto"}),
-        ("socks", "--socks", {"socks", "auto"}),
-        ("direct", "--direct", set(MODES)),
+    for name, value, shown, modes in (
+        ("tls", False, "--no-tls", {"relay", "socks", "auto"}),
+        ("dtls", True, "--dtls", {"openconnect", "auto"}),
+        ("dtls", False, "--no-dtls", {"openconnect", "auto"}),
+        ("mtu", 1400, "--mtu", {"openconnect", "auto"}),
+        ("socks", "h:1", "--socks", {"socks", "auto"}),
+        ("tls", True, "", set(MODES)),
+        ("mtu", 0, "", set(MODES)),
+        ("direct", ("10.0.0.0/8",), "", set(MODES)),
     ):
         if mode in modes:
-            check_honoured(mode, {name: shown})
+            check_honoured(mode, {name: value})
         else:
             with pytest.raises(UsageError, match=f"^{shown} means nothing in mode {mode}: it is for "):
-                check_honoured(mode, {name: shown})
+                check_honoured(mode, {name: value})
 
 
 def test_networks_are_lists_and_what_they_are_of():
