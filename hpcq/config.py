@@ -27,10 +27,12 @@ SYSTEM_FILE = Path("/etc/hpcq/config.toml")
 
 _TEXTS = (
     "batch", "partition", "account", "qos", "constraint", "reservation", "mail", "job_name", "vpn", "gateway",
-    "cvmfs", "cvmfs_proxy", "connection",
+    "cvmfs", "cvmfs_proxy", "connection", "server", "user", "servercert",
 )  # fmt: skip
 _SIZES = ("memory", "disk", "cache_size", "walltime", "manager_timeout", "drain_timeout", "cvmfs_quota")
-_PATHS = ("template", "environment", "scratch", "cvmfs_cache")
+_PATHS = (
+    "template", "environment", "scratch", "cvmfs_cache", "password_file", "certificate", "sslkey",
+)  # fmt: skip
 _LISTS = ("options", "modules", "setup", "epilogue", "require", "direct", "cvmfs_image", "cvmfs_server", "cvmfs_key")
 KINDS: dict[str, str] = {
     **dict.fromkeys(_TEXTS, "text"),

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpn.capabilities import Capabilities, examine
+    from vpn.command import read_password
     from vpn.config import (
         MODES,
         WITHOUT_CREDENTIAL,
         Credential,
+        Login,
         Secret,
         TunnelConfig,
         as_flag,
         check_honoured,
         check_mtu,
+        read_secret,
+        server_credential,
         split_networks,
     )
     from vpn.cvmfs.settings import Cvmfs, make_cvmfs, whole_image
@@ -44,6 +48,10 @@ _HOMES = {
     "Credential": "vpn.config",
     "Secret": "vpn.config",
     "TunnelConfig": "vpn.config",
+    "Login": "vpn.config",
+    "read_password": "vpn.command",
+    "read_secret": "vpn.config",
+    "server_credential": "vpn.config",
     "as_flag": "vpn.config",
     "check_honoured": "vpn.config",
     "check_mtu": "vpn.config",
@@ -77,6 +85,7 @@ __all__ = [
     "Cvmfs",
     "GatewayClient",
     "GatewayError",
+    "Login",
     "ProbeResult",
     "Process",
     "Secret",
@@ -93,6 +102,9 @@ __all__ = [
     "gateway_names",
     "make_cvmfs",
     "open_session",
+    "read_password",
+    "read_secret",
+    "server_credential",
     "split_networks",
     "temporary_gateway",
     "whole_image",

@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
@@ -26,6 +27,7 @@ HONOURED: dict[str, tuple[object, tuple[Mode, ...]]] = {
     "mtu": (0, ("openconnect", "auto")),
     "tls": (True, ("relay", "socks", "auto")),
     "socks": (None, ("socks", "auto")),
+    "server": (None, ("openconnect", "prototype", "auto")),
 }
 """Settings that mean something in these modes only, ``auto`` where it chooses one of them; and their defaults."""
 
@@ -72,12 +74,15 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     relay_port: int = 0
     mtu: int = 0
     dtls: bool = True
+    certificate: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class Login:
     """How to log in other than by user and password: with a session's ``cookie`` (then it is what ``password`` holds),
-    or a client ``certificate`` and its ``key``, PEM files of this host; with a user name, by password as well.
+    or a client ``certificate`` and its ``key``, PEM files that the host of the tunnel sees; with a user name, by
+    password as well.
     """
 
     cookie: bool = False
@@ -126,10 +131,11 @@ class Credential:
 
     def to_bytes(self) -> bytes:
         """JSON with the password in it: for an encrypted channel or a 0600 file only."""
-        _require(self.login.needs_user, "a cookie or a certificate is for this host: it cannot be sent to others")
+        _require(not self.login.cookie, "a cookie is for this host: it cannot be sent to others")
         wire = _Wire(
             list(self.addresses), self.port, self.pin, self.username, self.password.reveal(),
             relay_port=self.relay_port, mtu=self.mtu, dtls=self.dtls,
+            certificate=self.login.certificate, key=self.login.key,
         )  # fmt: skip
         return msgspec.json.encode(wire)
 
@@ -142,7 +148,7 @@ class Credential:
             raise UsageError("not a credential of a gateway (or one of another version)") from None
         return cls(
             tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password),
-            wire.relay_port, wire.mtu, wire.dtls,
+            wire.relay_port, wire.mtu, wire.dtls, Login(False, wire.certificate, wire.key),
         )  # fmt: skip
 
 
@@ -201,6 +207,25 @@ def check_honoured(mode: str, given: Mapping[str, object], shown: Callable[[str,
         if value != default and mode not in modes:
             others = " and ".join(other for other in modes if other != "auto")
             raise UsageError(f"{shown(name, value)} means nothing in mode {mode}: it is for {others}")
+
+
+def server_credential(server: str, pin: str | None, user: str | None, secret: str, login: Login) -> Credential:
+    """Who to be at any AnyConnect server, HOST:PORT; raises UsageError for what is missing or cannot be."""
+    _require(not login.key or bool(login.certificate), "--sslkey is the key of --certificate, which is missing")
+    if pin is None or (user is None and login.needs_user):
+        raise UsageError("--server needs --servercert pin-sha256:… and --user, or --cookie-on-stdin or --certificate")
+    host, port = parse_server(server)
+    return Credential((host,), port, pin, user or "", Secret(secret), login=login)
+
+
+def read_secret(file: Path) -> bytes:
+    """A file that must be nobody else's business; raises UsageError."""
+    try:
+        mode, data = file.stat().st_mode, file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    _require(not mode & 0o077, f"{file} can be read by others; make it private: chmod 600 {file}")
+    return data
 
 
 def check_port(port: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcq import state_dir
+from hpcq import servers, state_dir
 from hpcq.batch.base import PilotRequest
 from hpcq.batch.environment import python_command
 from hpcq.batch.pilot_command import pilot_argv
@@ -23,7 +23,7 @@ _TUNNEL = ("direct", "mtu", "dtls", "tls")
 _CVMFS = ("cvmfs", "cvmfs_image", "cvmfs_proxy", "cvmfs_server", "cvmfs_key", "cvmfs_cache", "cvmfs_quota")
 KNOWN = (
     "cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", "connection",
-    *_PILOT, *_TUNNEL, *_CVMFS,
+    *_PILOT, *_TUNNEL, *servers.OPTIONS, *_CVMFS,
 )  # fmt: skip
 """The options of pilots, by name."""
 _DRAIN_TIMEOUT = {"pbs": 7.0}
@@ -72,7 +72,7 @@ def pilot_request(
         disk_mb=disk_mb,
         gpus=gpus,
         walltime_s=walltime_s,
-        gateway=_gateways(given.get("gateway"), shown("gateway")),
+        gateway=servers.server_name(given, shown) or _gateways(given.get("gateway"), shown("gateway")),
         tunnel=_tunnel(given, shown, flags=flags),
         cvmfs=_cvmfs(given, scratch, shown),
         require=_targets(given.get("require", ()), shown("require")),

@@ -16,7 +16,8 @@ from hpcq.connection import ConnectionInfo, from_line
 from hpcq.errors import ConnectionFileError
 from hpcq.pilot.host import free_disk, own_gpus
 from hpcq.pilot.scratch import scratch_base
-from vpn import Cvmfs, check_mtu, gateway_names, split_networks
+from hpcq.servers import gateways_of
+from vpn import Cvmfs, check_mtu, split_networks
 
 MANAGER_TIMEOUT = 300.0
 """Seconds a pilot goes on looking for a manager that is not there, by default."""
@@ -76,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for tasks (default: those of the job)")
     parser.add_argument("--walltime", type=float, default=0, metavar="S", help="seconds until the job is killed")
     parser.add_argument("--vpn", default="none", metavar="MODE", help="tunnel mode")
-    parser.add_argument("--gateway", default="", metavar="NAME,…", help="on the manager's host")
+    parser.add_argument(
+        "--gateway", default="", metavar="NAME,…", help="on the manager's host; or server:USER@HOST:PORT"
+    )
     parser.add_argument("--direct", metavar="NETWORK,…", help="reached from this node itself")
     parser.add_argument("--mtu", type=int, default=0, metavar="BYTES", help="asked of the VPN server")
     parser.add_argument("--dtls", action=argparse.BooleanOptionalAction, help="UDP, or TLS alone")
@@ -134,7 +137,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
             "cvmfs": Cvmfs.from_json(known.cvmfs) if known.cvmfs else None,
         }
         gpus = own_gpus(known.gpus, os.environ)
-        gateway_names(known.gateway)
+        gateways_of(known.gateway)
         disk = free_disk(scratch_base(known.scratch)) if known.disk is None else known.disk
     except OSError as error:
         where = "--scratch" if known.scratch else "TMPDIR" if os.environ.get("TMPDIR") else "the default"
