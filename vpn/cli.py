@@ -139,7 +139,8 @@ def run(
     """Run COMMAND inside a tunnel; the exit status is the command's, 128+N for a signal."""
     for target in require:
         check_target(target)
-    check_honoured(mode, {"dtls": dtls, "mtu": mtu, "socks": socks, "tls": tls, "server": server})
+    where = {"server": server, "gateway": gateway, "credential": credential}
+    check_honoured(mode, {"dtls": dtls, "mtu": mtu, "socks": socks, "tls": tls, **where})
     networks = split_networks(direct)
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")

@@ -28,6 +28,8 @@ HONOURED: dict[str, tuple[object, tuple[Mode, ...]]] = {
     "tls": (True, ("relay", "socks", "auto")),
     "socks": (None, ("socks", "auto")),
     "server": (None, ("openconnect", "prototype", "auto")),
+    "gateway": (None, ("relay", "openconnect", "socks", "prototype", "auto")),
+    "credential": (None, ("relay", "openconnect", "socks", "prototype", "auto")),
 }
 """Settings that mean something in these modes only, ``auto`` where it chooses one of them; and their defaults."""
 
@@ -205,7 +207,8 @@ def check_honoured(mode: str, given: Mapping[str, object], shown: Callable[[str,
     for name, (default, modes) in HONOURED.items():
         value = given.get(name, default)
         if value != default and mode not in modes:
-            others = " and ".join(other for other in modes if other != "auto")
+            *some, last = (other for other in modes if other != "auto")
+            others = f"{', '.join(some)} and {last}" if some else last
             raise UsageError(f"{shown(name, value)} means nothing in mode {mode}: it is for {others}")
 
 

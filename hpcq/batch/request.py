@@ -139,7 +139,8 @@ def _tunnel(given: Mapping[str, Any], shown: Callable[[str], str], *, flags: boo
             raise UsageError(f"{shown(name)} must be true or false, not {given[name]!r}")
     mtu, direct = _count(given.get("mtu", 0), shown("mtu")), given.get("direct", ())
     try:
-        check_honoured(mode, given, as_flag if flags else lambda name, value: f"{name}={value!r}")
+        asked = {name: given[name] for name in (*_TUNNEL, "server") if name in given}
+        check_honoured(mode, asked, as_flag if flags else lambda name, value: f"{name}={value!r}")
         check_mtu(mtu)
         networks = split_networks([direct] if isinstance(direct, str) else _strings(direct, shown("direct")))
     except VpnUsageError as error:
