@@ -26,6 +26,7 @@ PACKAGES = {
     "slirp4netns": Package("slirp4netns", "slirp4netns"),
     "pasta": Package("passt", "passt"),
     "nft": Package("nftables", "nftables"),
+    "iptables": Package("iptables", "iptables"),
     "squashfuse": Package("squashfuse", "squashfuse (EPEL)"),
 }
 

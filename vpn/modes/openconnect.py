@@ -8,6 +8,7 @@ Sequence:
 2. a namespace, and a tun device in it whose descriptor comes out;
 3. openconnect *outside*, in the host's network, with that descriptor put in place of /dev/net/tun
    (``preload/tun_from_fd.c``), the password on its standard input, the server's key pinned;
+   networks of ``direct`` get a device of their own (``vpn.modes.direct``);
 4. it logs in and calls its script, which only tells us its environment: address, MTU, routes, DNS;
 5. the holder configures the device and the name servers: commands can run;
 6. DTLS comes up, or is known not to, or ``dtls_timeout`` passes: then it is TLS, and may become DTLS later.
@@ -44,6 +45,7 @@ from vpn.modes.dialogue import (
     parse_settings,
     script_command,
 )
+from vpn.modes.direct import DirectNetworks, tunnelled
 from vpn.namespace import Namespace, open_namespace
 from vpn.pipes import filled, read_chunks, read_lines
 from vpn.process import Client, Process, first_of
@@ -75,6 +77,7 @@ class OpenconnectTunnel:
         self.mtu = config.mtu
         self.queue = 0
         self.server = ""
+        self.direct = DirectNetworks(config.direct, up) if config.direct else None
         self.lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self.settings: asyncio.Future[NetworkSettings] = up.keeper.loop.create_future()
         self.decided = asyncio.Event()  # whether packets go by DTLS or TLS is known
@@ -111,12 +114,16 @@ class OpenconnectTunnel:
         self.up.step = ("gateway", f"connecting to {', '.join(self.credential.addresses)}")
         self.server, round_trip = await first_reachable(self.credential)
         self._choose(near=round_trip < NEAR)
+        if self.direct is not None:
+            await self.direct.start()
         self.up.step = ("user namespaces", "making a namespace")
         self.namespace: Namespace = await open_namespace(self.up.keeper, new_session=self.up.new_session)
         self.up.stack.push_async_callback(self.namespace.close)
         self.namespace.client.lost.add_done_callback(lambda future: self.up.lose(future.result()))
         self.up.step = ("openconnect", f"logging in at {self.server}")
         process = await self._start(program, shim)
+        if self.direct is not None:
+            await self.direct.serve(self.namespace)
         await self._configure(await self._logged_in(process))
         await self._decide()
         self.seconds = self.up.keeper.loop.time() - self.up.started_at
@@ -187,16 +194,22 @@ class OpenconnectTunnel:
                 # resets the connection: its last word, that it ended the session, is lost then.
                 await self.namespace.write(f"/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6", "1")
         await self.namespace.resume_soon()
-        await self.namespace.configure(
-            DEVICE, settings.address, mtu=settings.mtu, routes=list(settings.routes), queue=self.queue
-        )
+        routes, routes6 = self._routes(settings)
+        await self.namespace.configure(DEVICE, settings.address, mtu=settings.mtu, routes=routes, queue=self.queue)
         if settings.address6:
             with suppress(TunnelError):  # a kernel that has IPv6 switched off does without
-                await self.namespace.configure(DEVICE, settings.address6, routes=list(settings.routes6))
+                await self.namespace.configure(DEVICE, settings.address6, routes=routes6)
         dns = self.config.dns or settings.dns
         if dns:
             await self.namespace.resolve_with(list(dns), list(settings.search))
         self.configured = replace(settings, dns=tuple(dns))
+
+    def _routes(self, settings: NetworkSettings) -> tuple[list[str], list[str]]:
+        """What goes through the tunnel, of IPv4 and of IPv6."""
+        chosen = [*settings.routes, *settings.routes6]
+        if self.direct is not None:
+            chosen = tunnelled(self.direct.networks, chosen, settings.dns)
+        return [route for route in chosen if ":" not in route], [route for route in chosen if ":" in route]
 
     async def _decide(self) -> None:
         self.up.step = ("openconnect", "waiting for DTLS")
