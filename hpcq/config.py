@@ -45,7 +45,7 @@ KINDS: dict[str, str] = {
 }
 """Every setting and what it is: text, number, size (text or number), path, list of texts, flag, table of texts."""
 
-QUEUE_KINDS = {"address": "text", "interface": "text", "port": "port", "journal": "journal"}
+QUEUE_KINDS = {"address": "text", "interface": "text", "port": "port", "journal": "journal", "state_dir": "path"}
 """The same for queues: what `Queue` takes by these names. Of address and interface the last that is given counts."""
 
 DEFAULTS: dict[str, Any] = {"batch": "local", "count": 1, "nodes": 1, "cores": 1}

@@ -81,7 +81,9 @@ def cli() -> None:
     show_default=True,
     help="How the tunnel is made.",
 )
-@click.option("--gateway", metavar="NAME,…", help="A gateway on this host, the first to answer [default: default].")
+@click.option(
+    "--gateway", metavar="NAME|HOST:PORT,…", help="A gateway of yours, the first to answer [default: default]."
+)
 @click.option("--credential", type=click.Path(path_type=Path), help="A credential file of `vpn gateway credential`.")
 @click.option("--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin.")
 @click.option("--servercert", metavar="PIN", help="The server's key: pin-sha256:…")

@@ -27,6 +27,7 @@ PACKAGES = {
     "pasta": Package("passt", "passt"),
     "nft": Package("nftables", "nftables"),
     "iptables": Package("iptables", "iptables"),
+    "cvmfs2": Package("cvmfs (of CERN's repository)", "cvmfs (of CERN's repository)"),
     "squashfuse": Package("squashfuse", "squashfuse (EPEL)"),
 }
 

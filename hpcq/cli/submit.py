@@ -68,7 +68,11 @@ _PILOT_FLAGS = [
         "carries, which then is a secret.  [default: file]",
     ),
     click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]"),
-    click.option("--gateway", metavar="NAME,…", help="The gateway that tunnels end at; of several, pilots take any."),
+    click.option(
+        "--gateway",
+        metavar="NAME|HOST:PORT,…",
+        help="The gateway of yours that tunnels end at; of several, pilots take any.",
+    ),
     click.option("--direct", multiple=True, metavar="NETWORK,…", help="Reached from the node itself, in any mode."),
     click.option("--dtls/--no-dtls", default=None, help="openconnect: UDP, or TLS alone.  [default: what is faster]"),
     click.option("--mtu", type=int, metavar="BYTES", help="openconnect: ask for this MTU."),

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--walltime", type=float, default=0, metavar="S", help="seconds until the job is killed")
     parser.add_argument("--vpn", default="none", metavar="MODE", help="tunnel mode")
     parser.add_argument(
-        "--gateway", default="", metavar="NAME,…", help="on the manager's host; or server:USER@HOST:PORT"
+        "--gateway", default="", metavar="NAME|HOST:PORT,…", help="as the manager knows them; or server:USER@HOST:PORT"
     )
     parser.add_argument("--direct", metavar="NETWORK,…", help="reached from this node itself")
     parser.add_argument("--mtu", type=int, default=0, metavar="BYTES", help="asked of the VPN server")

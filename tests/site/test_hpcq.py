@@ -74,9 +74,12 @@ def test_inputs_come_from_xrootd_through_the_tunnel_beside_a_direct_network(clus
 @pytest.mark.usefixtures("gateway")
 def test_pilots_shows_tunnel_and_work(cluster: Cluster) -> None:
     program = cluster.program(WAIT, "sleep 600")
-    cluster.submit(*XROOTD)
+    served = json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)
+    where = f"{served['addresses'][0]}:{served['port']}"
+    cluster.submit(*XROOTD, "--gateway", where)
     (row,) = until(lambda: [row for row in cluster.pilots() if row["state"] == "ready"], "the pilot is ready")
     assert row["tunnel_kind"] in ("DTLS", "TLS")
+    assert row["tunnel_gateway"] == where
     status = json.loads(cluster.hpcq("status", "--name", cluster.queue, "--json").stdout)
     assert status["pilots"]["ready"] == 1
     ended(program, signal.SIGINT)

@@ -30,6 +30,7 @@ from vpn.gateway.ledger import RELAY, Ledger
 from vpn.gateway.lesser import access_log, become
 from vpn.gateway.outside import Outside, OutsideLimits, own_addresses
 from vpn.gateway.policy import Policy
+from vpn.gateway.remote import open_remote
 from vpn.gateway.resolver import Resolver
 from vpn.gateway.socks import BACKLOG, SocksService
 from vpn.process import python_argv
@@ -311,7 +312,8 @@ class Process:
         ledger = Ledger(settings.ledger, RELAY) if settings.ledger >= 0 else None
         self.outside = Outside(policy, self.access, limits, ledger)
         resolver = Resolver(policy, self.outside.names, settings.dns)
-        self.service = SocksService(context, self.outside, resolver, self._tell)
+        owner = None if settings.user else open_remote(directory)  # nobody else may ask the daemon
+        self.service = SocksService(context, self.outside, resolver, self._tell, owner)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()

@@ -29,13 +29,13 @@ WAYS = {
 }
 WITHOUT_GATEWAY = ("slirp",)
 GATEWAYS = {"prototype": "prototype"}
-BIG = {  # bytes (up, down): beyond every buffer and window, and as much as a file of an analysis where that is quick
+BIG = {  # bytes (up, down): beyond every buffer and window, and one way as much as a file of an analysis
     "openconnect": (100_000_000, 1_000_000_000),
-    "relay": (100_000_000, 1_000_000_000),
-    "relay without TLS": (100_000_000, 100_000_000),
-    "socks": (100_000_000, 1_000_000_000),
-    "slirp": (100_000_000, 200_000_000),
-    "auto": (100_000_000, 100_000_000),
+    "relay": (1_000_000_000, 100_000_000),
+    "relay without TLS": (100_000_000, 1_000_000_000),
+    "socks": (1_000_000_000, 100_000_000),
+    "slirp": (100_000_000, 1_000_000_000),
+    "auto": (100_000_000, 100_000_000),  # which is relay here
     "prototype": (20_000_000, 20_000_000),
 }
 
