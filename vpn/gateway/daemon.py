@@ -30,12 +30,12 @@ from vpn.config import Credential, Secret
 from vpn.errors import GatewayError, VpnError
 from vpn.gateway import control, ocserv, relay_process, state
 from vpn.gateway.addresses import UPLINK_DNS
-from vpn.gateway.kept import Kept
 from vpn.gateway.ledger import open_ledger
 from vpn.gateway.plane_messages import Figure
 from vpn.gateway.relay_process import Relay, start_relay
 from vpn.gateway.server import Server
 from vpn.gateway.state import GatewayConfig, Record
+from vpn.kept import Kept
 from vpn.process import first_of
 
 log = logging.getLogger("vpn.gateway")

@@ -18,7 +18,6 @@ from contextlib import suppress
 import msgspec
 
 from vpn.errors import VpnError
-from vpn.gateway.kept import Restarts, Tally
 from vpn.gateway.plane_messages import (
     CONTROL_FD,
     Arrived,
@@ -30,6 +29,7 @@ from vpn.gateway.plane_messages import (
     decode_figures,
     encode,
 )
+from vpn.kept import Restarts, Tally
 from vpn.process import Client, Process, python_argv
 from vpn.programs import environment
 

@@ -31,12 +31,12 @@ from functools import partial
 from pathlib import Path
 
 from vpn.errors import GatewayError, TunnelError, VpnError
-from vpn.gateway import ocserv, state, strangers
+from vpn.gateway import ocserv, state
 from vpn.gateway.addresses import DNS_PORT, PLANE, UPLINK_DNS
+from vpn.gateway.background import Background
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import RELAY, UNUSED, UNUSED_LIFETIME, Book
 from vpn.gateway.host_sockets import HostSockets, has_ipv6, inherit, open_sockets
-from vpn.gateway.kept import Kept, Tally
 from vpn.gateway.lesser import access_log, lesser_user
 from vpn.gateway.outside import own_addresses
 from vpn.gateway.passwords import file_text
@@ -48,6 +48,7 @@ from vpn.gateway.slirp import PROTOTYPE_MTU, TAP_MTU, Slirp, start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.gateway.store import Store
 from vpn.gateway.veth import Veth
+from vpn.kept import Kept, Tally
 from vpn.namespace import open_namespace
 from vpn.pipes import read_lines
 from vpn.process import Client, Process, run, start_keeper
@@ -90,9 +91,8 @@ class Server:
         self._epoch = time.time() - time.monotonic()
         self._stack = AsyncExitStack()
         self._passwords = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(self._end)
         self._dismissed: asyncio.Future[None] | None = None
-        self._last_lines: list[str] = []
         self._closed = False
 
     def successor(self) -> Server:
@@ -166,8 +166,7 @@ class Server:
         """End everything, last started first."""
         self._closed = True
         await self._stack.aclose()
-        for task in self._tasks:
-            task.cancel()
+        self._background.close()
 
     async def issue(self, label: str) -> tuple[str, str]:
         """A user and a password that is good for one login, within an hour."""
@@ -199,7 +198,7 @@ class Server:
         log.info("%s %s %s (relay)", username, what, address)
         if what == "end":
             self.book.forget(username)
-            self._task(self._store.save())
+            self._background.start(self._store.save())
         elif self.book.on_event(ocserv.Event(what, username, RELAY, address)):
             await self.publish()
 
@@ -222,7 +221,7 @@ class Server:
         if not self.refusal and not self._is_over:
             async with self._passwords:
                 await self.namespace.write(f"{self.room}/passwd", file_text(self.book.passwords()), 0o600)
-        await asyncio.wait([self._task(self._store.save())], timeout=DISK_PATIENCE)
+        await asyncio.wait([self._background.start(self._store.save())], timeout=DISK_PATIENCE)
 
     def _cut(self, username: str) -> None:
         if self._plane is not None:
@@ -244,7 +243,7 @@ class Server:
         slirp.failed.add_done_callback(lambda failed: self._end(failed.result()))
 
     async def _start_slirp(self, keeper: Client) -> asyncio.Future[str]:
-        output = self._lines("slirp4netns")
+        output = self._background.log_lines("slirp4netns")
         try:
             self._slirp = slirp = await start_slirp(
                 keeper,
@@ -280,7 +279,9 @@ class Server:
             sockets[LEDGER_FD] = os.dup(self.ledger)
         log_file = str(access_log(self.directory, self.user))
         settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns, self.user)
-        self._plane = DataPlane(keeper, sockets, settings, lambda: self._lines("plane"), self._end, tally=self.tally)
+        self._plane = DataPlane(
+            keeper, sockets, settings, lambda: self._background.log_lines("plane"), self._end, tally=self.tally
+        )
         self._stack.push_async_callback(self._plane.close)
         await self._plane.start()
         return port
@@ -314,9 +315,9 @@ class Server:
 
     async def _start_ocserv(self, program: str, shims: list[str]) -> None:
         ready = asyncio.get_running_loop().create_future()
-        output = self._lines("ocserv", ready)
+        output = self._background.log_lines("ocserv", ocserv.READY, ready)
         events, events_end = os.pipe()
-        self._task(self._read_events(events))
+        self._background.start(self._read_events(events))
         argv = [program, "--foreground", "--config", f"{self.room}/ocserv.conf"]
         env = environment(LD_PRELOAD=":".join(shims))
         fds = {ocserv.EVENT_FD: events_end}
@@ -340,8 +341,7 @@ class Server:
         self._stack.push_async_callback(self._dismiss)
         await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            last = self._last_lines[-1] if self._last_lines else "it said nothing"
-            raise GatewayError(f"ocserv did not start: {last}")
+            raise GatewayError(f"ocserv did not start: {self._background.last_line or 'it said nothing'}")
         self._ocserv = process
         self._end_of(process).add_done_callback(lambda ended: self._end(ended.result()))
 
@@ -382,12 +382,12 @@ class Server:
         """A client came or went. What takes time goes on beside: those who come next must not wait for it."""
         username = event.username
         if event.reason == "connect" and not self.book.is_known(username):
-            self._task(self._quietly(self._disconnect(username)))  # revoked while it was logging in
+            self._background.start(self._quietly(self._disconnect(username)))  # revoked while it was logging in
         elif event.reason == "connect" and self._plane is not None:
             self._plane.arrived(event.address, username)
         if self.book.on_event(event):
             self.spent(username)
-            self._task(self._quietly(self._publish()))
+            self._background.start(self._quietly(self._publish()))
         if event.reason == "disconnect" and (absence := self.book.absence(username)):
             asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, self._forget, username, absence)
 
@@ -411,42 +411,18 @@ class Server:
             self.book.forget(username)
             self.spent(username)
         if expired:
-            self._task(self._quietly(self._publish()))
+            self._background.start(self._quietly(self._publish()))
 
     def _forget(self, username: str, absence: int) -> None:
         """Its cookie has expired as well, unless it has come back since."""
         if self.book.absence(username) == absence and not self._closed:
             self.book.forget(username)
             self._cut(username)
-            self._task(self._store.save())
+            self._background.start(self._store.save())
 
     def _now(self) -> float:
         """Seconds of the epoch by a clock that nobody sets."""
         return self._epoch + time.monotonic()
-
-    def _lines(self, name: str, ready: asyncio.Future[None] | None = None) -> int:
-        """The write end of a pipe whose lines go to the log."""
-        reader, writer = os.pipe()
-        self._task(self._log_lines(name, reader, ready))
-        return writer
-
-    async def _log_lines(self, name: str, fd: int, ready: asyncio.Future[None] | None) -> None:
-        async for line in read_lines(fd):
-            strangers.log.info("%s: %s", name, line)
-            self._last_lines = [*self._last_lines[-9:], line] if line.strip() else self._last_lines
-            if ready is not None and not ready.done() and ocserv.READY in line:
-                ready.set_result(None)
-
-    def _task(self, coroutine: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-        return task
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._end(f"an error of its own: {task.exception()!r}")
 
     def _watch(self, lost: asyncio.Future[TunnelError], name: str) -> None:
         lost.add_done_callback(lambda _: self._end(f"{name} ended"))

@@ -14,17 +14,6 @@ from pathlib import Path
 import pytest
 
 WAN = "203.0.113.1"
-PARTS = {
-    "keeper": lambda site: only(site, "vpn.keeper import main"),
-    "holder": lambda site: min(site.find("vpn.holder import main")),
-    "pid 1": lambda site: max(site.find("vpn.holder import main")),
-    "slirp4netns": lambda site: only(site, "slirp4netns --configure"),
-    "ocserv": lambda site: min(site.find("ocserv --foreground") or site.find("ocserv-main")),
-    "ocserv-sm": lambda site: next(pid for pid in site.extra() if comm(pid) == "ocserv-sm"),
-    "relay": lambda site: only(site, "vpn.gateway.relay_process import main"),
-    "data plane": lambda site: only(site, "vpn.gateway.plane import main"),
-}
-
 READS = f"""
 import sys, urllib.request
 print("up", flush=True)
@@ -48,6 +37,33 @@ def only(site, text):
     pids = [pid for pid in site.find(text) if "nsenter" not in site.extra().get(pid, "nsenter")]
     assert len(pids) == 1, (text, site.extra())
     return pids[0]
+
+
+def below_daemon(site, text):
+    """A child of the daemon's."""
+    daemon = only(site, "vpn.gateway.daemon import main")
+    children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+    (pid,) = [pid for pid in site.find(text) if str(pid) in children]
+    return pid
+
+
+def pid_1(site):
+    """The holder of the gateway's namespace: the one below the gateway's keeper."""
+    keeper = below_daemon(site, "vpn.keeper import main")
+    below = {int(pid) for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()}
+    (outer,) = below & set(site.find("vpn.holder import main"))
+    return int(Path(f"/proc/{outer}/task/{outer}/children").read_text())
+
+
+PARTS = {
+    "relay": lambda site: below_daemon(site, "vpn.gateway.relay_process import main"),
+    "data plane": lambda site: only(site, "vpn.gateway.plane import main"),
+    "keeper": lambda site: below_daemon(site, "vpn.keeper import main"),
+    "slirp4netns": lambda site: only(site, "slirp4netns --configure"),
+    "ocserv": lambda site: min(site.find("ocserv --foreground") or site.find("ocserv-main")),
+    "ocserv-sm": lambda site: next(pid for pid in site.extra() if comm(pid) == "ocserv-sm"),
+    "pid 1": pid_1,
+}
 
 
 def status(site):
@@ -79,31 +95,49 @@ def reads(process):
     assert process.stdout.readline() == "1000\n", process.communicate(timeout=90)[1]
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_that_is_killed_is_started_again_and_sessions_go_on(gateway, credential, part):
-    ports = [status(gateway)[name] for name in ("port", "relay_port", "pin")]
-    sessions = [reader(gateway, mode, credential(mode)) for mode in ("relay", "openconnect")]
-    unused = credential("unused")
+@pytest.fixture(scope="module")
+def sessions(shared_gateway):
+    """A session of each mode, which live through everything here."""
+    started = {}
     try:
-        for process in sessions:
-            reads(process)
-        victim = PARTS[part](gateway)
-        os.kill(victim, signal.SIGKILL)
-        killed = time.monotonic()
-        for process in sessions:
-            reads(process)
-        print(f"{part} killed: both sessions read again {time.monotonic() - killed:.1f} s later")
-        report = wait_for_restarts(gateway, 1)
-        assert [report[name] for name in ("port", "relay_port", "pin")] == ports
-        assert re.search("ended", report["last_end"])
-        for file in (unused, credential("fresh")):
-            for expected in (0, 5):  # good for one login, as ever
-                assert gateway.vpn("node", "run", "--credential", file, "--", "true").returncode == expected
+        for mode in ("relay", "openconnect"):
+            started[mode] = reader(shared_gateway, mode, shared_gateway.credential(mode))
+        yield started
     finally:
-        for process in sessions:
-            process.stdin.close()
-            process.wait(90)
-            process.stdout.close()
-            process.stderr.close()
-    assert gateway.vpn("login", "gateway", "stop").returncode == 0
-    gateway.wait_empty()
+        for process in started.values():
+            with process:  # which closes its standard input, on which it ends
+                pass
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_killed_is_started_again_and_sessions_go_on(shared_gateway, sessions, part):
+    before = status(shared_gateway)
+    for process in sessions.values():
+        reads(process)
+    unused = shared_gateway.credential(f"unused at {part}")
+    os.kill(PARTS[part](shared_gateway), signal.SIGKILL)
+    killed = time.monotonic()
+    for process in sessions.values():
+        reads(process)
+    print(f"{part} killed: both sessions read again {time.monotonic() - killed:.1f} s later")
+    after = wait_for_restarts(shared_gateway, before["restarts"] + 1)
+    assert "ended" in after["last_end"]
+    assert [after[name] for name in ("port", "relay_port", "pin")] == [
+        before[name] for name in ("port", "relay_port", "pin")
+    ]
+    mode = "relay" if part == "relay" else "openconnect"
+    for expected in (0, 5):  # good for one login, as ever
+        done = shared_gateway.vpn("node", "run", "--mode", mode, "--credential", unused, "--", "true")
+        assert done.returncode == expected, done.stderr
+
+
+def test_afterwards_it_is_told_and_ends_with_nothing_left(shared_gateway, sessions):
+    told = shared_gateway.vpn("login", "gateway", "status").stdout
+    assert re.search(r"processes started again since then: \d+, the last after .* ended", told), told
+    states = {one["label"]: one["state"] for one in status(shared_gateway)["pilots"]}
+    assert [states[mode] for mode in sessions] == ["connected"] * 2
+    for process in sessions.values():
+        process.stdin.close()
+        assert process.wait(90) == 0
+    assert shared_gateway.vpn("login", "gateway", "stop").returncode == 0
+    shared_gateway.wait_empty()

@@ -1,4 +1,5 @@
-"""What keeps the gateway's processes running: a part that ended by itself is started again, after a pause that grows.
+"""What keeps processes running that a gateway or a tunnel consists of: a part that ended by itself is started again,
+after a pause that grows.
 
 ::
 
@@ -6,8 +7,8 @@
                                 |          +-- refused: pause again
                                 +-- too often of late: given up, ``failed`` resolves with the reason
 
-``Restarts`` is when to, pure: time is an argument. ``Kept`` does it with one part. ``Tally`` is what all parts of a
-gateway add to, for its status.
+``Restarts`` is when to, pure: time is an argument. ``Kept`` does it with one part. ``Tally`` is what all parts of
+something add to, for its status.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 from vpn.errors import VpnError
 
-log = logging.getLogger("vpn.gateway")
+log = logging.getLogger("vpn")
 
 PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each start of a part that ended, by how often it has of late: what broke it may need to go away."""
@@ -30,7 +31,7 @@ WITHIN = 60.0
 
 @dataclass
 class Tally:
-    """How often anything was started again since the gateway began, and the last reason."""
+    """How often anything was started again, and the last reason."""
 
     count: int = 0
     last: str = ""
@@ -70,6 +71,7 @@ class Kept:
         start: Callable[[], Awaitable[asyncio.Future[str]]],
         close: Callable[[], Awaitable[None]],
         tally: Tally,
+        restarts: Restarts | None = None,
     ) -> None:
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.running = asyncio.Event()
@@ -77,7 +79,7 @@ class Kept:
         self._start = start
         self._close = close
         self._tally = tally
-        self._restarts = Restarts()
+        self._restarts = restarts or Restarts()
         self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
