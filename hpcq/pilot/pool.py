@@ -33,7 +33,7 @@ from hpcq.pilot.lanes import Broken, Command, End, Give, Kill, Kind, LaneState, 
 from hpcq.pilot.process import Runner, Spawn
 from hpcq.pilot.processes import kill_descendants, kill_session, kill_tree, pin_tree
 from hpcq.pilot.rest import Readers
-from hpcq.pilot.runner import FromRunner, Held, Ready
+from hpcq.pilot.runner import FromRunner, Held, Ready, Watched
 from hpcq.pilot.sampler import YOUNG, Sampler, Target
 from hpcq.pilot.scratch import remove_tree
 from hpcq.pilot.traffic import Counting
@@ -279,6 +279,8 @@ class Pool:
                 self.tell(self._core.warm, runner.lane)
             elif isinstance(message, Held):
                 runner.held = message.memory
+            elif isinstance(message, Watched):
+                runner.spent += message.cpu
             else:
                 if message.parcel is not None:
                     self.hold.left(message.id, datagrams.left(runner.tasks, message.id), message.parcel)

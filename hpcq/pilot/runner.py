@@ -33,6 +33,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -43,6 +44,7 @@ from hpcq import messages as m
 from hpcq.errors import SerializationError
 from hpcq.outcome import OUTPUT_LIMIT, Outcome
 from hpcq.pilot import datagrams
+from hpcq.pilot.attention import Attention, usable_cpus
 from hpcq.pilot.guard import become_reaper, end_children, stay_behind
 from hpcq.pilot.usage import Meter, disk_bytes, resident_mb
 from hpcq.protocol import frame
@@ -72,7 +74,16 @@ class Held(msgspec.Struct, array_like=True, tag=True):
     memory: float
 
 
-FromRunner = Ready | Held | m.TaskResult
+class Watched(msgspec.Struct, array_like=True, tag=True):
+    """CPU seconds of the interpreter that were no task's: it was watching for one."""
+
+    cpu: float
+
+
+FromRunner = Ready | Held | Watched | m.TaskResult
+
+WATCHED = 0.05
+"""CPU seconds that are worth telling."""
 
 
 class Captured:
@@ -144,6 +155,7 @@ class Runner:
         self._meter = Meter()
         self._new = resident_mb()
         self._disk = 0
+        self._idle_cpu = 0.0
         self._empty_since = 0
         self._sandbox = ""
         self._attached = -1
@@ -153,7 +165,8 @@ class Runner:
     def run(self) -> None:
         """Until the pilot hangs up, or it is worn."""
         self._results.sendall(frame(Ready(os.getpid())))
-        while (message := datagrams.receive(self._tasks)) is not None:
+        wait = Attention(partial(datagrams.receive, self._tasks), usable_cpus(), self._watched).wait
+        while (message := wait()) is not None:
             kind = type(message)
             if kind is m.Execute:
                 self._attached, self._spill = message.parcel, message.spill
@@ -166,6 +179,13 @@ class Runner:
                 self._functions[message.key] = message.body
             else:
                 self._functions.pop(message.key, None)
+
+    def _watched(self, cpu: float) -> None:
+        self._meter.leave_out(cpu)
+        self._idle_cpu += cpu
+        if self._idle_cpu > WATCHED:
+            self._results.sendall(frame(Watched(self._idle_cpu)))
+            self._idle_cpu = 0.0
 
     def _worn(self, task: m.TaskSpec) -> bool:
         """Whether the next task should get another interpreter."""

@@ -62,6 +62,10 @@ class Meter:
         self._cpu = time.process_time() + self._children
         return self._cpu - before
 
+    def leave_out(self, cpu: float) -> None:
+        """These CPU seconds since the last time are not to be read."""
+        self._cpu += cpu
+
     def _read_memory_and_children(self) -> None:
         own = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
