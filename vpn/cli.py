@@ -321,6 +321,8 @@ def _show(report: control.Report) -> None:
     )
     if report.refusal:
         click.echo(f"openconnect is not offered: {report.refusal}")
+    if report.restarts:
+        click.echo(f"processes started again since then: {report.restarts}, the last after {report.last_end}")
     click.echo(f"key {report.pin}, name servers {' '.join(report.dns)}")
     click.echo(f"its log and access.log are in {state_directory(report.name)}")
     for pilot in report.pilots:
