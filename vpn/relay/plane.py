@@ -28,6 +28,7 @@ import msgspec
 
 from vpn.config import Credential
 from vpn.errors import TunnelError
+from vpn.relay import loop
 from vpn.relay.datagrams import Datagrams, Network, is_within
 from vpn.relay.dnsclient import DnsClient
 from vpn.relay.dnsserver import DnsServer
@@ -206,4 +207,4 @@ def main(argv: list[str]) -> None:
     async def run() -> None:
         await Plane(settings, control).run()
 
-    asyncio.run(run())
+    loop.run(run())
