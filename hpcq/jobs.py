@@ -129,7 +129,7 @@ class JobWatch:
         if tracker.has_reported(job.id):
             records.mark_reported(job)
         elif records.has_reported(job):
-            tracker.reported(job.id, now)
+            tracker.recorded(job.id)
 
     def _system(self, name: str) -> BatchSystem:
         if name not in self._systems:
@@ -300,12 +300,14 @@ def _was_cancelled(job: BatchJob) -> bool:
 
 
 def failed_start(change: FailedStart) -> str:
-    """The story of a job whose pilot never reported."""
+    """The story of a job whose pilot, or that of its last start, never reported."""
     job, status = change.job, change.status
-    code = "" if status.exit_code is None else f", exit status {status.exit_code}"
+    code = "" if status.exit_code is None else f"exit status {status.exit_code}"
+    how = ", ".join(filter(None, (status.raw_state, status.reason, code))) if status.raw_state else "no longer listed"
     lines = records.output_tail(job, 10)
     output = "\n".join(f"    {line}" for line in lines) if lines else "    (it wrote nothing)"
+    who = "its next pilot, after it was requeued," if records.has_reported(job) else "its pilot"
     return (
-        f"job {job.id} ended ({status.raw_state or 'no longer listed'}{code}) and its pilot never reported; "
+        f"job {job.id} ended ({how}) and {who} never reported; "
         f"script {job.script}; the end of its output {job.output}:\n{output}"
     )

@@ -9,8 +9,8 @@ Per job, from what the batch system says and from the pilot's own report:
 
 UNKNOWN changes nothing: a job missing from a listing has neither ended nor failed. Only when poll after poll
 does not list it is it *forgotten*: no longer asked about, its end never seen. A report counts for good, and
-takes back a failed start or a forgetting that came before it. A job that starts again under its id (requeued)
-is followed on.
+takes back a failed start or a forgetting that came before it. A job that is to start again under its id (requeued)
+is followed on, and its next pilot has to report as the first had to.
 
 Polls are for all jobs at once: ``FIRST_LOOK`` seconds after a submission, then every ``POLL_INTERVAL``; sooner, a few
 times, when a pilot hung up, for its job has mostly ended with it; never two within ``min_gap``; after failures, less
@@ -111,6 +111,7 @@ class _Entry:
     status: JobStatus
     missing_since: float | None = None  # the first of the answers in a row that did not list it
     reported: bool = False
+    connected: int = 0  # pilots of it that have reported and not hung up
     looks: int = 0  # polls that come early, since its pilot hung up
 
 
@@ -121,7 +122,7 @@ class JobTracker:
     min_gap: float = MIN_GAP
     _entries: dict[str, _Entry] = field(default_factory=dict)
     _open: dict[str, _Entry] = field(default_factory=dict)  # those that have not ended and are not forgotten
-    _early: set[str] = field(default_factory=set)  # reported, but not submitted as far as we know
+    _early: dict[str, int] = field(default_factory=dict)  # pilots connected of those not submitted as far as we know
     _look_due: float | None = None
     _last_poll: float | None = None
     _failures: int = 0
@@ -129,8 +130,9 @@ class JobTracker:
     def submitted(self, job: BatchJob, now: float) -> list[Change]:
         """Follow ``job`` from now on; one that is followed already is left as it is."""
         if job.id not in self._entries:
-            entry = _Entry(job, JobStatus(job.id, JobState.UNKNOWN), reported=job.id in self._early)
-            self._early.discard(job.id)
+            early = self._early.pop(job.id, None)
+            unknown = JobStatus(job.id, JobState.UNKNOWN)
+            entry = _Entry(job, unknown, reported=early is not None, connected=early or 0)
             self._entries[job.id] = self._open[job.id] = entry
             self._look_soon(now + FIRST_LOOK)
         return []
@@ -139,8 +141,14 @@ class JobTracker:
         """A pilot says that it runs in job ``job_id``; this may come before ``submitted``."""
         entry = self._entries.get(job_id)
         if entry is None:
-            self._early.add(job_id)
+            self._early[job_id] = self._early.get(job_id, 0) + 1
             return []
+        entry.connected += 1
+        return self.recorded(job_id)
+
+    def recorded(self, job_id: str) -> list[Change]:
+        """It is on record that a pilot of job ``job_id``, which was submitted, has reported."""
+        entry = self._entries[job_id]
         was_closed, was_reported = job_id not in self._open, entry.reported
         entry.reported, entry.looks = True, 0
         if not was_closed or (was_reported and entry.status.state.is_final):
@@ -150,7 +158,11 @@ class JobTracker:
         return [StartConfirmed(entry.job)]
 
     def pilot_gone(self, job_id: str, now: float) -> None:
-        """The pilot of job ``job_id`` hung up: the job has ended with it, or is about to, or it will come again."""
+        """A pilot of job ``job_id`` hung up: the job has ended with it, or is about to, or it will come again."""
+        if job_id in self._early:
+            self._early[job_id] = max(0, self._early[job_id] - 1)
+        if job_id in self._entries:
+            self._entries[job_id].connected = max(0, self._entries[job_id].connected - 1)
         if job_id in self._open:
             self._open[job_id].looks = LOOKS_AFTER_PILOT
             self._look_soon(now + min(FIRST_LOOK, self.min_gap))
@@ -196,7 +208,7 @@ class JobTracker:
         return None if entry is None else entry.status
 
     def has_reported(self, job_id: str) -> bool:
-        """Whether the pilot of that job has ever reported."""
+        """Whether the pilot of that job has reported, or one has since it was requeued."""
         entry = self._entries.get(job_id)
         return entry is not None and entry.reported
 
@@ -207,7 +219,7 @@ class JobTracker:
         if job_id in self._open:
             return False
         self._entries.pop(job_id, None)
-        self._early.discard(job_id)
+        self._early.pop(job_id, None)
         return True
 
     def _note_poll(self, now: float, failures: int) -> None:
@@ -234,6 +246,9 @@ def _take_in(entry: _Entry, status: JobStatus | None, now: float) -> list[Change
         changes.append(StateChanged(entry.job, before, status))
     if _had_started(before.state) and status.state in (JobState.PENDING, JobState.HELD):
         changes.append(Requeued(entry.job, status))
+        # The answer may be older than the word of its next pilot. One that is held comes when somebody releases it:
+        # nobody should wait for it.
+        entry.reported = entry.reported and (entry.connected > 0 or status.state is JobState.HELD)
     if status.state.is_final:
         # A job that was cancelled did as it was told, whether or not it had started.
         planned = entry.reported or status.state is JobState.CANCELLED

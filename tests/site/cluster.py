@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 import uuid
@@ -84,6 +85,18 @@ class Cluster:
     def jobs(self) -> list[str]:
         """Slurm's jobs of the user that are not over."""
         return self.site.run("login", ["squeue", "--me", "-h", "-r", "-o", "%i %T"], check=True).stdout.split("\n")[:-1]
+
+    def start_requeued(self, job: str, when: str) -> bool:
+        """Tell Slurm to start a requeued job, which it lets wait two minutes; False while it is too early for that.
+
+        What it told the nodes about the job's first start may come late: the message that ends the job on a node that
+        is gone is sent again for ten seconds, and ends the next start (JobLaunchFailure) if that is there by then.
+        """
+        told = self.site.run("login", ["sdiag"], check=True).stdout
+        under_way = re.findall(r"^Agent (?:queue size|count):\s*(\d+)$", told, re.MULTILINE)
+        assert len(under_way) == 2, told
+        start = ["scontrol", "update", f"JobId={job}", f"StartTime={when}"]
+        return under_way == ["0", "0"] and self.site.run("login", start).returncode == 0
 
     def pid_of_pilot(self, host: str) -> int:
         """The pilot of our queue that runs on ``host``; 0 when there is none."""

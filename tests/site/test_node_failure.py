@@ -10,11 +10,10 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from cluster import Cluster, finished, until
 from simulated_site import plan
 from simulated_site.client import Site
@@ -49,11 +48,22 @@ def processes(site: Site, host: str) -> list[int]:
 
 
 def crash(site: Site, host: str) -> None:
-    """What runs there is gone, and nobody is told."""
+    """What runs there is gone, and nobody is told.
+
+    All is stopped before any of it is ended: slurmstepd must not live to report that its script was killed.
+    """
+    stopped: set[int] = set()
+    while new := set(processes(site, host)) - stopped:
+        signal_all(new, signal.SIGSTOP)
+        stopped |= new
     while pids := processes(site, host):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        signal_all(pids, signal.SIGKILL)
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def slurm_state(site: Site, host: str) -> str:
@@ -74,19 +84,21 @@ def resumed(site: Site, host: str) -> bool:
     return not any(word in slurm_state(site, host) for word in ("DOWN", "DRAIN", "*"))
 
 
-@pytest.fixture
-def attentive(slurm: Site) -> Iterator[None]:
-    """Slurm notices soon that a node is gone."""
+@contextlib.contextmanager
+def attentive(site: Site) -> Iterator[None]:
+    """Slurm notices soon that a node is gone. Only meanwhile: it takes one that is slow for one that is gone."""
 
     def wait(seconds: int) -> None:
         lines = plan.SLURM_CONF.read_text().splitlines()
         lines = [f"SlurmdTimeout={seconds}" if line.startswith("SlurmdTimeout=") else line for line in lines]
         plan.SLURM_CONF.write_text("\n".join(lines) + "\n")
-        slurm.run("login", ["scontrol", "reconfigure"], user=False, check=True)
+        site.run("login", ["scontrol", "reconfigure"], user=False, check=True)
 
     wait(NOTICED_AFTER)
-    yield
-    wait(60)
+    try:
+        yield
+    finally:
+        wait(60)
 
 
 def row_of(cluster: Cluster, job: str) -> dict[str, Any]:
@@ -94,15 +106,14 @@ def row_of(cluster: Cluster, job: str) -> dict[str, Any]:
 
 
 def serves_again(cluster: Cluster, job: str) -> bool:
-    """Slurm waits two minutes before it starts a requeued job, from each time it requeues it, unless it is told."""
     row = row_of(cluster, job)
     print(f"{row['state']} {row['reason']}: {row['message']}")
+    assert row["state"] != "failed", cluster.story()
     if row["state"] == "pending":
-        cluster.site.run("login", ["scontrol", "update", f"JobId={job}", "StartTime=now"])
+        cluster.start_requeued(job, "now")
     return row["state"] == "ready"
 
 
-@pytest.mark.usefixtures("attentive")
 def test_a_node_that_crashes(cluster: Cluster) -> None:
     """Its task runs again elsewhere, `hpcq pilots` tells, and its job's next pilot is another one under the same id."""
     marks = cluster.directory / "marks"
@@ -118,7 +129,8 @@ def test_a_node_that_crashes(cluster: Cluster) -> None:
         outcome, attempts, hostname = json.loads(program.stdout.readline())
         assert (outcome, attempts) == ("success", 2)
         assert hostname != failed
-        until(lambda: slurm_state(cluster.site, failed).startswith("DOWN"), "Slurm has noticed")
+        with attentive(cluster.site):
+            until(lambda: slurm_state(cluster.site, failed).startswith("DOWN"), "Slurm has noticed")
         waiting = until(lambda: (row := row_of(cluster, job))["state"] == "pending" and row, "it is requeued")
         assert waiting["message"].startswith(f"requeued; its pilot on {failed} has ended: ")
     finally:

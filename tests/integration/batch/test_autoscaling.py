@@ -143,7 +143,7 @@ def test_slurm_jobs_whose_pilots_never_report_pause_it(hpcq, fake_slurm):
         until(lambda: "paused" in hpcq("autoscale --name ana")[1], "it is paused")
         told = hpcq("autoscale --name ana")[1]
         assert "3 pilots in a row never came to serve; the last: job 4711_" in told
-        assert "ended (FAILED) and its pilot never reported; script /" in told
+        assert "ended (FAILED, NonZeroExitCode) and its pilot never reported; script /" in told
         assert len(fake_slurm.calls("sbatch")) == 1
 
 

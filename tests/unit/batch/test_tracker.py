@@ -1,11 +1,13 @@
 """The tracker: what to ask, when, and which pilots failed to start. No clock, no processes."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcq.batch import records
 from hpcq.batch.base import BatchJob, JobState, JobStatus
 from hpcq.batch.tracker import (
     FIRST_LOOK,
@@ -24,6 +26,7 @@ from hpcq.batch.tracker import (
     StartConfirmed,
     StateChanged,
 )
+from hpcq.jobs import failed_start
 
 
 def job(job_id: str = "1") -> BatchJob:
@@ -198,6 +201,73 @@ def test_requeued_job_is_followed_on(tracker):
         Requeued,
     ]
     assert tracker.jobs_to_ask() == [job()]
+
+
+def test_the_next_pilot_of_a_requeued_job_has_to_report_too(tracker):
+    tracker.reported("1", 101.0)
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.pilot_gone("1", 120.0)
+    tracker.polled(status(JobState.PENDING, reason="BeginTime"), 132.0)
+    assert not tracker.has_reported("1")
+    ended = status(JobState.FAILED, reason="JobLaunchFailure")
+    assert kinds(tracker.polled(ended, 162.0)) == [StateChanged, FailedStart]
+
+
+def test_the_next_pilot_of_a_requeued_job_reports(tracker):
+    tracker.reported("1", 101.0)
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.pilot_gone("1", 120.0)
+    tracker.polled(status(JobState.PENDING), 132.0)
+    assert tracker.reported("1", 140.0) == []
+    tracker.pilot_gone("1", 150.0)
+    assert kinds(tracker.polled(status(JobState.DONE), 162.0)) == [StateChanged, Ended]
+
+
+def test_an_answer_that_is_older_than_the_word_of_the_next_pilot(tracker):
+    tracker.reported("1", 101.0)
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.reported("1", 130.0)
+    tracker.pilot_gone("1", 131.0)  # the first one's last results came after it
+    assert kinds(tracker.polled(status(JobState.PENDING), 132.0)) == [StateChanged, Requeued]
+    assert tracker.has_reported("1")
+
+
+def test_a_job_that_is_requeued_and_held_is_not_waited_for(tracker):
+    tracker.reported("1", 101.0)
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.pilot_gone("1", 120.0)
+    assert kinds(tracker.polled(status(JobState.HELD), 132.0)) == [StateChanged, Requeued]
+    assert tracker.has_reported("1")
+
+
+def test_a_pilot_on_record_is_none_that_is_connected(tracker):
+    tracker.recorded("1")
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.polled(status(JobState.PENDING), 132.0)
+    assert not tracker.has_reported("1")
+
+
+@pytest.mark.parametrize(("hangs_up", "is_there"), [(True, False), (False, True)])
+def test_a_pilot_that_reports_before_its_job_is_known(hangs_up, is_there):
+    tracker = JobTracker()
+    tracker.reported("1", 99.0)
+    if hangs_up:
+        tracker.pilot_gone("1", 99.5)
+    tracker.submitted(job(), 100.0)
+    assert tracker.has_reported("1")
+    tracker.polled(status(JobState.RUNNING), 102.0)
+    tracker.polled(status(JobState.PENDING), 132.0)
+    assert tracker.has_reported("1") == is_there
+
+
+def test_the_story_of_a_start_that_failed_after_a_requeue(tmp_path):
+    one = dataclasses.replace(job(), directory=tmp_path, output=tmp_path / "output.txt")
+    change = FailedStart(one, JobStatus("1", JobState.FAILED, "JobLaunchFailure", raw_state="FAILED"))
+    assert failed_start(change).startswith("job 1 ended (FAILED, JobLaunchFailure) and its pilot never reported; ")
+    records.mark_reported(one)
+    assert failed_start(change).startswith(
+        "job 1 ended (FAILED, JobLaunchFailure) and its next pilot, after it was requeued, never reported; script "
+    )
 
 
 def test_submitting_twice_and_dropping(tracker):
