@@ -33,7 +33,7 @@ from vpn.gateway.policy import Policy
 from vpn.gateway.resolver import Resolver
 from vpn.gateway.socks import BACKLOG, SocksService
 from vpn.process import python_argv
-from vpn.relay import loop
+from vpn.relay.loop import run_loop
 from vpn.relay.tls import server_context
 from vpn.spawn import raise_file_limit
 
@@ -388,4 +388,4 @@ def main(argv: list[str]) -> None:
     async def serve(*_: Any) -> None:
         await Process(settings, sock).run(listeners)
 
-    loop.run(serve())
+    run_loop(serve())

@@ -114,7 +114,7 @@ def watch(loop: asyncio.AbstractEventLoop, sock: socket.socket, reader: Callable
         loop.selector.call_directly(sock.fileno(), reader)
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run_loop(main: Coroutine[Any, Any, T]) -> T:
     """``asyncio.run`` with such a loop."""
     with asyncio.Runner(loop_factory=DirectLoop) as runner:
         return runner.run(main)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vpn.relay.loop import DirectLoop, run, watch
+from vpn.relay.loop import DirectLoop, run_loop, watch
 
 DEADLINE = 60.0
 
@@ -60,7 +60,7 @@ def served(main: Coroutine[Any, Any, None]) -> None:
         async with asyncio.timeout(DEADLINE):
             await main
 
-    run(within())
+    run_loop(within())
 
 
 def test_called_until_removed(pairs):
