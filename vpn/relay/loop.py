@@ -2,9 +2,14 @@
 
 asyncio takes a dozen calls from the kernel's answer to a reader: a list of events, a list of handles, a context for
 each. In a process that is busy they cost 10 us. In one that slept for 10 ms, because the other side is that far away,
-nothing of them is in the processor's cache any more, and they cost 50 to 70 us; a request and its answer pass four such
-processes' wake-ups on the way through a tunnel. So what matters for a round trip is how much code and data lies between
-a wake-up and the send after it, not how often it could be run in a second.
+nothing of them is in the processor's caches any more, and they cost 40 to 70 us. A request and its answer take four
+such wake-ups in a tunnel. So what matters for a round trip is how much code and data lies between a wake-up and the
+send after it, not how often it could be run in a second.
+
+Measured on a virtual machine of 2 cores, 20 ms away, from the wake-up to recv(2) and from there to send(2), medians:
+by asyncio 70 to 100 and 60 to 80 us, here 25 and 50, which is what OpenSSL takes for one byte when it is cold. The
+round trip added by the relay fell from 0.81 to 0.52 ms, where two relays of 40 lines of C without TLS add 0.25 and
+two of Python with TLS and nothing else 0.41: the rest is the kernel's, waking four processes on idle processors.
 
 ``watch`` is ``add_reader`` for a callback that is short, raises nothing and awaits nothing. With any other event loop
 it is just that.
