@@ -34,6 +34,7 @@ from vpn.gateway.remote import open_remote
 from vpn.gateway.resolver import Resolver
 from vpn.gateway.socks import BACKLOG, SocksService
 from vpn.process import python_argv
+from vpn.relay.loop import run_loop
 from vpn.relay.tls import server_context
 from vpn.spawn import raise_file_limit
 
@@ -383,4 +384,4 @@ def main(argv: list[str]) -> None:
     async def serve(*_: Any) -> None:
         await Process(settings, sock).run(listeners)
 
-    asyncio.run(serve())
+    run_loop(serve())

@@ -32,6 +32,7 @@ from vpn.relay.datagrams import Datagrams, Network, is_within
 from vpn.relay.dnsclient import DnsClient
 from vpn.relay.dnsserver import DnsServer
 from vpn.relay.link import Link
+from vpn.relay.loop import run_loop
 from vpn.relay.nolink import NoLink
 from vpn.relay.pump import pump, ready, reset_on_close
 from vpn.spawn import raise_file_limit
@@ -209,4 +210,4 @@ def main(argv: list[str]) -> None:
     async def run() -> None:
         await Plane(settings, control).run()
 
-    asyncio.run(run())
+    run_loop(run())
