@@ -100,7 +100,7 @@ class Queue:
         self._owner = os.getpid()
         self._take_place(settings.get("state_dir"))
         try:
-            self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(), speculate)
+            self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(self.name), speculate)
             self._packer = Packer(self._manager.depot.shelf)
             self.connection = self._manager.start(*where, candidates)
             try:
@@ -353,6 +353,8 @@ class Queue:
         ``"32GB"``), ``gpus``, ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``,
         ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway`` (``"a,b"``), ``require``, ``scratch``,
+        ``direct`` (networks reached from the node itself), ``dtls``, ``mtu`` and ``tls`` of the tunnel; ``server``,
+        ``user``, ``servercert``, ``password_file``, ``certificate``, ``sslkey``: a VPN server of your own;
         ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
         ``cvmfs_cache``, ``cvmfs_quota``, ``connection`` (``"inline"``: nodes need not see our files), ``cache_size``,
         ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is given here (see

@@ -54,6 +54,7 @@ from vpn.gateway.plane_messages import (
 from vpn.gateway.policy import Policy
 from vpn.gateway.resolver import Resolver
 from vpn.relay.dnsserver import DnsServer
+from vpn.relay.loop import run_loop
 from vpn.relay.pump import ready, reset_on_close
 from vpn.spawn import leave_terminal_alone, raise_file_limit
 
@@ -226,6 +227,6 @@ def main(argv: list[str]) -> None:
     for sock in (listener, *others):
         sock.setblocking(False)
     with suppress(KeyboardInterrupt):
-        asyncio.run(Plane(outside, listener, resolver).run(*others))
+        run_loop(Plane(outside, listener, resolver).run(*others))
     if access is not None:
         access.close()

@@ -86,6 +86,10 @@ class Budget:
     def __init__(self, buckets: Sequence[TokenBucket] = ()) -> None:
         self._buckets = tuple(buckets)
 
+    def __bool__(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self._buckets)
+
     def take(self, wanted: int, now: float) -> int:
         """Bytes that may pass now: ``wanted``, fewer, or 0 (then ``wait``)."""
         granted = wanted

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from vpn.relay.bucket import Budget
+from vpn.relay.loop import watch
 
 
 class Owner(Protocol):
@@ -28,7 +29,14 @@ class Owner(Protocol):
 
 
 class Direction:
-    """The part that all kinds share; ``carried`` counts the program's bytes."""
+    """The part that all kinds share; ``carried`` counts the program's bytes.
+
+    What lies between ``_on_readable`` and the last ``send`` is kept short (``vpn.relay.loop`` says why): no limit that
+    does not bind is asked, and what does not change is looked up before.
+    """
+
+    chunk: int
+    """Bytes to read at once."""
 
     def __init__(self, source: socket.socket, target: socket.socket, budget: Budget, owner: Owner) -> None:
         self.carried = 0
@@ -36,15 +44,10 @@ class Direction:
         self.source = source
         self.target = target
         self.source_ended = False
-        self._budget = budget
+        self._budget = budget if budget else None
         self._owner = owner
         self._loop = owner.loop
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def chunk(self) -> int:
-        """Bytes to read at once."""
-        raise NotImplementedError
 
     def take_in(self, limit: int) -> int:
         """Read at most ``limit`` bytes; how many came, 0 at the end. Raises OSError."""
@@ -64,7 +67,7 @@ class Direction:
 
     def start(self) -> None:
         """Begin to wait for bytes."""
-        self._loop.add_reader(self.source, self._on_readable)
+        watch(self._loop, self.source, self._on_readable)
 
     def stop(self) -> None:
         """Release everything; called once, always."""
@@ -75,11 +78,12 @@ class Direction:
         self.release()
 
     def _on_readable(self) -> None:
-        granted = self._budget.take(self.chunk, self._loop.time())
-        if not granted:
-            self._pause()
-            return
-        came = 0
+        budget, granted, came = self._budget, self.chunk, 0
+        if budget is not None:
+            granted = budget.take(granted, self._loop.time())
+            if not granted:
+                self._pause(budget)
+                return
         try:
             came = self.take_in(granted)
         except (BlockingIOError, InterruptedError):
@@ -89,14 +93,15 @@ class Direction:
             self._owner.fail(error)
             return
         finally:
-            if came < granted:
-                self._budget.give_back(granted - came)
-        self.source_ended = self.source_ended or came == 0
+            if budget is not None and came < granted:
+                budget.give_back(granted - came)
+        if not came:
+            self.source_ended = True
         self.flush(waiting=False)
 
-    def _pause(self) -> None:
+    def _pause(self, budget: Budget) -> None:
         self._loop.remove_reader(self.source)
-        wait = self._budget.wait(self.chunk, self._loop.time())
+        wait = budget.wait(self.chunk, self._loop.time())
         self._timer = self._loop.call_later(wait, self.start)
 
     def _on_writable(self) -> None:

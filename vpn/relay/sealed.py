@@ -20,28 +20,31 @@ class _Held(Direction):
     """
 
     live = 0
+    chunk = CHUNK
 
     def __init__(self, source: socket.socket, target: socket.socket, budget: Budget, owner: Owner) -> None:
         super().__init__(source, target, budget, owner)
         self.held: memoryview | bytes = b""
-        _Held.live += 1
+        self._raw = buffers.raw
+        self._receive, self._send = self.source.recv_into, self.target.send
+        _Held._count(1)
 
-    @property
-    def chunk(self) -> int:
-        """Bytes to read at once."""
-        return min(CHUNK, max(RECORD, MEMORY // _Held.live))
+    @classmethod
+    def _count(cls, more: int) -> None:
+        _Held.live += more
+        _Held.chunk = min(CHUNK, max(RECORD, MEMORY // max(1, _Held.live)))
 
     def stop(self) -> None:
         """Release everything; called once, always."""
         super().stop()
-        _Held.live -= 1
+        _Held._count(-1)
 
     def put_out(self) -> None:
         """Send what is held; what is left is copied out of the shared buffer."""
         if not self.held:
             return
         try:
-            sent = self.target.send(self.held)
+            sent = self._send(self.held)
         except BlockingIOError:
             sent = 0
         if sent == len(self.held):
@@ -60,8 +63,8 @@ class Seal(_Held):
 
     def take_in(self, limit: int) -> int:
         """Read and encrypt."""
-        raw = buffers.raw
-        count = self.source.recv_into(raw, limit)
+        raw = self._raw
+        count = self._receive(raw, limit)
         self.held = self._stream.seal(raw[:count]) if count else self._stream.seal_end()
         self.carried += count
         return count
@@ -89,11 +92,12 @@ class Unseal(_Held):
 
     def take_in(self, limit: int) -> int:
         """Read and decrypt."""
-        raw = buffers.raw
-        count = self.source.recv_into(raw, limit)
+        raw = self._raw
+        count = self._receive(raw, limit)
         if not count:
             raise TlsError("the connection was cut off")
         self.held = self._stream.unseal(raw[:count])
         self.carried += len(self.held)
-        self.source_ended = self._stream.receive_ended
+        if self._stream.receive_ended:
+            self.source_ended = True
         return count

@@ -23,15 +23,12 @@ _MOVE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 class Splice(Direction):
     """From one plain socket to another."""
 
+    chunk = PIPE_SIZE
+
     def __init__(self, source: socket.socket, target: socket.socket, budget: Budget, owner: Owner) -> None:
         super().__init__(source, target, budget, owner)
         self._pipe: tuple[int, int] | None = None
         self._held = 0
-
-    @property
-    def chunk(self) -> int:
-        """Bytes to read at once."""
-        return PIPE_SIZE
 
     def take_in(self, limit: int) -> int:
         """Move bytes into a pipe."""

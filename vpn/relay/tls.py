@@ -56,6 +56,9 @@ class TlsStream:
         self.receive_ended = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        bare = getattr(self.tls, "_sslobj", self.tls)  # where it is there, a call less for each read and write
+        self._read, self._write = bare.read, bare.write
+        self._plain = buffers.plain
         self.stepwise = False
         """Whether no byte is read beyond a record: the next may not be TLS any more."""
         self._rest = b""  # received before the pump began
@@ -142,9 +145,9 @@ class TlsStream:
 
     def seal(self, data: memoryview) -> bytes:
         """Ciphertext to send for this plaintext."""
-        offset, write = 0, self.tls.write
-        while offset < len(data):
-            offset += write(data[offset:])
+        offset, size = 0, len(data)
+        while offset < size:
+            offset += self._write(data[offset:])
         return self._outgoing.read()
 
     def seal_end(self) -> bytes:
@@ -159,10 +162,12 @@ class TlsStream:
         At most ``CHUNK`` bytes at once. Ciphertext that is due in answer (a change of keys) goes out with the next
         that is sent.
         """
-        plain, offset, read, incoming = buffers.plain, 0, self.tls.read, self._incoming
+        plain, offset, read, incoming = self._plain, 0, self._read, self._incoming
         incoming.write(data)
         try:
-            while incoming.pending or self.tls.pending():  # asked in vain, it would make an exception, at some cost
+            while (
+                incoming.pending
+            ):  # asked in vain, it would make an exception, at some cost; a read takes all of a record
                 got = read(len(plain) - offset, plain[offset:])
                 if not got:
                     self.receive_ended = True

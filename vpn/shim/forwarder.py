@@ -27,6 +27,7 @@ import msgspec
 from vpn.config import Credential
 from vpn.errors import TunnelError
 from vpn.process import first_of
+from vpn.relay.loop import run_loop
 from vpn.relay.pump import reset_on_close
 from vpn.shim import requests as q
 from vpn.shim.gate import Gate
@@ -228,4 +229,4 @@ def announce(line: Serving | Trouble) -> None:
 def main(_argv: list[str]) -> None:
     """Settings on standard input."""
     raise_file_limit()
-    asyncio.run(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)))
+    run_loop(run(msgspec.json.decode(sys.stdin.buffer.read(), type=Settings)))
