@@ -20,6 +20,7 @@ class FunctionsModel(RuleBasedStateMachine):
         self.functions = Functions(kept=2)
         self.used = []
         self.pilots = {"p": {}, "q": {}}
+        self.dropped = {"p": set(), "q": set()}
 
     @rule(key=KEYS)
     def submit(self, key):
@@ -32,6 +33,8 @@ class FunctionsModel(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(self.used))
         self.used.remove(key)
         self.functions.release(key)
+        for pilot, has in self.pilots.items():
+            self.dropped[pilot] |= {key for key in has if not self.functions.size(key)}
 
     @precondition(lambda self: self.used)
     @rule(data=st.data(), pilot=PILOTS)
@@ -42,16 +45,19 @@ class FunctionsModel(RuleBasedStateMachine):
         has = self.pilots[pilot]
         for body in bodies:  # in the order in which a pilot does it
             assert body.body == b"body of " + body.key
-            assert body.key not in has, "a function was sent to a pilot that has it"
+            assert body.key not in has or body.key in self.dropped[pilot], "sent to a pilot that has it"
+            self.dropped[pilot].discard(body.key)
             has[body.key] = body.body
         for key in forget:
             has.pop(key)
+            self.dropped[pilot].discard(key)
         assert keys <= set(has), "a task was sent without its function"
 
     @rule(pilot=PILOTS)
     def pilot_goes(self, pilot):
         self.functions.pilot_gone(pilot)
         self.pilots[pilot] = {}
+        self.dropped[pilot].clear()
 
     @invariant()
     def bounded(self):
