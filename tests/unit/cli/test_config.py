@@ -290,3 +290,11 @@ def test_a_tunnel_told_by_flags(capsys):
     assert (status, error.splitlines()) == (
         2, ["hpcq: --no-tls means nothing in mode openconnect: it is for relay and socks"],
     )  # fmt: skip
+
+
+def test_where_queues_have_their_files(files, monkeypatch):
+    files["user"].write_text('[queue]\nstate_dir = "queues"\n')
+    assert config.resolve_queue().values["state_dir"] == files["user"].parent / "queues"
+    monkeypatch.setenv("HPCQ_STATE_DIR", "/scratch/me")
+    assert str(config.resolve_queue().values["state_dir"]) == "/scratch/me"
+    assert config.resolve_queue({"state_dir": "/given"}).values["state_dir"] == "/given"
