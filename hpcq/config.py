@@ -27,23 +27,25 @@ SYSTEM_FILE = Path("/etc/hpcq/config.toml")
 
 _TEXTS = (
     "batch", "partition", "account", "qos", "constraint", "reservation", "mail", "job_name", "vpn", "gateway",
-    "cvmfs", "cvmfs_proxy", "connection",
+    "cvmfs", "cvmfs_proxy", "connection", "server", "user", "servercert",
 )  # fmt: skip
 _SIZES = ("memory", "disk", "cache_size", "walltime", "manager_timeout", "drain_timeout", "cvmfs_quota")
-_PATHS = ("template", "environment", "scratch", "cvmfs_cache")
-_LISTS = ("options", "modules", "setup", "epilogue", "require", "cvmfs_image", "cvmfs_server", "cvmfs_key")
+_PATHS = (
+    "template", "environment", "scratch", "cvmfs_cache", "password_file", "certificate", "sslkey",
+)  # fmt: skip
+_LISTS = ("options", "modules", "setup", "epilogue", "require", "direct", "cvmfs_image", "cvmfs_server", "cvmfs_key")
 KINDS: dict[str, str] = {
     **dict.fromkeys(_TEXTS, "text"),
     **dict.fromkeys(_SIZES, "size"),
     **dict.fromkeys(_PATHS, "path"),
-    **dict.fromkeys(("count", "nodes", "cores", "gpus"), "number"),
+    **dict.fromkeys(("count", "nodes", "cores", "gpus", "mtu"), "number"),
     **dict.fromkeys(_LISTS, "list"),
-    "exclusive": "flag",
+    **dict.fromkeys(("exclusive", "dtls", "tls"), "flag"),
     "variables": "table",
 }
 """Every setting and what it is: text, number, size (text or number), path, list of texts, flag, table of texts."""
 
-QUEUE_KINDS = {"address": "text", "interface": "text", "port": "port", "journal": "journal"}
+QUEUE_KINDS = {"address": "text", "interface": "text", "port": "port", "journal": "journal", "state_dir": "path"}
 """The same for queues: what `Queue` takes by these names. Of address and interface the last that is given counts."""
 
 DEFAULTS: dict[str, Any] = {"batch": "local", "count": 1, "nodes": 1, "cores": 1}

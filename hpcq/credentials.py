@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from hpcq import messages as m
-from hpcq import transport
+from hpcq import servers, transport
 from hpcq.roster import Entry
-from vpn import Choice, GatewayClient, VpnError, gateway_names
+from vpn import Choice, GatewayClient, VpnError
 
 log = logging.getLogger("hpcq.manager")
 
@@ -35,7 +35,12 @@ class Credentials(Protocol):
 
 
 class GatewayCredentials:
-    """Asks the gateway of the same user on this host, by name, over its control socket."""
+    """Asks the gateway of the same user on this host, by name, over its control socket; at a server of the user's own
+    every pilot is whom the queue keeps for it.
+    """
+
+    def __init__(self, queue: str) -> None:
+        self._queue = queue
 
     def issue(self, gateway: str, label: str, deadline: float) -> tuple[str, bytes]:
         """A new one-login credential's user name, and the credential as bytes.
@@ -43,6 +48,9 @@ class GatewayCredentials:
         Raises:
             VpnError: no such gateway is running here, or it refused, or does not answer.
         """
+        if servers.is_server(gateway):
+            kept = servers.credential(self._queue, gateway)
+            return kept.username, kept.to_bytes()
         credential = GatewayClient(gateway).issue(label, deadline)
         return credential.username, credential.to_bytes()
 
@@ -52,7 +60,8 @@ class GatewayCredentials:
         Raises:
             VpnError: the gateway does not answer.
         """
-        GatewayClient(gateway).revoke(username)
+        if not servers.is_server(gateway):
+            GatewayClient(gateway).revoke(username)
 
 
 class CredentialDesk:
@@ -86,7 +95,7 @@ class CredentialDesk:
 
     async def _obtain(self, entry: Entry) -> tuple[str, str, bytes]:
         """The gateway, a user name there, and the credential; raises what the gateways said, each its own."""
-        order = self._choice.order(gateway_names(entry.gateway), entry.tunnel_gateway, _now())
+        order = self._choice.order(servers.gateways_of(entry.gateway), entry.tunnel_gateway, _now())
         problems: list[str] = []
         for gateway in order:
             deadline = LAST if gateway == order[-1] else QUICK

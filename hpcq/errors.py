@@ -27,7 +27,7 @@ class StateError(HpcqError, OSError):
 
     def __str__(self) -> str:
         full = self.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "; make room, or set XDG_STATE_HOME to another place" if full else ""
+        advice = "; make room, or set HPCQ_STATE_DIR to another place" if full else ""
         return f"cannot write {self.filename}: {self.strerror}{advice}"
 
 

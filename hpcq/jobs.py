@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hpcq import config
+from hpcq import config, servers
 from hpcq.batch import records
 from hpcq.batch.base import BatchJob, BatchSystem, JobState, JobStatus, PartlySubmittedError, get_batch_system
 from hpcq.batch.request import pilot_request
@@ -70,7 +70,9 @@ class JobWatch:
             batch = options.pop("batch")
         batch = batch or "local"
         try:
-            jobs = get_batch_system(batch).submit(pilot_request(self._queue, batch, count, options))
+            request = pilot_request(self._queue, batch, count, options)
+            servers.keep(self._queue, options)
+            jobs = get_batch_system(batch).submit(request)
         except (PartlySubmittedError, KeyboardInterrupt):  # what was submitted is on record
             found = self._submitted()
             self._manager.call(lambda: self.follow(found))

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from hpcq import addresses, config, flow, lock, state_dir
+from hpcq import addresses, config, flow, lock
+from hpcq import state_dir as places
 from hpcq.credentials import GatewayCredentials
 from hpcq.dispatch import Finished
 from hpcq.errors import QueueClosedError, SerializationError, UsageError
@@ -52,11 +53,14 @@ class Queue:
     Args:
         name: how ``hpcq submit-pilots --name`` calls it: letters, digits and ``._-``; made up when not given.
         address: the address or name to listen on; all of this host's when not given, and pilots try them in turn.
-            This, ``interface``, ``port``, ``journal`` can be set in ``config.toml`` too, or by ``HPCQ_ADDRESS`` …
+            This, ``interface``, ``port``, ``journal``, ``state_dir`` can be set in ``config.toml`` too, or by
+            ``HPCQ_ADDRESS`` …
         interface: the network interface (``"ib0"``) whose address to listen on, instead.
         port: the port, or a range (``"20000-20100"``) of which the first free one is taken; any free one when 0.
         journal: note what becomes of each task and pilot, for ``hpcq report``: True (in the queue's directory: give it
             a name) or a path. Not unless it is asked for.
+        state_dir: a directory that the compute nodes see; the queue's files go to ``state_dir/name``, else to
+            ``~/.local/state/hpcq/name``. The command line is told by ``--state-dir``.
         keep_pilots: leave batch jobs alone at the end; their pilots wait for a program with the same queue name.
         speculate: give a task that has run this many times longer than others of its category (or function) did a copy
             on another pilot, where there is room; the first result counts. Never by default: a task may run twice.
@@ -74,11 +78,12 @@ class Queue:
         interface: str | None = None,
         port: int | str | Sequence[int] | None = None,
         journal: bool | str | os.PathLike[str] | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
         keep_pilots: bool = False,
         speculate: float | None = None,
     ) -> None:
         _check_speculate(speculate)
-        given = {"address": address, "interface": interface, "port": port, "journal": journal}
+        given = {"address": address, "interface": interface, "port": port, "journal": journal, "state_dir": state_dir}
         settings = config.resolve_queue(given).values
         where = addresses.place(settings.get("address"), settings.get("interface"))
         candidates = addresses.ports(settings["port"])
@@ -93,11 +98,9 @@ class Queue:
         self._closed = False
         self._journal: Journal | None = None
         self._owner = os.getpid()
-        state_dir.ensure_queue_dir(self.name)
-        self._lock = lock.QueueLock(state_dir.lock_file(self.name))
-        self._lock.take(self.name)
+        self._take_place(settings.get("state_dir"))
         try:
-            self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(), speculate)
+            self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(self.name), speculate)
             self._packer = Packer(self._manager.depot.shelf)
             self.connection = self._manager.start(*where, candidates)
             try:
@@ -111,9 +114,25 @@ class Queue:
                 self._manager.stop(0)
                 raise
         except BaseException:
-            self._lock.release()
+            self._leave_place()
             raise
         atexit.register(self.close)
+
+    def _take_place(self, given: object) -> None:
+        """Lock the queue's directory; from then on its files are found by its name."""
+        root = None if given is None else places.absolute(given)
+        directory = places.ensure_queue_dir(self.name, root or places.state_root())
+        self._lock = lock.QueueLock(places.lock_in(directory))
+        self._lock.take(self.name)
+        try:
+            places.place(self.name, root)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _leave_place(self) -> None:
+        places.leave(self.name)
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -334,6 +353,8 @@ class Queue:
         ``"32GB"``), ``gpus``, ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``,
         ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway`` (``"a,b"``), ``require``, ``scratch``,
+        ``direct`` (networks reached from the node itself), ``dtls``, ``mtu`` and ``tls`` of the tunnel; ``server``,
+        ``user``, ``servercert``, ``password_file``, ``certificate``, ``sslkey``: a VPN server of your own;
         ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
         ``cvmfs_cache``, ``cvmfs_quota``, ``connection`` (``"inline"``: nodes need not see our files), ``cache_size``,
         ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is given here (see
@@ -463,7 +484,7 @@ class Queue:
         atexit.unregister(self.close)
         try:
             with contextlib.suppress(OSError):
-                state_dir.connection_file(self.name).unlink()
+                places.connection_file(self.name).unlink()
             self._scaling.stop()
             self._jobs.stop()
             if self._journal is not None:
@@ -475,14 +496,14 @@ class Queue:
                 self._jobs.cancel_all()
         finally:
             self._fail(QueueClosedError("it was closed"))
-            self._lock.release()
+            self._leave_place()
             self._remove_if_temporary()
 
     def _remove_if_temporary(self) -> None:
         if self._temporary and not self.keep_pilots:
             if not self._jobs.any_left:
-                shutil.rmtree(state_dir.queue_dir(self.name), ignore_errors=True)
-            state_dir.identity_file(self.name).unlink(missing_ok=True)  # nobody will trust its keys again
+                shutil.rmtree(places.queue_dir(self.name), ignore_errors=True)
+            places.identity_file(self.name).unlink(missing_ok=True)  # nobody will trust its keys again
 
     def __repr__(self) -> str:
         return f"<hpcq.Queue {self.name!r} port {self.connection.port} {'closed' if self._closed else 'open'}>"

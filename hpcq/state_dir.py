@@ -1,9 +1,10 @@
 """Where hpcq keeps its files, and how a private one is written.
 
-``$XDG_STATE_HOME/hpcq/<queue>/`` (else ``~/.local/state/hpcq/<queue>/``) holds a queue's connection file,
-its keys and its batch jobs. Here are the paths only: what is in the files belongs to the modules that write
-them. Nothing is created by asking for a path; ``ensure_*`` make directories with mode 0700, ``write_private``
-makes files with 0600.
+``<root>/<queue>/`` holds a queue's connection file, its keys and its batch jobs. The root is that of the queue, if it
+is one of this process and has its own (``Queue(state_dir=…)``: see `place`); else what the command line was given
+(`use`); else ``$HPCQ_STATE_DIR``, else ``$XDG_STATE_HOME/hpcq``, else ``~/.local/state/hpcq``. Here are the paths only:
+what is in the files belongs to the modules that write them. Nothing is created by asking for a path; ``ensure_*`` make
+directories with mode 0700, ``write_private`` makes files with 0600.
 """
 
 from __future__ import annotations
@@ -21,13 +22,75 @@ MAX_NAME_LENGTH = 64
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", re.ASCII)
 
 
+_used: Path | None = None
+_placed: dict[str, Path] = {}
+"""Where queues of this process are that were told where; also after their end, when their jobs are asked about."""
+_open: set[str] = set()
+"""Queues that this process serves."""
+
+
+def use(root: Path | None) -> None:
+    """Have every queue under ``root`` from now on, unless it was told where; None: where it is by itself."""
+    global _used  # noqa: PLW0603 - one place for the whole process, as with a working directory
+    _used = None if root is None else absolute(root)
+
+
+def absolute(root: object) -> Path:
+    """A directory that the user named: absolute, ``~`` filled in.
+
+    Raises:
+        UsageError: it is not a path, or there is no such home directory.
+    """
+    if not isinstance(root, str | os.PathLike) or not isinstance(text := os.fspath(root), str) or not text:
+        raise UsageError(f"the state directory must be a path, not {root!r}")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"state directory {text}: there is no such home directory") from None
+
+
+def place(name: str, root: Path | None) -> None:
+    """Note that this process serves queue ``name`` with its files under ``root`` (None: `state_root`), until `leave`.
+
+    Raises:
+        UsageError: it serves another queue of that name, elsewhere.
+    """
+    if name in _open:
+        raise UsageError(f"this program serves a queue {name!r} already, in {queue_dir(name)}; use another name")
+    _open.add(name)
+    if root is None:
+        _placed.pop(name, None)
+    else:
+        _placed[name] = root
+
+
+def leave(name: str) -> None:
+    """Note that this process does not serve queue ``name`` any more."""
+    _open.discard(name)
+
+
 def state_root() -> Path:
-    """Return the directory that holds every queue's directory."""
+    """Return the directory that holds every queue's directory, but of those that were told where."""
+    if _used is not None:
+        return _used
+    if given := os.environ.get("HPCQ_STATE_DIR", ""):
+        return absolute(given)
+    return _own_root()
+
+
+def _own_root() -> Path:
     configured = os.environ.get("XDG_STATE_HOME", "")
     # The XDG rules say that a relative value is to be ignored: it would mean another place in every
     # directory.
     base = Path(configured) if Path(configured).is_absolute() else home() / ".local" / "state"
     return base / "hpcq"
+
+
+def _is_own(root: Path) -> bool:
+    try:
+        return root == _own_root()
+    except UsageError:  # no home
+        return False
 
 
 def home() -> Path:
@@ -59,7 +122,7 @@ def check_queue_name(name: str) -> str:
 
 def queue_dir(name: str) -> Path:
     """Return the directory of a queue's files; the name is checked."""
-    return state_root() / check_queue_name(name)
+    return (_placed.get(name) or state_root()) / check_queue_name(name)
 
 
 def connection_file(name: str) -> Path:
@@ -74,7 +137,12 @@ def identity_file(name: str) -> Path:
 
 def lock_file(name: str) -> Path:
     """Return the path of the file that is locked while a program serves a queue."""
-    return queue_dir(name) / "manager.lock"
+    return lock_in(queue_dir(name))
+
+
+def lock_in(directory: Path) -> Path:
+    """Return the same of a queue whose directory this is."""
+    return directory / "manager.lock"
 
 
 def jobs_dir(name: str) -> Path:
@@ -91,11 +159,23 @@ def known_queues() -> list[str]:
     return sorted(e.name for e in entries if _QUEUE_NAME.fullmatch(e.name) and len(e.name) <= 64 and e.is_dir())
 
 
-def ensure_queue_dir(name: str) -> Path:
-    """Make and return ``queue_dir(name)``, mode 0700."""
+def ensure_queue_dir(name: str, root: Path | None = None) -> Path:
+    """Make and return ``queue_dir(name)``, or its like under ``root``; mode 0700.
+
+    The directory above it is made private only if it is hpcq's own: one that the user named may be for others too.
+
+    Raises:
+        UsageError: the name or the place cannot be used, or somebody else's directory is there.
+    """
     check_queue_name(name)
-    ensure_private_dir(state_root())
-    return ensure_private_dir(queue_dir(name))
+    above = root or _placed.get(name) or state_root()
+    is_own = _is_own(above)
+    if is_own:
+        ensure_private_dir(above)
+    made = ensure_private_dir(above / name)
+    if not is_own and made.stat().st_uid != os.geteuid():
+        raise UsageError(f"{made} belongs to another user: use another name or another state directory")
+    return made
 
 
 def ensure_jobs_dir(name: str) -> Path:
@@ -119,7 +199,7 @@ def ensure_private_dir(path: Path) -> Path:
     except OSError as error:
         raise UsageError(
             f"cannot make the directory {path}: {error.strerror}; "
-            "set XDG_STATE_HOME to a place you can write to and that the compute nodes see"
+            "give another state directory (HPCQ_STATE_DIR), which you can write to and the compute nodes see"
         ) from error
     return path
 

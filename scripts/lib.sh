@@ -9,7 +9,7 @@
 HPCQ_CLONE="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 HPCQ_SERIES="$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo 3.11)"
 HPCQ_PACKAGES=(
-    slirp4netns openconnect ocserv xrootd-server xrootd-client slurm-wlm slurm-wlm-torque munge iproute2 nftables
+    slirp4netns openconnect ocserv xrootd-server xrootd-client slurm-wlm slurm-wlm-torque munge iproute2 nftables iptables
     iputils-ping squashfuse squashfs-tools microsocks openssh-server openssh-client ocproxy passt busybox-static curl
     python3-venv gcc libc6-dev libpython$HPCQ_SERIES-testsuite
 )

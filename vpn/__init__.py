@@ -15,7 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vpn.capabilities import Capabilities, examine
-    from vpn.config import MODES, WITHOUT_CREDENTIAL, Credential, Secret, TunnelConfig
+    from vpn.command import read_password
+    from vpn.config import (
+        MODES,
+        WITHOUT_CREDENTIAL,
+        Credential,
+        Login,
+        Secret,
+        TunnelConfig,
+        as_flag,
+        check_honoured,
+        check_mtu,
+        read_secret,
+        server_credential,
+        split_networks,
+    )
     from vpn.cvmfs.settings import Cvmfs, make_cvmfs, whole_image
     from vpn.errors import GatewayError, TunnelError, UsageError, VpnError
     from vpn.gateway.choice import Choice, gateway_names
@@ -34,6 +48,14 @@ _HOMES = {
     "Credential": "vpn.config",
     "Secret": "vpn.config",
     "TunnelConfig": "vpn.config",
+    "Login": "vpn.config",
+    "read_password": "vpn.command",
+    "read_secret": "vpn.config",
+    "server_credential": "vpn.config",
+    "as_flag": "vpn.config",
+    "check_honoured": "vpn.config",
+    "check_mtu": "vpn.config",
+    "split_networks": "vpn.config",
     "Cvmfs": "vpn.cvmfs.settings",
     "make_cvmfs": "vpn.cvmfs.settings",
     "whole_image": "vpn.cvmfs.settings",
@@ -63,6 +85,7 @@ __all__ = [
     "Cvmfs",
     "GatewayClient",
     "GatewayError",
+    "Login",
     "ProbeResult",
     "Process",
     "Secret",
@@ -72,10 +95,17 @@ __all__ = [
     "TunnelInfo",
     "UsageError",
     "VpnError",
+    "as_flag",
+    "check_honoured",
+    "check_mtu",
     "examine",
     "gateway_names",
     "make_cvmfs",
     "open_session",
+    "read_password",
+    "read_secret",
+    "server_credential",
+    "split_networks",
     "temporary_gateway",
     "whole_image",
 ]

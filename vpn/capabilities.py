@@ -75,6 +75,7 @@ async def examine(server: tuple[Sequence[str], int] | None = None, against: str 
         checks = await _kernel_checks(keeper.client)
         for name in PACKAGES:
             checks.append(await _program(keeper.client, name))
+    checks.append(_cvmfsexec())
     checks += [_shim(name) for name in SHIMS]
     checks += [_compiler(), await check_loopback(), await check_dns(), *(check() for check in SURROUNDINGS)]
     checks.append(await asyncio.to_thread(_clock, against))
@@ -151,6 +152,12 @@ async def _program(keeper: Client, name: str) -> Check:
     except (OSError, TimeoutError) as error:
         return Check(name, False, f"{path} cannot be run: {error}")
     return Check(name, True, f"{version_in(text) or 'of unknown version'} ({path})")
+
+
+def _cvmfsexec() -> Check:
+    path = shutil.which("cvmfsexec", path=search_path())  # not run: it has no version to tell, and may unpack itself
+    advice = "cvmfsexec was not found on PATH: for --cvmfs without cvmfs2, get it from github.com/cvmfs/cvmfsexec"
+    return Check("cvmfsexec", path is not None, path or advice)
 
 
 def version_in(text: str) -> str:

@@ -25,11 +25,13 @@ from vpn.config import (
     Credential,
     Login,
     Mode,
-    Secret,
     TunnelConfig,
     as_json,
-    check_pin,
+    check_honoured,
     parse_server,
+    read_secret,
+    server_credential,
+    split_networks,
 )
 from vpn.cvmfs.options import cvmfs_options
 from vpn.cvmfs.settings import Cvmfs
@@ -79,7 +81,9 @@ def cli() -> None:
     show_default=True,
     help="How the tunnel is made.",
 )
-@click.option("--gateway", metavar="NAME,…", help="A gateway on this host, the first to answer [default: default].")
+@click.option(
+    "--gateway", metavar="NAME|HOST:PORT,…", help="A gateway of yours, the first to answer [default: default]."
+)
 @click.option("--credential", type=click.Path(path_type=Path), help="A credential file of `vpn gateway credential`.")
 @click.option("--server", metavar="HOST:PORT", help="Any AnyConnect server; the password is the first line of stdin.")
 @click.option("--servercert", metavar="PIN", help="The server's key: pin-sha256:…")
@@ -100,10 +104,12 @@ def cli() -> None:
     show_default=True,
     help="Bring-up, in seconds.",
 )
-@click.option("--dtls/--no-dtls", default=None, help="UDP, or TLS alone [default: what is faster at this server].")
-@click.option("--mtu", type=int, default=0, help="Ask the server for this MTU, in bytes.")
+@click.option("--dtls/--no-dtls", default=None, help="openconnect: UDP, or TLS alone [default: what is faster].")
+@click.option("--mtu", type=int, default=0, help="openconnect: ask the server for this MTU, in bytes.")
 @click.option("--socks", metavar="HOST:PORT", help="A SOCKS5 server for mode socks, such as that of ssh -D.")
-@click.option("--direct", multiple=True, metavar="NETWORK", help="Reached from this node itself (modes relay, socks).")
+@click.option(
+    "--direct", multiple=True, metavar="NETWORK,…", help="Reached from this node itself, as all is in slirp and none."
+)
 @click.option("--tls/--no-tls", default=True, help="Encrypt what the command sends to the gateway (relay, socks).")
 @cvmfs_options
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
@@ -135,7 +141,9 @@ def run(
     """Run COMMAND inside a tunnel; the exit status is the command's, 128+N for a signal."""
     for target in require:
         check_target(target)
-    networks = tuple(network for text in direct for network in text.split(","))
+    where = {"server": server, "gateway": gateway, "credential": credential}
+    check_honoured(mode, {"dtls": dtls, "mtu": mtu, "socks": socks, "tls": tls, **where})
+    networks = split_networks(direct)
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
     with ExitStack() as stack:
@@ -181,13 +189,8 @@ def _credential(
         return read_credential(file)
     address, pin, user = server
     if address is not None:
-        if pin is None or (user is None and login.needs_user):
-            raise UsageError(
-                "--server needs --servercert pin-sha256:… and --user, or --cookie-on-stdin or --certificate"
-            )
-        host, port = parse_server(address)
-        secret = read_password() if user is not None or login.cookie else ""
-        return Credential((host,), port, check_pin(pin), user or "", Secret(secret), login=login)
+        server_credential(address, pin, user, "", login)  # refuse what is wrong before anybody is asked
+        return server_credential(address, pin, user, read_password() if user or login.cookie else "", login)
     client, credential = issue_from(gateway or "", f"vpn run, pid {os.getpid()} on {socket.gethostname()}")
     stack.callback(_revoke, client, credential.username)
     return credential
@@ -200,8 +203,6 @@ def _absolute(file: Path | None) -> str:
 def _check_login(server: str | None, login: Login, user: str | None) -> None:
     if server is None and login != Login():
         raise UsageError("--cookie-on-stdin, --certificate and --sslkey are for --server")
-    if login.key and not login.certificate:
-        raise UsageError("--sslkey is the key of --certificate, which is missing")
     if login.cookie and (user or login.certificate):
         raise UsageError("--cookie-on-stdin is a login by itself: without --user and --certificate")
 
@@ -215,13 +216,7 @@ def _revoke(client: GatewayClient, username: str) -> None:
 
 def read_credential(file: Path) -> Credential:
     """A credential file; it must be nobody else's business."""
-    try:
-        mode, data = file.stat().st_mode, file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
-    if mode & 0o077:
-        raise UsageError(f"{file} can be read by others; make it private: chmod 600 {file}")
-    return Credential.from_bytes(data)
+    return Credential.from_bytes(read_secret(file))
 
 
 @cli.group("gateway", cls=OneLineErrors, invoke_without_command=True)
@@ -326,6 +321,8 @@ def _show(report: control.Report) -> None:
     )
     if report.refusal:
         click.echo(f"openconnect is not offered: {report.refusal}")
+    if report.restarts:
+        click.echo(f"processes started again since then: {report.restarts}, the last after {report.last_end}")
     click.echo(f"key {report.pin}, name servers {' '.join(report.dns)}")
     click.echo(f"its log and access.log are in {state_directory(report.name)}")
     for pilot in report.pilots:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import msgspec
@@ -20,6 +22,16 @@ from vpn.errors import UsageError
 Mode = Literal["auto", "relay", "openconnect", "socks", "slirp", "prototype", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 WITHOUT_CREDENTIAL: tuple[Mode, ...] = ("slirp", "none")
+HONOURED: dict[str, tuple[object, tuple[Mode, ...]]] = {
+    "dtls": (None, ("openconnect", "auto")),
+    "mtu": (0, ("openconnect", "auto")),
+    "tls": (True, ("relay", "socks", "auto")),
+    "socks": (None, ("socks", "auto")),
+    "server": (None, ("openconnect", "prototype", "auto")),
+    "gateway": (None, ("relay", "openconnect", "socks", "prototype", "auto")),
+    "credential": (None, ("relay", "openconnect", "socks", "prototype", "auto")),
+}
+"""Settings that mean something in these modes only, ``auto`` where it chooses one of them; and their defaults."""
 
 _PIN = re.compile(r"pin-sha256:[A-Za-z0-9+/]{43}=")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?")
@@ -64,12 +76,15 @@ class _Wire(msgspec.Struct, omit_defaults=True):
     relay_port: int = 0
     mtu: int = 0
     dtls: bool = True
+    certificate: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
 class Login:
     """How to log in other than by user and password: with a session's ``cookie`` (then it is what ``password`` holds),
-    or a client ``certificate`` and its ``key``, PEM files of this host; with a user name, by password as well.
+    or a client ``certificate`` and its ``key``, PEM files that the host of the tunnel sees; with a user name, by
+    password as well.
     """
 
     cookie: bool = False
@@ -118,10 +133,11 @@ class Credential:
 
     def to_bytes(self) -> bytes:
         """JSON with the password in it: for an encrypted channel or a 0600 file only."""
-        _require(self.login.needs_user, "a cookie or a certificate is for this host: it cannot be sent to others")
+        _require(not self.login.cookie, "a cookie is for this host: it cannot be sent to others")
         wire = _Wire(
             list(self.addresses), self.port, self.pin, self.username, self.password.reveal(),
             relay_port=self.relay_port, mtu=self.mtu, dtls=self.dtls,
+            certificate=self.login.certificate, key=self.login.key,
         )  # fmt: skip
         return msgspec.json.encode(wire)
 
@@ -134,7 +150,7 @@ class Credential:
             raise UsageError("not a credential of a gateway (or one of another version)") from None
         return cls(
             tuple(wire.addresses), wire.port, wire.pin, wire.username, Secret(wire.password),
-            wire.relay_port, wire.mtu, wire.dtls,
+            wire.relay_port, wire.mtu, wire.dtls, Login(False, wire.certificate, wire.key),
         )  # fmt: skip
 
 
@@ -146,7 +162,8 @@ class TunnelConfig:
     for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
     before the tunnel counts as lost; ``probe_interval`` is how often a quiet one is asked for a sign of life. ``dtls``
     and ``mtu`` are asked of the server (None, 0: what its credential says).
-    ``direct`` are networks reached from the node itself. ``socks`` is a SOCKS5 server to use instead of a gateway's.
+    ``direct`` are networks reached from the node itself, as everything is in modes slirp and none. ``socks`` is a
+    SOCKS5 server to use instead of a gateway's.
     Without ``tls``, modes relay and socks leave what programs send as it is; who they are is encrypted all the same.
     """
 
@@ -175,8 +192,43 @@ class TunnelConfig:
         check_mtu(self.mtu)
         for server in self.dns:
             check_address(server)
-        for network in self.direct:
-            check_network(network)
+        object.__setattr__(self, "direct", tuple(check_network(network) for network in self.direct))
+
+
+def as_flag(name: str, value: object) -> str:
+    """A setting as it is asked for on a command line."""
+    return f"--no-{name}" if value is False else f"--{name}"
+
+
+def check_honoured(mode: str, given: Mapping[str, object], shown: Callable[[str, object], str] = as_flag) -> None:
+    """Refuse settings that a mode would have to ignore; raises UsageError, which names the setting, as ``shown``, and
+    the mode.
+    """
+    for name, (default, modes) in HONOURED.items():
+        value = given.get(name, default)
+        if value != default and mode not in modes:
+            *some, last = (other for other in modes if other != "auto")
+            others = f"{', '.join(some)} and {last}" if some else last
+            raise UsageError(f"{shown(name, value)} means nothing in mode {mode}: it is for {others}")
+
+
+def server_credential(server: str, pin: str | None, user: str | None, secret: str, login: Login) -> Credential:
+    """Who to be at any AnyConnect server, HOST:PORT; raises UsageError for what is missing or cannot be."""
+    _require(not login.key or bool(login.certificate), "--sslkey is the key of --certificate, which is missing")
+    if pin is None or (user is None and login.needs_user):
+        raise UsageError("--server needs --servercert pin-sha256:… and --user, or --cookie-on-stdin or --certificate")
+    host, port = parse_server(server)
+    return Credential((host,), port, pin, user or "", Secret(secret), login=login)
+
+
+def read_secret(file: Path) -> bytes:
+    """A file that must be nobody else's business; raises UsageError."""
+    try:
+        mode, data = file.stat().st_mode, file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    _require(not mode & 0o077, f"{file} can be read by others; make it private: chmod 600 {file}")
+    return data
 
 
 def check_port(port: int) -> int:
@@ -211,6 +263,11 @@ def check_network(text: str) -> str:
         return str(ipaddress.ip_network(text, strict=False))
     except ValueError:
         raise UsageError(f"{text!r} is not a network (192.0.2.0/24, 2001:db8::/32)") from None
+
+
+def split_networks(texts: Iterable[str]) -> tuple[str, ...]:
+    """Networks of lists ``NETWORK,…``."""
+    return tuple(check_network(network.strip()) for text in texts for network in text.split(","))
 
 
 def parse_server(text: str, default_port: int = 443) -> tuple[str, int]:

@@ -43,12 +43,12 @@ from vpn.messages import (
     Stage,
     WriteFile,
 )
-from vpn.refusals import explain_nat, explain_tun, explain_unshare
+from vpn.redirect import redirect
+from vpn.refusals import explain_tun, explain_unshare
 from vpn.roots import stage
 from vpn.spawn import leave_terminal_alone, raise_file_limit
 
 LISTEN_BACKLOG = 4096
-_NFT_IPV4, _NFT_IPV6 = 2, 10  # NFPROTO_*
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 # Where a tmpfs may cover what is there: no site keeps data or programs in /sys, as some do in /mnt.
@@ -110,11 +110,7 @@ class Holder(Keeper):
 
     def on_redirect(self, message: Redirect, _fds: list[int]) -> None:
         """The rule of nat; it lasts as long as the namespace."""
-        number = _NFT_IPV6 if message.six else _NFT_IPV4
-        try:
-            netlink.perform(netlink.NETFILTER, netlink.redirect(number, "relay", message.device, message.port))
-        except OSError as error:
-            raise TunnelError("tunnel", explain_nat(error, six=message.six)) from None
+        redirect(message.device, message.port, six=message.six)
         self.report(Done(message.id))
 
     def on_resolve(self, message: Resolve, _fds: list[int]) -> None:

@@ -26,6 +26,8 @@ PACKAGES = {
     "slirp4netns": Package("slirp4netns", "slirp4netns"),
     "pasta": Package("passt", "passt"),
     "nft": Package("nftables", "nftables"),
+    "iptables": Package("iptables", "iptables"),
+    "cvmfs2": Package("cvmfs (of CERN's repository)", "cvmfs (of CERN's repository)"),
     "squashfuse": Package("squashfuse", "squashfuse (EPEL)"),
 }
 

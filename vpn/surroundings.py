@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import platform
 import shutil
@@ -30,6 +31,9 @@ SCRATCH_WANTED = 1 << 30  # bytes: less is named as too little
 CLOCK_WANTED = 60.0  # seconds a clock may differ: certificates and tokens bear no more
 _UNSYNCHRONISED = 0x0040  # STA_UNSYNC of adjtimex(2)
 _IP_MTU, _IPV6_MTU = 14, 24
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DO = 10, 23, 2
+_NOBODY = 44444  # a UDP port where nobody listens, as tracepath(8) uses it: a host says so, and thereby that we arrived
+_LONGEST_DATAGRAM = 65507
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -148,7 +152,7 @@ async def check_servers(hosts: Sequence[str], port: int) -> list[Check]:
 
 
 async def check_server(host: str, port: int) -> list[Check]:
-    """A gateway as seen from here: TCP, the route's MTU, and whether UDP is refused."""
+    """A gateway as seen from here: TCP, the packets that fit on the way, and whether UDP is refused."""
     loop = asyncio.get_running_loop()
     where = f"{host} port {port}"
     try:
@@ -157,22 +161,53 @@ async def check_server(host: str, port: int) -> list[Check]:
         with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
             async with asyncio.timeout(ANSWER_DEADLINE):
                 await loop.sock_connect(sock, address)
-            mtu = _mtu(sock)
     except TimeoutError:
         return [Check("gateway", False, f"{where}: no answer; a firewall may drop it")]
     except OSError as error:
         return [Check("gateway", False, f"{where}: {error.strerror or error}; is it running?")]
-    udp = await _udp(family, address)
+    udp, mtu = await asyncio.gather(_udp(family, address), _mtu(family, str(address[0])))
     return [
         Check("gateway", True, f"{where} accepts connections"),
-        Check("gateway mtu", True, f"{mtu} bytes by the route"),
-        Check("gateway udp", not udp, udp or "not refused; whether it arrives only a tunnel can tell"),
+        Check("gateway mtu", True, mtu),
+        Check("gateway udp", not udp, udp or "nothing refuses it; that it arrives only a tunnel shows (`hpcq doctor`)"),
     ]
 
 
-def _mtu(sock: socket.socket) -> int:
-    six = sock.family == socket.AF_INET6
-    return sock.getsockopt(socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP, _IPV6_MTU if six else _IP_MTU)
+async def _mtu(family: int, address: str) -> str:
+    """The longest packet that gets there, by datagrams that may not be cut up: routers say what is too long."""
+    six = family == socket.AF_INET6
+    level, ask = (socket.IPPROTO_IPV6, _IPV6_MTU) if six else (socket.IPPROTO_IP, _IP_MTU)
+    heads = 48 if six else 28  # of IP and UDP
+    loop, mtu = asyncio.get_running_loop(), 0
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+        sock.setsockopt(level, _IPV6_MTU_DISCOVER if six else _IP_MTU_DISCOVER, _PMTUDISC_DO)
+        try:
+            await loop.sock_connect(sock, (address, _NOBODY))
+            while (shorter := sock.getsockopt(level, ask)) != mtu:
+                mtu = shorter
+                told = await _arrives(sock, min(mtu - heads, _LONGEST_DATAGRAM))
+                if told is not None:
+                    return f"{mtu} bytes arrive" if told else f"{mtu} bytes: no router on the way says it is too much"
+        except OSError as error:
+            return f"{mtu} bytes by the route; not tried: {error.strerror}"
+    return f"{mtu} bytes by the route; routers on the way contradict each other"
+
+
+async def _arrives(sock: socket.socket, size: int) -> bool | None:
+    """Whether a datagram arrives: True when its host says so, False when nobody says anything, None: it is too long."""
+    try:
+        sock.send(bytes(size))
+        async with asyncio.timeout(1):
+            await asyncio.get_running_loop().sock_recv(sock, 1)
+    except TimeoutError:
+        return False
+    except ConnectionRefusedError:
+        return True
+    except OSError as error:
+        if error.errno != errno.EMSGSIZE:
+            raise
+        return None
+    return True
 
 
 async def _udp(family: int, address: object) -> str:

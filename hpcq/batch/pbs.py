@@ -92,8 +92,8 @@ class PbsBatch(BatchSystem):
             raise UsageError("a reservation of PBS is a queue of its own: leave partition out")
         if ":" in str(state_dir.jobs_dir(request.queue)):
             raise UsageError(
-                f"qsub would take the state directory {state_dir.state_root()} for a host and a path: set "
-                "XDG_STATE_HOME to one without a colon"
+                f"qsub would take {state_dir.queue_dir(request.queue)} for a host and a path: set "
+                "HPCQ_STATE_DIR to a directory without a colon"
             )
         if request.inline and request.nodes > 1:
             raise UsageError("connection inline reaches the first node of a PBS job only: use jobs of one node")
@@ -228,7 +228,7 @@ class TorqueBatch(PbsBatch):
             # Slurm's qsub hands its arguments to a shell as they are.
             if _SAFE_PATH.fullmatch(path) is None:
                 raise UsageError(
-                    f"qsub may misread the state directory {directory}: set XDG_STATE_HOME to a plain path"
+                    f"qsub may misread the state directory {directory}: set HPCQ_STATE_DIR to a plain path"
                 )
         return ("qsub", "-j", "oe", "-o", messages, script)
 

@@ -21,7 +21,7 @@ def pilot_argv(
     disk_mb: int | None = None,
     gpus: int | None = None,
     walltime_s: int | None = None,
-    vpn: str | None = None,
+    tunnel: Sequence[str] = (),
     gateway: str | None = None,
     cvmfs: str | None = None,
     require: Sequence[str] = (),
@@ -36,9 +36,9 @@ def pilot_argv(
 
     ``-P`` keeps the directory it starts in off its module path: a random.py there must not become ours.
 
-    ``memory_mb``, ``disk_mb`` and ``cache_mb`` are in MB of 2**20 bytes, those that end in ``_s`` in
-    seconds. What is None or empty is left out, and the pilot uses what it finds. Paths are made absolute: the job
-    starts somewhere else.
+    ``memory_mb``, ``disk_mb`` and ``cache_mb`` are in MB of 2**20 bytes, those that end in ``_s`` in seconds.
+    ``tunnel`` is the tunnel's mode and settings, as arguments. What is None or empty is left out, and the pilot uses
+    what it finds. Paths are made absolute: the job starts somewhere else.
     """
     source = "-" if connection is None else str(connection.absolute())
     argv = [*python, "-P", "-m", "hpcq.pilot", "--connection", source]
@@ -49,12 +49,13 @@ def pilot_argv(
         ("--gpus", gpus),
         ("--walltime", walltime_s),
         ("--cache-size", cache_mb),
-        ("--vpn", vpn),
-        ("--gateway", gateway),
-        ("--cvmfs", cvmfs),
     ):
         if value is not None:
             argv += [option, str(value)]
+    argv += tunnel
+    for option, text in (("--gateway", gateway), ("--cvmfs", cvmfs)):
+        if text is not None:
+            argv += [option, text]
     for target in require:
         argv += ["--require", target]
     if scratch is not None:

@@ -7,22 +7,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcq import state_dir
+from hpcq import servers, state_dir
 from hpcq.batch.base import PilotRequest
 from hpcq.batch.environment import python_command
 from hpcq.batch.pilot_command import pilot_argv
 from hpcq.errors import UsageError
 from hpcq.units import parse_duration, parse_memory
-from vpn import MODES, gateway_names, make_cvmfs, whole_image
+from vpn import MODES, as_flag, check_honoured, check_mtu, gateway_names, make_cvmfs, split_networks, whole_image
 from vpn import UsageError as VpnUsageError
 
 _SAME = ("nodes", "partition", "account", "qos", "constraint", "reservation", "exclusive", "mail", "job_name")
 _LISTS = ("options", "modules", "setup", "epilogue")
 _PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout", "drain_timeout")
+_TUNNEL = ("direct", "mtu", "dtls", "tls")
 _CVMFS = ("cvmfs", "cvmfs_image", "cvmfs_proxy", "cvmfs_server", "cvmfs_key", "cvmfs_cache", "cvmfs_quota")
 KNOWN = (
     "cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", "connection",
-    *_PILOT, *_CVMFS,
+    *_PILOT, *_TUNNEL, *servers.OPTIONS, *_CVMFS,
 )  # fmt: skip
 """The options of pilots, by name."""
 _DRAIN_TIMEOUT = {"pbs": 7.0}
@@ -71,8 +72,8 @@ def pilot_request(
         disk_mb=disk_mb,
         gpus=gpus,
         walltime_s=walltime_s,
-        vpn=given.get("vpn"),
-        gateway=_gateways(given.get("gateway"), shown("gateway")),
+        gateway=servers.server_name(given, shown) or _gateways(given.get("gateway"), shown("gateway")),
+        tunnel=_tunnel(given, shown, flags=flags),
         cvmfs=_cvmfs(given, scratch, shown),
         require=_targets(given.get("require", ()), shown("require")),
         scratch=scratch,
@@ -81,8 +82,6 @@ def pilot_request(
         manager_timeout_s=seconds("manager_timeout"),
         drain_timeout_s=_DRAIN_TIMEOUT.get(batch) if drain_timeout is None else drain_timeout,
     )
-    if given.get("vpn", "none") not in MODES:
-        raise UsageError(f"{shown('vpn')} {given['vpn']!r} is not a tunnel mode; known are {', '.join(MODES)}")
     texts: dict[str, Any] = {name: given[name] for name in _SAME if name in given}
     texts |= {name: _strings(given[name], shown(name)) for name in _LISTS if name in given}
     return PilotRequest(
@@ -128,6 +127,29 @@ def _gateways(value: Any, name: str) -> str | None:
         return ",".join(gateway_names(text))
     except VpnUsageError as error:
         raise UsageError(f"{name}: {error}") from None
+
+
+def _tunnel(given: Mapping[str, Any], shown: Callable[[str], str], *, flags: bool) -> tuple[str, ...]:
+    """The tunnel's mode and settings as arguments of a pilot; raises UsageError for what the mode would ignore."""
+    mode = given.get("vpn", "none")
+    if mode not in MODES:
+        raise UsageError(f"{shown('vpn')} {mode!r} is not a tunnel mode; known are {', '.join(MODES)}")
+    for name in ("dtls", "tls"):
+        if not isinstance(given.get(name, True), bool):
+            raise UsageError(f"{shown(name)} must be true or false, not {given[name]!r}")
+    mtu, direct = _count(given.get("mtu", 0), shown("mtu")), given.get("direct", ())
+    try:
+        asked = {name: given[name] for name in (*_TUNNEL, "server") if name in given}
+        check_honoured(mode, asked, as_flag if flags else lambda name, value: f"{name}={value!r}")
+        check_mtu(mtu)
+        networks = split_networks([direct] if isinstance(direct, str) else _strings(direct, shown("direct")))
+    except VpnUsageError as error:
+        raise UsageError(str(error)) from None
+    argv = ["--vpn", mode] if "vpn" in given else []
+    argv += ["--direct", ",".join(networks)] if networks else []
+    argv += ["--mtu", str(mtu)] if mtu else []
+    argv += [as_flag("dtls", given["dtls"])] if "dtls" in given else []
+    return (*argv, *(["--no-tls"] if given.get("tls") is False else []))
 
 
 def _cvmfs(given: Mapping[str, Any], scratch: Path | None, shown: Callable[[str], str]) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hpcq import lock, state_dir
+from hpcq import config, lock, state_dir
 from hpcq.errors import HpcqError, QueueNotFoundError
 
 VERBOSE: contextvars.ContextVar[bool] = contextvars.ContextVar("verbose", default=False)
@@ -50,9 +50,23 @@ def json_option(command: _F) -> _F:
 
 
 def name_option(command: _F) -> _F:
-    """Add ``--name``, passed on as ``name`` (None when it was not given: see ``choose_queue``)."""
+    """Add ``--name``, passed on as ``name`` (None when it was not given: see ``choose_queue``), and ``--state-dir``,
+    which is heeded here.
+    """
     words = "The queue; if left out, the only one that a program serves now, or the only one there is."
-    return click.option("--name", metavar="QUEUE", help=words)(command)
+    named = click.option("--name", metavar="QUEUE", help=words)(command)
+    return click.option(
+        "--state-dir",
+        metavar="DIR",
+        expose_value=False,
+        callback=_use_state_dir,
+        help="Where the queue's files are, if its program has Queue(state_dir=DIR).",
+    )(named)
+
+
+def _use_state_dir(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if not ctx.resilient_parsing:
+        state_dir.use(config.resolve_queue({"state_dir": value}, origin="--state-dir").values.get("state_dir"))
 
 
 def choose_queue(name: str | None, among: Sequence[str] | None = None) -> str:

@@ -113,7 +113,8 @@ def _gateway(stack: contextlib.ExitStack, name: str, modes: Sequence[str]) -> tu
         return None, "no mode needs it"
     own = [GatewayClient(one) for one in gateway_names(name)]
     for client in own:
-        if client.record() is not None:
+        with contextlib.suppress(GatewayError):
+            client.status()
             return client, ""
     if name != "default":
         own[0].status()  # it was asked for by name: say what is wrong with it

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hpcq import config, state_dir
+from hpcq import config, servers, state_dir
 from hpcq.batch.base import BatchJob, RenderedJob, batch_system_names, get_batch_system
 from hpcq.batch.request import pilot_request
 from hpcq.cli.autoscale import limit_flags, limits_of, start
@@ -26,7 +26,7 @@ from hpcq.cli.common import (
     verbose_option,
 )
 from hpcq.errors import UsageError
-from vpn import MODES
+from vpn import MODES, read_password
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -68,7 +68,21 @@ _PILOT_FLAGS = [
         "carries, which then is a secret.  [default: file]",
     ),
     click.option("--vpn", type=click.Choice(MODES), help="How tasks get out.  [default: none]"),
-    click.option("--gateway", metavar="NAME,…", help="The gateway that tunnels end at; of several, pilots take any."),
+    click.option(
+        "--gateway",
+        metavar="NAME|HOST:PORT,…",
+        help="The gateway of yours that tunnels end at; of several, pilots take any.",
+    ),
+    click.option("--direct", multiple=True, metavar="NETWORK,…", help="Reached from the node itself, in any mode."),
+    click.option("--dtls/--no-dtls", default=None, help="openconnect: UDP, or TLS alone.  [default: what is faster]"),
+    click.option("--mtu", type=int, metavar="BYTES", help="openconnect: ask for this MTU."),
+    click.option("--tls/--no-tls", default=None, help="relay, socks: encrypt what tasks send.  [default: tls]"),
+    click.option("--server", metavar="HOST:PORT", help="An AnyConnect server of your own, for --vpn openconnect."),
+    click.option("--servercert", metavar="PIN", help="Its key: pin-sha256:…"),
+    click.option("--user", metavar="NAME", help="Who to be there; stdin's first line is the password."),
+    click.option("--password-file", type=_FILE, metavar="FILE", help="It is the first line of this one, mode 0600."),
+    click.option("--certificate", type=_FILE, metavar="FILE", help="A client's (PEM), seen from the nodes."),
+    click.option("--sslkey", type=_FILE, metavar="FILE", help="Its key, if it is not in the same file."),
     click.option("--require", multiple=True, metavar="TARGET", help="What must answer before the first task."),
     click.option("--cvmfs", metavar="REPO,…", help="Repositories readable at /cvmfs: cms.cern.ch,…"),
     click.option("--cvmfs-image", multiple=True, metavar="[REPO=]FILE", help="A squashfs copy of one, or of /cvmfs."),
@@ -141,11 +155,13 @@ def submit_pilots(*, name: str | None, scale: bool, create: bool, dry_run: bool,
         return
     if scale:
         system.render(request)  # refuse here what could not be submitted
+        _keep_password(queue, options)
         start(queue, batch, options, limits, as_json)
         return
     if create and not state_dir.connection_file(queue).exists():
         system.render(request)  # refuse what cannot be submitted before a queue is made for it
         create_queue(queue)
+    _keep_password(queue, options)
     try:
         jobs = system.submit(request)
         _show_submitted(queue, jobs, as_json)
@@ -153,6 +169,12 @@ def submit_pilots(*, name: str | None, scale: bool, create: bool, dry_run: bool,
         tell_manager(queue)  # also of those that were submitted before a refusal
     if batch == "local" and shutil.which("sbatch"):
         click.echo("hpcq: the pilots run on this very host; --batch slurm puts them on compute nodes", err=True)
+
+
+def _keep_password(queue: str, options: dict[str, Any]) -> None:
+    """Keep who to be at a server of the user's own; what the queue's program is told is without where that is from."""
+    servers.keep(queue, options, read_password)
+    options.pop("password_file", None)
 
 
 def show_rendered(rendered: RenderedJob, as_json: bool) -> None:

@@ -54,7 +54,7 @@ def check_state() -> Check:
             os.posix_fallocate(file.fileno(), 0, 4096)
         free = shutil.disk_usage(place).free
     except (OSError, HpcqError) as error:
-        return Check("state directory", False, f"{place}: {error}; set XDG_STATE_HOME to a directory all nodes see")
+        return Check("state directory", False, f"{place}: {error}; set HPCQ_STATE_DIR to a directory all nodes see")
     text = f"{place}, {free / 1e9:.1f} GB free"
     return Check("state directory", free >= STATE_WANTED, text if free >= STATE_WANTED else f"{text}: little")
 

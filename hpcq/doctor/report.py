@@ -16,6 +16,10 @@ OWN_WAY_OUT = ("slirp", "none")
 MODES = (*TUNNELS, *OWN_WAY_OUT)
 
 
+CLOCK_WANTED = 60.0
+"""Seconds that the clocks of nodes may differ."""
+
+
 class Verdict(enum.StrEnum):
     """``WORKS``: it came up and carried what was asked; ``PERHAPS``: nothing forbids it, but it was not tried."""
 
@@ -34,11 +38,19 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct, frozen=True):
-    """What was found on one host."""
+    """What was found on one host. ``began`` and ``ended`` are when, by its own clock (s since 1970; 0: not noted)."""
 
     hostname: str
     capabilities: Capabilities
     trials: list[Trial] = []
+    began: float = 0.0
+    ended: float = 0.0
+
+    def with_checks(self, *checks: Check) -> Findings:
+        """The same with these checks in the place of those of their names, or after all."""
+        mine = {check.name: check for check in self.capabilities.checks} | {check.name: check for check in checks}
+        changed = msgspec.structs.replace(self.capabilities, checks=list(mine.values()))
+        return msgspec.structs.replace(self, capabilities=changed)
 
 
 class ModeReport(msgspec.Struct, frozen=True):
@@ -71,6 +83,19 @@ class Report(msgspec.Struct, frozen=True):
         """Whether at least one mode works: seen on a node, or as far as this host tells when no node was to be seen."""
         good = {Verdict.WORKS} if self.node is not None else {Verdict.WORKS, Verdict.PERHAPS}
         return not self.trouble and any(mode.verdict in good for mode in self.modes)
+
+
+def compare_clocks(sent: float, findings: Findings, received: float) -> Check:
+    """A node's clock against ours: it began after ``sent``, and had ended before ``received`` (s since 1970)."""
+    least, most = findings.ended - received, findings.began - sent
+    if least <= 0 <= most:
+        return Check("clock vs login", True, "agrees with the login node's, as far as can be told")
+    off = min((least, most), key=abs)
+    if abs(off) > CLOCK_WANTED:
+        return Check(
+            "clock vs login", False, f"{off:+.0f} s: certificates and tokens will fail; ask the site to set it"
+        )
+    return Check("clock vs login", True, f"{off:+.1f} s")
 
 
 def judge(findings: Findings, modes: Iterable[str], untried: Mapping[str, str]) -> list[ModeReport]:

@@ -16,7 +16,7 @@ import msgspec
 
 from hpcq.batch.base import BatchJob, get_batch_system
 from hpcq.doctor.node import BRING_UP, PROBE, look
-from hpcq.doctor.report import MODES, TUNNELS, Findings
+from hpcq.doctor.report import MODES, TUNNELS, Findings, compare_clocks
 from hpcq.errors import BatchError, HpcqError, PilotFailedError
 from hpcq.queue import Queue
 from hpcq.task import PythonTask
@@ -120,6 +120,7 @@ class Trip:
     def _ask(self, queue: Queue, credentials: dict[str, bytes], targets: Sequence[str]) -> Findings:
         limit = EXAMINE + len(MODES) * (BRING_UP + (PROBE if targets else 0))
         task = PythonTask(look, credentials, list(self.modes), list(targets))
+        sent = time.time()
         queue.submit(task.set(network="host", isolation="fresh", walltime=limit, retries=0))
         deadline = time.monotonic() + 2 * limit
         while queue.wait(LOOK) is None:
@@ -129,4 +130,5 @@ class Trip:
         if task.outcome != "success":
             detail = str(task.exception or task.message or task.std_error)
             raise Unseen(f"looking at {task.hostname or 'the node'} ended as {task.outcome}: {detail}")
-        return msgspec.json.decode(task.output, type=Findings)
+        found = msgspec.json.decode(task.output, type=Findings)
+        return found.with_checks(compare_clocks(sent, found, time.time()))

@@ -66,8 +66,9 @@ from hpcq.pilot.staging import Staging
 from hpcq.pilot.traffic import Counting
 from hpcq.pilot.tunnel import Tunnel
 from hpcq.pilot.watch import Place
+from hpcq.servers import gateways_of
 from hpcq.versions import versions
-from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, gateway_names, open_session
+from vpn import WITHOUT_CREDENTIAL, Credential, Session, TunnelConfig, TunnelError, open_session
 
 log = logging.getLogger("hpcq.pilot")
 
@@ -99,7 +100,7 @@ class Pilot:
         self._ready: m.Ready | None = None
         self._tunnel = Tunnel(
             options.vpn, options.require, self._get_credential, self._return_credential, options.tunnel_timeout,
-            cvmfs=options.cvmfs, gateways=len(gateway_names(options.gateway)),
+            settings=options.tunnel, gateways=len(gateways_of(options.gateway)),
         )  # fmt: skip
         self._staging: Staging | None = None
         self._parcels: Parcels | None = None
@@ -163,7 +164,8 @@ class Pilot:
 
     def _features(self) -> list[str]:
         """What tasks can ask for beside cores and memory: the way out, and each repository that was read."""
-        repositories = self._options.cvmfs.names if self._options.cvmfs else ()
+        cvmfs = self._options.tunnel.get("cvmfs")
+        repositories = cvmfs.names if cvmfs else ()
         return ["wan", *(f"cvmfs={name}" for name in repositories)]
 
     async def _keep_manager(self) -> End:

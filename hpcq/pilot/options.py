@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -16,7 +16,8 @@ from hpcq.connection import ConnectionInfo, from_line
 from hpcq.errors import ConnectionFileError
 from hpcq.pilot.host import free_disk, own_gpus
 from hpcq.pilot.scratch import scratch_base
-from vpn import Cvmfs, gateway_names
+from hpcq.servers import gateways_of
+from vpn import Cvmfs, check_mtu, split_networks
 
 MANAGER_TIMEOUT = 300.0
 """Seconds a pilot goes on looking for a manager that is not there, by default."""
@@ -49,7 +50,8 @@ class Options(NamedTuple):
     gpus: tuple[str, ...]
     cache_size: int | None = None
     tunnel_timeout: float = TUNNEL_TIMEOUT
-    cvmfs: Cvmfs | None = None
+    tunnel: Mapping[str, Any] = {}
+    """What of `vpn.TunnelConfig` is asked for, by name."""
 
 
 class Job(NamedTuple):
@@ -75,7 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs for tasks (default: those of the job)")
     parser.add_argument("--walltime", type=float, default=0, metavar="S", help="seconds until the job is killed")
     parser.add_argument("--vpn", default="none", metavar="MODE", help="tunnel mode")
-    parser.add_argument("--gateway", default="", metavar="NAME,…", help="on the manager's host")
+    parser.add_argument(
+        "--gateway", default="", metavar="NAME|HOST:PORT,…", help="as the manager knows them; or server:USER@HOST:PORT"
+    )
+    parser.add_argument("--direct", metavar="NETWORK,…", help="reached from this node itself")
+    parser.add_argument("--mtu", type=int, default=0, metavar="BYTES", help="asked of the VPN server")
+    parser.add_argument("--dtls", action=argparse.BooleanOptionalAction, help="UDP, or TLS alone")
+    parser.add_argument("--tls", action=argparse.BooleanOptionalAction, default=True, help="encrypt what tasks send")
     parser.add_argument("--cvmfs", metavar="JSON", help="settings of CVMFS, as `hpcq submit-pilots` writes them")
     parser.add_argument("--require", action="append", default=[], metavar="TARGET", help="must answer first")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="node-local directory (default: $TMPDIR or /tmp)")
@@ -121,9 +129,15 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     ):
         parser.error("--cores, --memory, --disk, --gpus, --cache-size and --walltime must be positive")
     try:
-        cvmfs = Cvmfs.from_json(known.cvmfs) if known.cvmfs else None
+        tunnel = {
+            "direct": split_networks([known.direct]) if known.direct else (),
+            "mtu": check_mtu(known.mtu),
+            "dtls": known.dtls,
+            "tls": known.tls,
+            "cvmfs": Cvmfs.from_json(known.cvmfs) if known.cvmfs else None,
+        }
         gpus = own_gpus(known.gpus, os.environ)
-        gateway_names(known.gateway)
+        gateways_of(known.gateway)
         disk = free_disk(scratch_base(known.scratch)) if known.disk is None else known.disk
     except OSError as error:
         where = "--scratch" if known.scratch else "TMPDIR" if os.environ.get("TMPDIR") else "the default"
@@ -133,7 +147,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return Options(
         known.connection, cores, memory, known.walltime, known.vpn, known.gateway, tuple(known.require),
         known.scratch, known.manager_timeout, known.drain_timeout, known.batch,
-        disk, gpus, known.cache_size, known.tunnel_timeout, cvmfs,
+        disk, gpus, known.cache_size, known.tunnel_timeout, tunnel,
     )  # fmt: skip
 
 

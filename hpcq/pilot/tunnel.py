@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from vpn import Credential, Cvmfs, Session, TunnelConfig, TunnelError, open_session
+from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
 
 log = logging.getLogger("hpcq.pilot")
 
@@ -104,7 +104,8 @@ class Tunnel:
     ``given_back`` hears of each whose session is closed. ``on_down(error, inside)`` and ``on_up(session)`` are called
     when it breaks (``inside``: whether processes in it live on, and new ones can start) and when it is back;
     ``on_given_up(error)`` when it was not back after ``patience`` seconds. ``on_made(session, stack)`` is waited for
-    with each new session, before anything runs in it; ``stack`` unwinds when it ends. ``gateways``: how many there are.
+    with each new session, before anything runs in it; ``stack`` unwinds when it ends.
+    ``settings`` is what else of `TunnelConfig` is asked for. ``gateways``: how many there are.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Tunnel:
         given_back: Callable[[Credential], None],
         patience: float,
         *,
-        cvmfs: Cvmfs | None = None,
+        settings: Mapping[str, Any] | None = None,
         gateways: int = 1,
     ) -> None:
         self._mode = mode
@@ -123,7 +124,7 @@ class Tunnel:
         self._credential = credential
         self._given_back = given_back
         self._patience = patience
-        self._cvmfs = cvmfs
+        self._settings = settings or {}
         self._gateways = gateways
         self._loop = asyncio.get_running_loop()
         self._now: Generation | None = None
@@ -232,7 +233,7 @@ class Tunnel:
             if credential is not None:
                 stack.callback(self._given_back, credential)
             patience = RECONNECT_TIMEOUT if self._gateways == 1 else ELSEWHERE
-            config = TunnelConfig(self._mode, credential, reconnect_timeout=patience, cvmfs=self._cvmfs)
+            config = TunnelConfig(self._mode, credential, reconnect_timeout=patience, **self._settings)
             session = await stack.enter_async_context(open_session(config))
             await self._prove(session)
             if self.on_made is not None:

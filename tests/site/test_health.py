@@ -221,6 +221,42 @@ def test_when_the_link_to_the_gateway_is_cut_work_goes_on_after_it(
     assert outcome[:2] == ["wan", "success"]
 
 
+def of_gateway(cluster: Cluster, mode: str) -> int:
+    """The gateway's process that serves a mode's logins."""
+    record = cluster.site.run("login", ["sh", "-c", "cat ~/.local/state/hpcq-gateway/default/gateway.json"], check=True)
+    served_by = {"relay": b"vpn.gateway.relay_process", "openconnect": b"ocserv"}[mode]
+    return next(
+        pid
+        for pid in descendants(json.loads(record.stdout)["pid"])
+        if served_by in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+
+
+def test_when_the_gateways_server_is_killed_the_gateway_starts_another_and_work_goes_on(
+    cluster: Cluster, gateway: None, mode: str
+) -> None:
+    reads = cluster.directory / "reads"
+    cluster.directory.chmod(0o777)
+    cluster.submit("--vpn", mode)
+    program = cluster.program(READS, plan.HTTP_URL + plan.ROOT_FILES[0], str(cluster.directory))
+
+    def count() -> int:
+        return reads.read_text().split().count("yes") if reads.exists() else 0
+
+    until(count, "a read succeeds")
+    before = json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)["restarts"]
+    os.kill(of_gateway(cluster, mode), signal.SIGKILL)
+    killed, seen = time.monotonic(), count() + 1  # one may have been on its way
+    until(lambda: count() > seen, "reads succeed again")
+    print(f"{mode}: reads went on {time.monotonic() - killed:.1f} s after the gateway's server was killed")
+    until(
+        lambda: json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)["restarts"] == before + 1,
+        "the gateway tells that it has started another",
+    )
+    (cluster.directory / "stop").touch()
+    assert finished(program).split()[:2] == ["wan", "success"]
+
+
 @pytest.mark.parametrize("mode", ["relay"], indirect=True)
 def test_with_its_namespace_everything_inside_is_gone_but_the_pilot_stays(
     cluster: Cluster, at_work: tuple[subprocess.Popen[str], str, Path], site: Site

@@ -38,8 +38,17 @@ def test_tasks_read_root_files_through_the_tunnel_on_both_nodes(cluster: Cluster
 
 
 FETCH = """
-import sys, hpcq
+import socket, sys, threading, hpcq
+def greet(server):
+    while True:
+        with server.accept()[0] as connection:
+            connection.sendall(b"near")
+near = socket.create_server(("192.0.2.1", 0))
+threading.Thread(target=greet, args=(near,), daemon=True).start()
 with hpcq.Queue(sys.argv[1]) as queue:
+    asked = f"bash -c 'cat < /dev/tcp/192.0.2.1/{near.getsockname()[1]}'"
+    queue.submit(hpcq.Task(asked, network="wan"))
+    print(queue.wait().output)
     inputs = {"got.root": hpcq.URL(sys.argv[2]), "kept.root": hpcq.URL(sys.argv[2], cache=True)}
     command = "cmp got.root kept.root && head -c 4 got.root && wc -c < got.root"
     missing = {"a": hpcq.URL(sys.argv[2] + ".not")}
@@ -51,10 +60,11 @@ with hpcq.Queue(sys.argv[1]) as queue:
 
 
 @pytest.mark.usefixtures("gateway")
-def test_inputs_come_from_xrootd_through_the_tunnel(cluster: Cluster) -> None:
-    cluster.submit("-n", "1", *XROOTD)
+def test_inputs_come_from_xrootd_through_the_tunnel_beside_a_direct_network(cluster: Cluster) -> None:
+    cluster.submit("-n", "1", *XROOTD, "--direct", "192.0.2.0/24")
     url = cluster.site.xrootd_url + "uproot-Zmumu.root"
-    first, again, missing = finished(cluster.program(FETCH, url)).splitlines()
+    near, first, again, missing = finished(cluster.program(FETCH, url)).splitlines()
+    assert near == "near"  # no gateway leads to its own host
     assert first == again
     assert first.startswith("success root")
     assert int(first.removeprefix("success root")) > 100_000
@@ -64,9 +74,12 @@ def test_inputs_come_from_xrootd_through_the_tunnel(cluster: Cluster) -> None:
 @pytest.mark.usefixtures("gateway")
 def test_pilots_shows_tunnel_and_work(cluster: Cluster) -> None:
     program = cluster.program(WAIT, "sleep 600")
-    cluster.submit(*XROOTD)
+    served = json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)
+    where = f"{served['addresses'][0]}:{served['port']}"
+    cluster.submit(*XROOTD, "--gateway", where)
     (row,) = until(lambda: [row for row in cluster.pilots() if row["state"] == "ready"], "the pilot is ready")
     assert row["tunnel_kind"] in ("DTLS", "TLS")
+    assert row["tunnel_gateway"] == where
     status = json.loads(cluster.hpcq("status", "--name", cluster.queue, "--json").stdout)
     assert status["pilots"]["ready"] == 1
     ended(program, signal.SIGINT)

@@ -11,7 +11,7 @@ import collections
 from collections.abc import Sequence
 
 from vpn.errors import UsageError
-from vpn.gateway.state import check_name
+from vpn.gateway.reference import check_reference
 
 DEFAULT = "default"
 TROUBLE = 30.0
@@ -19,12 +19,12 @@ TROUBLE = 30.0
 
 
 def gateway_names(text: str) -> tuple[str, ...]:
-    """The gateways of a comma-separated list, in its order; none means the default one.
+    """The gateways of a comma-separated list, in its order, by name or HOST:PORT; none means the default one.
 
     Raises:
-        UsageError: a name that cannot be one, or is there twice.
+        UsageError: what can be neither, or is there twice.
     """
-    names = tuple(check_name(name.strip()) for name in text.split(",")) if text else (DEFAULT,)
+    names = tuple(check_reference(name.strip()) for name in text.split(",")) if text else (DEFAULT,)
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"gateway {name!r} is named twice in {text!r}")

@@ -18,7 +18,7 @@ import msgspec
 from vpn import kernel
 from vpn.config import Credential
 from vpn.errors import GatewayError
-from vpn.gateway import control, state
+from vpn.gateway import control, reference, remote, state
 from vpn.gateway.choice import gateway_names
 from vpn.gateway.state import GatewayConfig, Record
 from vpn.process import python_argv
@@ -31,11 +31,15 @@ CONNECT_DEADLINE = 5.0
 
 
 class GatewayClient:
-    """A gateway of this user on this host, by name. Every method raises GatewayError saying what to do."""
+    """A gateway of this user, by name or HOST:PORT: on this host, or on another that shares its state directory.
+
+    Every method raises GatewayError saying what to do, as does making one for a place where none listens.
+    """
 
     def __init__(self, name: str = "default") -> None:
-        self.name = name
-        self.directory = state.state_directory(name)
+        self._place = reference.place_of(name)
+        self.name = reference.name_of(name)
+        self.directory = state.state_directory(self.name)
 
     def issue(self, label: str, deadline: float = ANSWER_DEADLINE) -> Credential:
         """A credential for one pilot, good for one login within an hour; ``deadline`` in seconds."""
@@ -66,7 +70,8 @@ class GatewayClient:
                 pass
             except TimeoutError:
                 raise GatewayError(self._not_ended()) from None
-        if record is not None and not state.wait_ended(record.pid, STOP_DEADLINE):
+        is_here = record is not None and record.host == socket.gethostname()
+        if record is not None and is_here and not state.wait_ended(record.pid, STOP_DEADLINE):
             raise GatewayError(self._not_ended())
 
     def _not_ended(self) -> str:
@@ -86,15 +91,21 @@ class GatewayClient:
         with self._connect(min(deadline, CONNECT_DEADLINE)) as sock:
             return self._exchange(sock, request, deadline)
 
-    def _connect(self, deadline: float = CONNECT_DEADLINE) -> socket.socket:
+    def _connect(self, deadline: float = CONNECT_DEADLINE) -> socket.socket | remote.Connection:
         record = state.read_record(self.directory)
+        if record is not None and record.host != socket.gethostname():
+            named = [self._place[0]] if self._place is not None else []
+            hosts = list(dict.fromkeys([*named, *record.addresses]))
+            return remote.connect(self.directory, record, hosts, deadline)
         try:
             sockets = Path(record.control).parent if record is not None else self.directory
             return control.connect(sockets, deadline)
         except OSError:
             raise GatewayError(self._why_absent()) from None
 
-    def _exchange(self, sock: socket.socket, request: control.Request, deadline: float) -> control.Answer:
+    def _exchange(
+        self, sock: socket.socket | remote.Connection, request: control.Request, deadline: float
+    ) -> control.Answer:
         sock.settimeout(deadline)
         try:
             sock.sendall(control.encode(request))
@@ -105,7 +116,7 @@ class GatewayClient:
                     raise GatewayError(f"gateway {self.name!r} ended before it answered; see {self.log}")
                 parts.append(control.decode_answer(data))
                 answer = control.whole(parts)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, msgspec.DecodeError) as error:
             raise GatewayError(f"gateway {self.name!r} does not answer ({error}); see {self.log}") from None
         if isinstance(answer, control.Refused):
             raise GatewayError(answer.message)
@@ -114,11 +125,6 @@ class GatewayClient:
     def _why_absent(self) -> str:
         here, record = socket.gethostname(), state.read_record(self.directory)
         named = "" if self.name == "default" else f" --name {self.name}"
-        if record is not None and record.host != here:
-            return (
-                f"gateway {self.name!r} runs on {record.host}, not on {here}; "
-                "run this there, or start another here with --name"
-            )
         if record is not None and not state.is_alive(record):
             return f"gateway {self.name!r} was killed; start it again with `hpcq vpn gateway start{named}`"
         return f"no gateway {self.name!r} is running on {here}; start one with `hpcq vpn gateway start{named}`"

@@ -61,7 +61,9 @@ class Pilot(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, tag=True, frozen=True):
-    """What the gateway is and whom it serves; ``uptime`` in seconds. ``goes_on``: the next packet has more pilots."""
+    """What the gateway is and whom it serves; ``uptime`` in seconds. ``restarts``: how many of its processes ended by
+    themselves and were started again, the last because of ``last_end``. ``goes_on``: the next packet has more pilots.
+    """
 
     name: str
     host: str
@@ -73,6 +75,8 @@ class Report(msgspec.Struct, tag=True, frozen=True):
     pilots: list[Pilot]
     relay_port: int = 0
     refusal: str = ""
+    restarts: int = 0
+    last_end: str = ""
     goes_on: bool = False
 
 

@@ -4,7 +4,7 @@ answers.
 States: issued → connected ⇄ disconnected → (revoked, forgotten). The first login spends the password: from then on
 only the session's cookie, which ocserv keeps, can connect again. Cookies do not outlive ocserv. So a gateway that is
 started again accepts each password of those that were connected once more (``restored``), and those that were never
-used as before.
+used as before. So does one of whose processes one was started again, for those that this one served.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vpn.gateway.tickets import digest_of
 
 UNUSED_LIFETIME = 3600.0  # seconds a credential waits for its login
 UNUSED = ("issued", "restored")  # states in which the password is good
+RELAY = "relay"  # the worker of an event that is the relay's, not ocserv's
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -53,6 +54,7 @@ class Entry:
     address: str = ""
     workers: set[str] = field(default_factory=set)
     absences: int = 0
+    relayed: bool = False  # who connected last did so by the relay
 
 
 class Book:
@@ -104,13 +106,26 @@ class Book:
             return False
         first = entry.state in UNUSED
         entry.workers.add(event.worker)
-        entry.state, entry.address = "connected", event.address
+        entry.state, entry.address, entry.relayed = "connected", event.address, event.worker == RELAY
         return first
+
+    def lost(self, *, relayed: bool, now: float) -> None:
+        """What served them, the relay or ocserv, has ended with all it knew of its clients: their passwords are good
+        once more.
+        """
+        for entry in self._entries.values():
+            if entry.state not in UNUSED and entry.relayed == relayed:
+                entry.state, entry.until = "restored", now + UNUSED_LIFETIME
+                entry.workers.clear()
 
     def forget(self, username: str) -> str:
         """Remove a credential; the state it was in, "" when unknown."""
         entry = self._entries.pop(username, None)
         return entry.state if entry else ""
+
+    def deadlines(self) -> list[float]:
+        """When passwords that are good expire, seconds of the epoch."""
+        return sorted({entry.until for entry in self._entries.values() if entry.state in UNUSED})
 
     def expired(self, now: float) -> list[str]:
         """Users of passwords whose time has passed unused."""

@@ -2,7 +2,11 @@
 
 Started by ``vpn gateway start`` as a session of its own, or in the foreground. Sequence: lock → replace a
 dead one's record → ``Server.start`` → control socket → ``gateway.json`` → announce → serve until stopped,
-signalled, or a part of it ends → undo in the reverse order.
+signalled, or a part of it cannot be kept running → undo in the reverse order.
+
+Two parts are kept running (``kept``), each by itself: ocserv with its namespace (``server``), and the relay's process.
+When one ends, its clients lose what they have open, those of the other notice nothing. It is started again on its
+port, and takes the passwords of those it served once more. Requests for credentials wait for that.
 """
 
 from __future__ import annotations
@@ -31,11 +35,13 @@ from vpn.gateway.plane_messages import Figure
 from vpn.gateway.relay_process import Relay, start_relay
 from vpn.gateway.server import Server
 from vpn.gateway.state import GatewayConfig, Record
+from vpn.kept import Kept
 from vpn.process import first_of
 
 log = logging.getLogger("vpn.gateway")
 
 REQUEST_DEADLINE = 10.0
+WHOLE_DEADLINE = 8.0  # seconds a request waits for what is being started again
 ACCEPT_PAUSE = 0.2  # seconds without accepting when there is no descriptor left: some are about to end
 
 
@@ -47,9 +53,16 @@ class Daemon:
         self.directory = directory
         self.sockets = state.socket_directory(directory)
         self.server = Server(config, directory, self.sockets)
+        self.relay: Relay | None = None
         self.stopped = asyncio.Event()
         self.started_at = time.monotonic()
         self._connections: set[asyncio.Task[None]] = set()
+        self._relay_stack = AsyncExitStack()
+        tally = self.server.tally
+        self._parts = (
+            Kept("openconnect's server", self._start_server, self._end_server, tally),
+            Kept("the relay", self._start_relay, self._end_relay, tally),
+        )
 
     async def run(self, announce: Callable[[Record], None]) -> None:
         """Bring up, announce, serve; raises GatewayError when a part of the gateway ended by itself."""
@@ -58,9 +71,9 @@ class Daemon:
             if self.config.rate:
                 self.server.ledger = open_ledger()
                 stack.callback(os.close, self.server.ledger)
-            await self.server.start()
-            stack.push_async_callback(self.server.close)
-            await self._start_relay(stack)
+            for part in self._parts:
+                stack.push_async_callback(part.close)
+                await part.start()
             listener = stack.enter_context(control.listen(self.sockets))
             stack.callback((self.sockets / control.SOCKET_NAME).unlink, missing_ok=True)
             accepting = asyncio.create_task(self._accept(listener))
@@ -75,11 +88,11 @@ class Daemon:
 
     async def _serve(self) -> None:
         stopped = asyncio.create_task(self.stopped.wait())
-        parts = (self.server.ended, self.relay.ended)
-        await first_of(stopped, *parts)
+        failures = [part.failed for part in self._parts]
+        await first_of(stopped, *failures)
         stopped.cancel()
         if not self.stopped.is_set():
-            reason = f"the gateway ended: {next(part.result() for part in parts if part.done())}"
+            reason = f"the gateway ended: {next(failed.result() for failed in failures if failed.done())}"
             log.error(reason)
             raise GatewayError(reason)
         log.info("stopping")
@@ -95,21 +108,56 @@ class Daemon:
             port=self.server.port,
             pin=self.server.pin,
             control=str(self.sockets / control.SOCKET_NAME),
-            relay_port=self.relay.port,
+            relay_port=self.relay.port if self.relay else 0,
             refusal=self.server.refusal,
         )
 
-    async def _start_relay(self, stack: AsyncExitStack) -> None:
-        config = self.config
+    async def _start_server(self) -> asyncio.Future[str]:
+        first = not self.server.pin
+        server = self.server if first else self.server.successor()
+        await server.start()
+        if server.refusal and not first:
+            raise GatewayError(server.refusal)
+        self.server = server
+        await server.publish()  # what the relay told in between
+        return server.ended
+
+    async def _end_server(self) -> None:
+        await self.server.close()
+
+    async def _start_relay(self) -> asyncio.Future[str]:
+        """The relay's process: on the port of the one before, which those it served will dial."""
+        config, before = self.config, self.relay
+        if before is not None:
+            await self.server.relay_lost()
+        known = tuple(self.server.book.digests())
         settings = relay_process.Settings(
             str(self.directory), self.server.ledger, config.allow, config.dns, config.rate, config.rate_per_pilot,
-            self.server.user,
+            self.server.user, known,
         )  # fmt: skip
-        where = (config.listen, config.relay_port, config.port or self.server.port)
-        self.relay: Relay = await start_relay(stack, settings, where, self._on_session)
-        self.server.spent = self.relay.spend
-        for username, digest in self.server.book.digests():
-            self.relay.restore(username, digest)
+        port = before.port if before is not None else config.relay_port
+        where = (config.listen, port, config.port or self.server.port)
+        async with AsyncExitStack() as stack:
+            self.relay = relay = await start_relay(stack, settings, where, self._on_session)
+            self._relay_stack = stack.pop_all()
+        still = dict(self.server.book.digests())
+        for username, _ in known:
+            if username not in still:  # spent or revoked in between
+                relay.revoke(username)
+        return relay.ended
+
+    async def _end_relay(self) -> None:
+        await self._relay_stack.aclose()
+
+    async def _whole(self) -> None:
+        """Wait until all parts run; raises GatewayError."""
+        try:
+            async with asyncio.timeout(WHOLE_DEADLINE):
+                for part in self._parts:
+                    await part.running.wait()
+        except TimeoutError:
+            reason = self.server.tally.last
+            raise GatewayError(f"a part of the gateway is being started again ({reason}); try again") from None
 
     def _on_session(self, session: relay_process.Session) -> None:
         task = asyncio.create_task(self.server.relayed(session.what, session.username, session.address))
@@ -156,6 +204,8 @@ class Daemon:
     async def _perform(self, request: control.Request) -> control.Answer:
         match request:
             case control.Issue(label):
+                await self._whole()
+                assert self.relay is not None
                 username, password = await self.server.issue(label)
                 self.relay.add(username, password)
                 mtu, dtls = (ocserv.MTU, False) if self.config.uplink == "sockets" else (0, True)
@@ -163,10 +213,11 @@ class Daemon:
                 credential = Credential(*where, username, Secret(password), self.relay.port, mtu, dtls)
                 return control.Issued(credential.to_bytes())
             case control.Revoke(username):
-                self.relay.revoke(username)
+                if self.relay is not None:
+                    self.relay.revoke(username)
                 await self.server.revoke(username)
             case control.Status():
-                return self._report(await self.server.figures(), await self.relay.used())
+                return self._report(await self.server.figures(), await self.relay.used() if self.relay else {})
             case control.Stop():
                 self.stopped.set()
         return control.Agreed()
@@ -187,8 +238,10 @@ class Daemon:
             dns=list(self.config.dns) or [UPLINK_DNS],
             uptime=time.monotonic() - self.started_at,
             pilots=pilots,
-            relay_port=self.relay.port,
+            relay_port=self.relay.port if self.relay else 0,
             refusal=self.server.refusal,
+            restarts=self.server.tally.count,
+            last_end=self.server.tally.last,
         )
 
 

@@ -29,6 +29,7 @@ from vpn.gateway.plane_messages import (
     decode_figures,
     encode,
 )
+from vpn.kept import Restarts, Tally
 from vpn.process import Client, Process, python_argv
 from vpn.programs import environment
 
@@ -36,8 +37,7 @@ log = logging.getLogger("vpn.gateway")
 
 FIGURES_DEADLINE = 3.0
 LINE_LIMIT = 64 << 20  # bytes: figures of every client in one line
-RESTARTS = 5  # in ``RESTARTS_WITHIN`` seconds: more is a fault that starting again does not mend
-RESTARTS_WITHIN = 60.0
+AT_ONCE = (0.0,) * 5  # seconds before it is started again, as `Restarts` takes them
 
 
 class DataPlane:
@@ -50,16 +50,19 @@ class DataPlane:
         settings: Settings,
         open_log: Callable[[], int],
         failed: Callable[[str], None],
+        *,
+        tally: Tally,
     ) -> None:
         self._keeper = keeper
         self._sockets = dict(sockets)  # where the process finds it → descriptor, ours to close
         self._settings = settings
         self._open_log = open_log
         self._failed = failed
+        self._tally = tally
         self._clients: dict[str, str] = {}  # address → client
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[dict[str, Figure]]] = {}
-        self._ended_at: list[float] = []
+        self._restarts = Restarts(AT_ONCE)
         self._writer: asyncio.StreamWriter | None = None
         self._process: Process | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -138,7 +141,6 @@ class DataPlane:
         return reader
 
     async def _keep(self, reader: asyncio.StreamReader) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             assert self._process is not None
             try:
@@ -147,9 +149,8 @@ class DataPlane:
                 log.error("the data plane is not understood: %s", error)
                 self._process.send_signal(signal.SIGKILL)
             status = await self._process.wait()
-            self._ended_at = [at for at in self._ended_at if at > loop.time() - RESTARTS_WITHIN] + [loop.time()]
-            if len(self._ended_at) > RESTARTS:
-                self._failed(f"the data plane ended {len(self._ended_at)} times within {RESTARTS_WITHIN:g} s")
+            if self._restarts.after(asyncio.get_running_loop().time()) is None:
+                self._failed(f"the data plane ended {self._restarts.ends} times within {self._restarts.within:g} s")
                 return
             log.error("the data plane ended with status %d; its connections are lost, starting another", status)
             try:
@@ -157,6 +158,7 @@ class DataPlane:
             except (VpnError, OSError) as error:
                 self._failed(f"the data plane cannot be started again: {error}")
                 return
+            self._tally.add(f"the data plane ended with status {status}")
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         with suppress(ConnectionError):

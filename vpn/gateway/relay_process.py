@@ -2,7 +2,7 @@
 
 The daemon opens the listeners and starts the process (``start_relay``), tells it of credentials, and hears of
 sessions; one SOCK_SEQPACKET pair carries both, one message a packet, passwords included: nobody else has an end of
-it. When either side dies the other sees the pair end: the process exits, the daemon ends the gateway. The process
+it. When either side dies the other sees the pair end: the process exits, the daemon starts another. The process
 is apart because it may be busy with bytes, which the daemon, and the people who ask it, must not feel.
 """
 
@@ -30,6 +30,7 @@ from vpn.gateway.ledger import RELAY, Ledger
 from vpn.gateway.lesser import access_log, become
 from vpn.gateway.outside import Outside, OutsideLimits, own_addresses
 from vpn.gateway.policy import Policy
+from vpn.gateway.remote import open_remote
 from vpn.gateway.resolver import Resolver
 from vpn.gateway.socks import BACKLOG, SocksService
 from vpn.process import python_argv
@@ -57,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True):
     rate: float = 0.0
     rate_per_pilot: float = 0.0
     user: str = ""
+    restored: tuple[tuple[str, bytes], ...] = ()
+    """User and digest of the password of those that an earlier one knew: nobody may come before they are known."""
 
 
 class Add(msgspec.Struct, tag=True, frozen=True):
@@ -64,13 +67,6 @@ class Add(msgspec.Struct, tag=True, frozen=True):
 
     username: str
     password: str
-
-
-class Restore(msgspec.Struct, tag=True, frozen=True):
-    """A credential of an earlier gateway, by the digest of its password."""
-
-    username: str
-    digest: bytes
 
 
 class Spend(msgspec.Struct, tag=True, frozen=True):
@@ -116,7 +112,7 @@ class Used(msgspec.Struct, tag=True, frozen=True):
     pilots: list[Use]
 
 
-Order = Add | Restore | Spend | Revoke | Ask
+Order = Add | Spend | Revoke | Ask
 News = Serving | Session | Used
 _decode_order: Callable[[bytes], Order] = msgspec.msgpack.Decoder(Order).decode
 _decode_news: Callable[[bytes], News] = msgspec.msgpack.Decoder(News).decode
@@ -141,10 +137,6 @@ class Relay:
         """Take a fresh credential."""
         self._post(Add(username, password))
 
-    def restore(self, username: str, digest: bytes) -> None:
-        """Take a credential of an earlier gateway."""
-        self._post(Restore(username, digest))
-
     def spend(self, username: str) -> None:
         """Its password was used at ocserv."""
         self._post(Spend(username))
@@ -164,8 +156,9 @@ class Relay:
         return {}
 
     def _post(self, order: Order) -> None:
-        self._unsent.append(order)
-        self._send()
+        if self._sock.fileno() >= 0:  # else it has ended: who starts another tells that one
+            self._unsent.append(order)
+            self._send()
 
     def _send(self) -> None:
         while self._unsent:
@@ -215,6 +208,8 @@ class Relay:
 
     def close(self) -> None:
         """Let go of it: it exits."""
+        if self._sock.fileno() < 0:
+            return
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
@@ -312,7 +307,10 @@ class Process:
         ledger = Ledger(settings.ledger, RELAY) if settings.ledger >= 0 else None
         self.outside = Outside(policy, self.access, limits, ledger)
         resolver = Resolver(policy, self.outside.names, settings.dns)
-        self.service = SocksService(context, self.outside, resolver, self._tell)
+        owner = None if settings.user else open_remote(directory)  # nobody else may ask the daemon
+        self.service = SocksService(context, self.outside, resolver, self._tell, owner)
+        for username, digest in settings.restored:
+            self.service.tickets.restore(username, digest)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -357,8 +355,6 @@ class Process:
         match _decode_order(data):
             case Add(username, password):
                 self.service.tickets.add(username, password)
-            case Restore(username, digest):
-                self.service.tickets.restore(username, digest)
             case Spend(username):
                 self.service.tickets.spend(username)
             case Revoke(username):

@@ -12,8 +12,9 @@ Where a program, a shim or namespaces are missing, ``refusal`` says so and openc
 Credentials count in one place only: a login at the relay (``relayed``) withdraws the password here, one here is told
 to ``spent``. They are kept on disk (``store``): a gateway that is started again under its name takes them over.
 
-The end of any of these processes ends the gateway (``ended`` resolves with the reason), but for the data plane's: it
-is started again. A pipe is the event channel of ocserv's connect script.
+The data plane and slirp4netns are started again when they end by themselves: no tunnel ends with them. With any other
+of these processes the server has ended (``ended`` resolves with the reason), and the daemon starts its ``successor``,
+which has its port and its credentials. A pipe is the event channel of ocserv's connect script.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from vpn.errors import GatewayError, TunnelError, VpnError
-from vpn.gateway import ocserv, state, strangers
+from vpn.gateway import ocserv, state
 from vpn.gateway.addresses import DNS_PORT, PLANE, UPLINK_DNS
+from vpn.gateway.background import Background
 from vpn.gateway.certificate import load_or_make, pin_of
-from vpn.gateway.credentials import UNUSED, UNUSED_LIFETIME, Book
+from vpn.gateway.credentials import RELAY, UNUSED, UNUSED_LIFETIME, Book
 from vpn.gateway.host_sockets import HostSockets, has_ipv6, inherit, open_sockets
 from vpn.gateway.lesser import access_log, lesser_user
 from vpn.gateway.outside import own_addresses
@@ -40,10 +44,11 @@ from vpn.gateway.plane_client import DataPlane
 from vpn.gateway.plane_messages import DNS_TCP_FD, DNS_UDP_FD, LEDGER_FD, LISTENER_FD, Figure, Settings
 from vpn.gateway.policy import Policy
 from vpn.gateway.rules import ruleset
-from vpn.gateway.slirp import PROTOTYPE_MTU, TAP_MTU, start_slirp
+from vpn.gateway.slirp import PROTOTYPE_MTU, TAP_MTU, Slirp, start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.gateway.store import Store
 from vpn.gateway.veth import Veth
+from vpn.kept import Kept, Tally
 from vpn.namespace import open_namespace
 from vpn.pipes import read_lines
 from vpn.process import Client, Process, run, start_keeper
@@ -67,6 +72,7 @@ class Server:
         self.directory = directory
         self.sockets = sockets
         self.book = Book()
+        self.tally = Tally()
         self.user = lesser_user() if config.privileged else ""  # whom what needs no privilege becomes
         self.port = 0
         self.pin = ""
@@ -77,22 +83,33 @@ class Server:
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._host: HostSockets | None = None
         self._plane: DataPlane | None = None
+        self._slirp: Slirp | None = None
+        self._ocserv: Process | None = None
+        self._fresh = True
         self._store = Store(directory / "credentials.json", self.book.saved)
         self._name_servers = [server for server in config.dns if ":" not in server] or [UPLINK_DNS]
         self._epoch = time.time() - time.monotonic()
         self._stack = AsyncExitStack()
         self._passwords = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background(self._end)
         self._dismissed: asyncio.Future[None] | None = None
-        self._last_lines: list[str] = []
         self._closed = False
+
+    def successor(self) -> Server:
+        """One to be started in place of this one, which has ended: with its port, and whom it knows."""
+        config = replace(self.config, port=self.port)
+        other = Server(config, self.directory, self.sockets)
+        other.book, other.tally, other.ledger, other.spent = self.book, self.tally, self.ledger, self.spent
+        other._store, other._fresh = self._store, False
+        self.book.lost(relayed=False, now=self._now())
+        return other
 
     async def start(self) -> None:
         """Bring everything up, or say in ``refusal`` what this host lacks; on an error what was started is ended."""
         self.pin = pin_of(load_or_make(self.directory, self.config.name)[1].encode())
-        self.book.restore(self._store.load(), self._now())
-        if self.book.passwords():
-            asyncio.get_running_loop().call_later(UNUSED_LIFETIME, self._expire)
+        if self._fresh:
+            self.book.restore(self._store.load(), self._now())
+        self._expire_in_time()
         try:
             await self._start()
         except TunnelError as error:
@@ -149,8 +166,7 @@ class Server:
         """End everything, last started first."""
         self._closed = True
         await self._stack.aclose()
-        for task in self._tasks:
-            task.cancel()
+        self._background.close()
 
     async def issue(self, label: str) -> tuple[str, str]:
         """A user and a password that is good for one login, within an hour."""
@@ -175,30 +191,44 @@ class Server:
 
     async def figures(self) -> dict[str, Figure]:
         """What each client has moved by TCP to the outside."""
-        return await self._plane.figures() if self._plane is not None else {}
+        return await self._plane.figures() if self._plane is not None and not self._is_over else {}
 
     async def relayed(self, what: str, username: str, address: str) -> None:
         """A session of the relay: connect, disconnect, end."""
         log.info("%s %s %s (relay)", username, what, address)
         if what == "end":
             self.book.forget(username)
-            self._task(self._store.save())
-        elif self.book.on_event(ocserv.Event(what, username, "relay", address)):
-            await self._quietly(self._publish())
+            self._background.start(self._store.save())
+        elif self.book.on_event(ocserv.Event(what, username, RELAY, address)):
+            await self.publish()
+
+    async def relay_lost(self) -> None:
+        """The relay has ended, with all it knew of its clients."""
+        self.book.lost(relayed=True, now=self._now())
+        self._expire_in_time()
+        await self.publish()
+
+    async def publish(self) -> None:
+        """Who may log in now is told to ocserv, and kept; what goes wrong is logged."""
+        await self._quietly(self._publish())
+
+    @property
+    def _is_over(self) -> bool:
+        return self._closed or self.ended.done()
 
     async def _publish(self) -> None:
         """Tell ocserv who may log in, and keep the book on disk; a disk that hangs is not waited for."""
-        if not self.refusal:
+        if not self.refusal and not self._is_over:
             async with self._passwords:
                 await self.namespace.write(f"{self.room}/passwd", file_text(self.book.passwords()), 0o600)
-        await asyncio.wait([self._task(self._store.save())], timeout=DISK_PATIENCE)
+        await asyncio.wait([self._background.start(self._store.save())], timeout=DISK_PATIENCE)
 
     def _cut(self, username: str) -> None:
         if self._plane is not None:
             self._plane.left(username)
 
     async def _disconnect(self, username: str) -> None:
-        if self.refusal:
+        if self.refusal or self._is_over:
             return
         argv = [find_program("occtl"), "-s", f"{self.room}/occtl", "disconnect", "user", username]
         status, text = await self._run(argv)
@@ -207,9 +237,15 @@ class Server:
     async def _connect_outside(self, keeper: Client) -> None:
         # Refused, this says why; slirp4netns and ocserv would not.
         os.close(await self.namespace.open_tun("probe"))
-        output = self._lines("slirp4netns")
+        slirp = Kept("slirp4netns", partial(self._start_slirp, keeper), self._end_slirp, self.tally)
+        self._stack.push_async_callback(slirp.close)
+        await slirp.start()
+        slirp.failed.add_done_callback(lambda failed: self._end(failed.result()))
+
+    async def _start_slirp(self, keeper: Client) -> asyncio.Future[str]:
+        output = self._background.log_lines("slirp4netns")
         try:
-            slirp = await start_slirp(
+            self._slirp = slirp = await start_slirp(
                 keeper,
                 self.namespace,
                 self.sockets,
@@ -220,11 +256,16 @@ class Server:
             )
         finally:
             os.close(output)
-        self._stack.push_async_callback(slirp.close)
-        self._watch_process(slirp.process)
         if self._host is None:
             protocols = ("tcp",) if self.config.uplink == "prototype" else ("tcp", "udp")
-            self.port = await slirp.forward(self.config.listen or "0.0.0.0", self.config.port, protocols)  # noqa: S104
+            port = self.port or self.config.port
+            self.port = await slirp.forward(self.config.listen or "0.0.0.0", port, protocols)  # noqa: S104
+        return self._end_of(slirp.process)
+
+    async def _end_slirp(self) -> None:
+        if self._slirp is not None:
+            slirp, self._slirp = self._slirp, None
+            await slirp.close()
 
     async def _start_plane(self, keeper: Client) -> int:
         """The data plane, and the sockets inside that TCP and the name service are redirected to; the port of TCP."""
@@ -238,7 +279,9 @@ class Server:
             sockets[LEDGER_FD] = os.dup(self.ledger)
         log_file = str(access_log(self.directory, self.user))
         settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns, self.user)
-        self._plane = DataPlane(keeper, sockets, settings, lambda: self._lines("plane"), self._end)
+        self._plane = DataPlane(
+            keeper, sockets, settings, lambda: self._background.log_lines("plane"), self._end, tally=self.tally
+        )
         self._stack.push_async_callback(self._plane.close)
         await self._plane.start()
         return port
@@ -272,9 +315,9 @@ class Server:
 
     async def _start_ocserv(self, program: str, shims: list[str]) -> None:
         ready = asyncio.get_running_loop().create_future()
-        output = self._lines("ocserv", ready)
+        output = self._background.log_lines("ocserv", ocserv.READY, ready)
         events, events_end = os.pipe()
-        self._task(self._read_events(events))
+        self._background.start(self._read_events(events))
         argv = [program, "--foreground", "--config", f"{self.room}/ocserv.conf"]
         env = environment(LD_PRELOAD=":".join(shims))
         fds = {ocserv.EVENT_FD: events_end}
@@ -298,9 +341,9 @@ class Server:
         self._stack.push_async_callback(self._dismiss)
         await asyncio.wait([ready, process.ended], timeout=OCSERV_DEADLINE, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            last = self._last_lines[-1] if self._last_lines else "it said nothing"
-            raise GatewayError(f"ocserv did not start: {last}")
-        self._watch_process(process)
+            raise GatewayError(f"ocserv did not start: {self._background.last_line or 'it said nothing'}")
+        self._ocserv = process
+        self._end_of(process).add_done_callback(lambda ended: self._end(ended.result()))
 
     async def _dismiss(self) -> None:
         """Tell ocserv's workers to end, and wait until they have.
@@ -309,7 +352,7 @@ class Server:
         word to its client, which then dials until its reconnect timeout.
         """
         workers = self.book.workers()
-        if not workers or self.namespace.client.lost.done():
+        if not workers or self._ocserv is None or self._ocserv.ended.done():  # nobody would tell us that they have
             return
         self._dismissed = asyncio.get_running_loop().create_future()
         try:
@@ -339,12 +382,12 @@ class Server:
         """A client came or went. What takes time goes on beside: those who come next must not wait for it."""
         username = event.username
         if event.reason == "connect" and not self.book.is_known(username):
-            self._task(self._quietly(self._disconnect(username)))  # revoked while it was logging in
+            self._background.start(self._quietly(self._disconnect(username)))  # revoked while it was logging in
         elif event.reason == "connect" and self._plane is not None:
             self._plane.arrived(event.address, username)
         if self.book.on_event(event):
             self.spent(username)
-            self._task(self._quietly(self._publish()))
+            self._background.start(self._quietly(self._publish()))
         if event.reason == "disconnect" and (absence := self.book.absence(username)):
             asyncio.get_running_loop().call_later(2 * ocserv.COOKIE_LIFETIME, self._forget, username, absence)
 
@@ -355,56 +398,45 @@ class Server:
         except (VpnError, OSError) as error:
             log.error("%s", error)
 
+    def _expire_in_time(self) -> None:
+        for until in self.book.deadlines():
+            asyncio.get_running_loop().call_later(max(0.0, until - self._now()), self._expire)
+
     def _expire(self) -> None:
+        if self._closed:  # its successor does
+            return
         expired = self.book.expired(self._now())
         for username in expired:
             log.info("%s was never used; withdrawn", username)
             self.book.forget(username)
             self.spent(username)
         if expired:
-            self._task(self._quietly(self._publish()))
+            self._background.start(self._quietly(self._publish()))
 
     def _forget(self, username: str, absence: int) -> None:
         """Its cookie has expired as well, unless it has come back since."""
-        if self.book.absence(username) == absence:
+        if self.book.absence(username) == absence and not self._closed:
             self.book.forget(username)
             self._cut(username)
-            self._task(self._store.save())
+            self._background.start(self._store.save())
 
     def _now(self) -> float:
         """Seconds of the epoch by a clock that nobody sets."""
         return self._epoch + time.monotonic()
 
-    def _lines(self, name: str, ready: asyncio.Future[None] | None = None) -> int:
-        """The write end of a pipe whose lines go to the log."""
-        reader, writer = os.pipe()
-        self._task(self._log_lines(name, reader, ready))
-        return writer
-
-    async def _log_lines(self, name: str, fd: int, ready: asyncio.Future[None] | None) -> None:
-        async for line in read_lines(fd):
-            strangers.log.info("%s: %s", name, line)
-            self._last_lines = [*self._last_lines[-9:], line] if line.strip() else self._last_lines
-            if ready is not None and not ready.done() and ocserv.READY in line:
-                ready.set_result(None)
-
-    def _task(self, coroutine: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        task.add_done_callback(self._on_task_done)
-        return task
-
-    def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._end(f"an error of its own: {task.exception()!r}")
-
     def _watch(self, lost: asyncio.Future[TunnelError], name: str) -> None:
         lost.add_done_callback(lambda _: self._end(f"{name} ended"))
 
-    def _watch_process(self, process: Process) -> None:
-        name = Path(process.name).name
-        process.ended.add_done_callback(lambda future: self._end(f"{name} ended with status {future.result()}"))
+    def _end_of(self, process: Process) -> asyncio.Future[str]:
+        """Resolves with the words for it, unless the server is over already."""
+        name, ended = Path(process.name).name, asyncio.get_running_loop().create_future()
+
+        def on_end(status: asyncio.Future[int]) -> None:
+            if not self._is_over:
+                ended.set_result(f"{name} ended with status {status.result()}")
+
+        process.ended.add_done_callback(on_end)
+        return ended
 
     def _end(self, reason: str) -> None:
         if not self._closed and not self.ended.done():  # what we end ourselves ends no gateway: the relay may go on

@@ -1,10 +1,10 @@
 """The relay's end at the gateway: SOCKS5 over TLS for this gateway's pilots, and for nobody else.
 
 A connection's states: TLS handshake → methods → login → request → carried, all before the last within
-``LOGIN_DEADLINE``. A login is the one-time password, which is spent by it, or the token of a session that is open
-(``vpn.gateway.tickets``). Wrong ones are logged and answered late. Connections that have not logged in are limited;
-beyond ``STRANGERS`` the oldest of the address with most of them is dropped, so that those who never speak cannot keep
-pilots out.
+``LOGIN_DEADLINE``. A login is the one-time password, which is spent by it, the token of a session that is open
+(``vpn.gateway.tickets``), or the key of the gateway's owner (``vpn.gateway.remote``). Wrong ones are logged and
+answered late. Connections that have not logged in are limited; beyond ``STRANGERS`` the oldest of the address with
+most of them is dropped, so that those who never speak cannot keep pilots out.
 
 A session ends by its pilot's word, by ``revoke``, or when it was away for too long; with it every connection of
 the pilot. What the daemon must know is told by ``on_event``.
@@ -22,10 +22,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Literal
 
-from vpn.gateway import strangers
+from vpn.gateway import remote, strangers
 from vpn.gateway.association import Association
 from vpn.gateway.crowd import Crowd
 from vpn.gateway.outside import Outside, OutsideError
+from vpn.gateway.remote import Remote
 from vpn.gateway.resolver import Resolver
 from vpn.gateway.tickets import AWAY_LIFETIME, Tickets
 from vpn.relay import socks5
@@ -61,8 +62,10 @@ class SocksService:
         outside: Outside,
         resolver: Resolver,
         on_event: Callable[[Happening, str, str], None],
+        remote: Remote | None = None,
     ) -> None:
         self.tickets = Tickets()
+        self._remote = remote
         self._context = context
         self._outside = outside
         self._resolver = resolver
@@ -128,6 +131,10 @@ class SocksService:
         await stream.send(socks5.give_method(socks5.PASSWORD))
         login = await stream.receive(socks5.take_login)
         username = login.username.decode(errors="replace")
+        if self._remote is not None and self._remote.admits(username, login.password):
+            self._admitted(username, address, first=False)
+            await stream.send(socks5.give_login_answer(accepted=True))
+            return username
         admission = self.tickets.admit(username, login.password)
         if admission in ("wrong", "spent"):
             penalty = self.tickets.penalty(address, time.monotonic())
@@ -149,6 +156,9 @@ class SocksService:
             self._on_event("connect", username, address)
 
     async def _perform(self, stream: TlsStream, username: str, request: socks5.Request, address: str) -> None:
+        if username == remote.USER:  # the gateway's owner, who is no pilot
+            await self._control(stream, request)
+            return
         match request.command:
             case Command.CONNECT:
                 await self._connect(stream, username, request.target)
@@ -165,6 +175,15 @@ class SocksService:
             case _:
                 await stream.send(socks5.give_reply(Answer.COMMAND_UNKNOWN))
                 await stream.end()
+
+    async def _control(self, stream: TlsStream, request: socks5.Request) -> None:
+        if self._remote is None or request.command != Command.CONTROL:
+            await stream.send(socks5.give_reply(Answer.COMMAND_UNKNOWN))
+            await stream.end()
+            return
+        await stream.send(socks5.give_reply(Answer.OK))
+        async with asyncio.timeout(remote.SERVE_DEADLINE):
+            await self._remote.serve(stream)
 
     async def _connect(self, stream: TlsStream, username: str, target: Target) -> None:
         def connected() -> Awaitable[None]:

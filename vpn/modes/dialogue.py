@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vpn.errors import Layer, TunnelError
@@ -173,6 +173,14 @@ def parse_line(line: str) -> Said | None:
     return None
 
 
+REFUSED = "the server refused the user or password"
+TERMINATED = 3.0
+"""Seconds in which a gateway that has told its clients that it ends may be there again: one that only starts ocserv
+anew is.
+"""
+_FORGOTTEN = re.compile(r"Cookie (is no longer valid|was rejected)|Reconnect failed")
+_TERMINATED = re.compile(r"Session terminated by server")
+
 _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
     (
         re.compile(
@@ -189,7 +197,7 @@ _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
             r"fgets \(stdin\)|User input required"
         ),
         "openconnect",
-        "the server refused the user or password: a gateway's credential is good for one login, get a fresh one",
+        f"{REFUSED}: a gateway's credential is good for one login, get a fresh one",
     ),
     (
         re.compile(r"SSL connection failure"),
@@ -207,6 +215,16 @@ _REASONS: tuple[tuple[re.Pattern[str], Layer, str], ...] = (
         "the server ended the session: it was stopped, or the credential was revoked",
     ),
 )
+
+
+def login_patience(lines: Iterable[str], patience: float) -> float:
+    """Seconds to go on trying to log in again at a gateway, after an openconnect that said this: ``patience`` where the
+    gateway was gone without a word, and knows the session no more; 0 where a login is of no use.
+    """
+    text = "\n".join(lines)
+    if _TERMINATED.search(text):
+        return min(TERMINATED, patience)
+    return patience if _FORGOTTEN.search(text) else 0.0
 
 
 def explain_exit(status: int, lines: list[str], server: str) -> TunnelError:

@@ -8,6 +8,7 @@ Sequence:
 2. a namespace, and a tun device in it whose descriptor comes out;
 3. openconnect *outside*, in the host's network, with that descriptor put in place of /dev/net/tun
    (``preload/tun_from_fd.c``), the password on its standard input, the server's key pinned;
+   networks of ``direct`` get a device of their own (``vpn.modes.direct``);
 4. it logs in and calls its script, which only tells us its environment: address, MTU, routes, DNS;
 5. the holder configures the device and the name servers: commands can run;
 6. DTLS comes up, or is known not to, or ``dtls_timeout`` passes: then it is TLS, and may become DTLS later.
@@ -15,7 +16,8 @@ Sequence:
 Failures: openconnect ending at any time is explained from its own last lines; after bring-up it loses the
 tunnel. A server that goes away is dialled again by openconnect itself, with its cookie, for
 ``reconnect_timeout`` seconds; it asks for a sign of life every ``probe_interval`` seconds, and is not waited for when
-it dials a server that swallows packets.
+it dials a server that swallows packets. A gateway that was started again has forgotten the cookie, but takes the
+password once more: another openconnect logs in by it, and goes on with the device.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import os
+import signal
 import socket
 import struct
 from contextlib import suppress
@@ -32,6 +35,7 @@ from vpn.config import Credential, TunnelConfig
 from vpn.errors import TunnelError
 from vpn.modes.base import BringUp, TunnelInfo
 from vpn.modes.dialogue import (
+    REFUSED,
     DtlsDown,
     DtlsUp,
     MtuFound,
@@ -40,10 +44,12 @@ from vpn.modes.dialogue import (
     ScriptReader,
     TlsUp,
     explain_exit,
+    login_patience,
     parse_line,
     parse_settings,
     script_command,
 )
+from vpn.modes.direct import DirectNetworks, tunnelled
 from vpn.namespace import Namespace, open_namespace
 from vpn.pipes import filled, read_chunks, read_lines
 from vpn.process import Client, Process, first_of
@@ -60,6 +66,11 @@ link, so that the usual 500 are a few milliseconds' worth. Not for TLS to a far 
 queue is a long delay.
 """
 KEPT_LINES = 40
+LOGIN_PAUSE = 0.5  # seconds between two attempts to log in again
+NUDGES = (1.0, 2.0, 3.0)
+"""Seconds between times that openconnect is told to dial a server that accepts connections again: left alone it waits
+ten and more.
+"""
 _TUN_FD, _SCRIPT_FD = 3, 4
 _TCPI_RTT = 68  # where struct tcp_info (linux/tcp.h) has the round trip, in microseconds
 
@@ -75,6 +86,7 @@ class OpenconnectTunnel:
         self.mtu = config.mtu
         self.queue = 0
         self.server = ""
+        self.direct = DirectNetworks(config.direct, up) if config.direct else None
         self.lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
         self.settings: asyncio.Future[NetworkSettings] = up.keeper.loop.create_future()
         self.decided = asyncio.Event()  # whether packets go by DTLS or TLS is known
@@ -85,6 +97,9 @@ class OpenconnectTunnel:
         self._readers: list[asyncio.Task[None]] = []
         self._explaining: asyncio.Task[None] | None = None
         self._dialling: asyncio.TimerHandle | None = None
+        self._nudging: asyncio.Task[None] | None = None
+        self._process: Process | None = None
+        self._tun = -1
 
     @property
     def client(self) -> Client:
@@ -111,14 +126,21 @@ class OpenconnectTunnel:
         self.up.step = ("gateway", f"connecting to {', '.join(self.credential.addresses)}")
         self.server, round_trip = await first_reachable(self.credential)
         self._choose(near=round_trip < NEAR)
+        if self.direct is not None:
+            await self.direct.start()
         self.up.step = ("user namespaces", "making a namespace")
         self.namespace: Namespace = await open_namespace(self.up.keeper, new_session=self.up.new_session)
         self.up.stack.push_async_callback(self.namespace.close)
         self.namespace.client.lost.add_done_callback(lambda future: self.up.lose(future.result()))
+        self._tun = await self.namespace.open_tun(DEVICE, headers=self.config.mode == "openconnect")
+        self.up.stack.push_async_callback(self._end)
         self.up.step = ("openconnect", f"logging in at {self.server}")
         process = await self._start(program, shim)
+        if self.direct is not None:
+            await self.direct.serve(self.namespace)
         await self._configure(await self._logged_in(process))
         await self._decide()
+        self._explaining = asyncio.create_task(self._keep(program, shim))
         self.seconds = self.up.keeper.loop.time() - self.up.started_at
 
     def _choose(self, *, near: bool) -> None:
@@ -133,31 +155,28 @@ class OpenconnectTunnel:
             self.queue = QUEUE
 
     async def _start(self, program: str, shim: str) -> Process:
-        tun = await self.namespace.open_tun(DEVICE, headers=self.config.mode == "openconnect")
+        self.lines.clear()
         output, output_end = os.pipe()
         script, script_end = os.pipe()
         password = filled(self.credential.password.reveal().encode() + b"\n")
         try:
-            process = await self.up.keeper.spawn(
+            self._process = await self.up.keeper.spawn(
                 self._argv(program),
                 env=environment(LD_PRELOAD=shim, VPN_TUN_FD=str(_TUN_FD)),
                 cwd="/",
                 stdin=password,
                 stdout=output_end,
                 stderr=output_end,
-                fds={_TUN_FD: tun, _SCRIPT_FD: script_end},
+                fds={_TUN_FD: self._tun, _SCRIPT_FD: script_end},
             )
         finally:
-            for fd in (tun, output_end, script_end, password):
+            for fd in (output_end, script_end, password):
                 os.close(fd)
             self._readers = [
                 asyncio.create_task(self._read_output(output)),
                 asyncio.create_task(self._read_script(script)),
             ]
-            self.up.stack.push_async_callback(self._stop_reading)
-        self.up.stack.push_async_callback(process.end)
-        self._explaining = asyncio.create_task(self._on_exit(process))
-        return process
+        return self._process
 
     def _argv(self, program: str) -> list[str]:
         config, credential = self.config, self.credential
@@ -187,16 +206,22 @@ class OpenconnectTunnel:
                 # resets the connection: its last word, that it ended the session, is lost then.
                 await self.namespace.write(f"/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6", "1")
         await self.namespace.resume_soon()
-        await self.namespace.configure(
-            DEVICE, settings.address, mtu=settings.mtu, routes=list(settings.routes), queue=self.queue
-        )
+        routes, routes6 = self._routes(settings)
+        await self.namespace.configure(DEVICE, settings.address, mtu=settings.mtu, routes=routes, queue=self.queue)
         if settings.address6:
             with suppress(TunnelError):  # a kernel that has IPv6 switched off does without
-                await self.namespace.configure(DEVICE, settings.address6, routes=list(settings.routes6))
+                await self.namespace.configure(DEVICE, settings.address6, routes=routes6)
         dns = self.config.dns or settings.dns
         if dns:
             await self.namespace.resolve_with(list(dns), list(settings.search))
         self.configured = replace(settings, dns=tuple(dns))
+
+    def _routes(self, settings: NetworkSettings) -> tuple[list[str], list[str]]:
+        """What goes through the tunnel, of IPv4 and of IPv6."""
+        chosen = [*settings.routes, *settings.routes6]
+        if self.direct is not None:
+            chosen = tunnelled(self.direct.networks, chosen, settings.dns)
+        return [route for route in chosen if ":" not in route], [route for route in chosen if ":" in route]
 
     async def _decide(self) -> None:
         self.up.step = ("openconnect", "waiting for DTLS")
@@ -239,9 +264,10 @@ class OpenconnectTunnel:
             patience = self.config.reconnect_timeout
             error = TunnelError("gateway", f"{self.server} gave no sign of life and did not come back in {patience} s")
             self._dialling = self.up.keeper.loop.call_later(patience, self.up.lose, error)
-        if env.get("reason") == "reconnect" and self._dialling is not None:
-            self._dialling.cancel()
-            self._dialling = None
+            if self._is_gateway:
+                self._nudging = asyncio.create_task(self._nudge())
+        if env.get("reason") == "reconnect":
+            self._stop_dialling()
         if env.get("reason") not in ("connect", "reconnect") or "INTERNAL_IP4_ADDRESS" not in env:
             return
         try:
@@ -255,18 +281,82 @@ class OpenconnectTunnel:
         elif self.configured is not None and settings.address != self.configured.address:
             self.up.lose(TunnelError("openconnect", f"{self.server}: the server changed the address on reconnecting"))
 
-    async def _on_exit(self, process: Process) -> None:
-        await process.wait()
-        await asyncio.wait(self._readers[:1], timeout=1)
-        self.up.lose(explain_exit(process.ended.result(), list(self.lines), self.server))
+    @property
+    def _is_gateway(self) -> bool:
+        """Whether the server is a gateway of ours, which takes a password once more after it was started again."""
+        return bool(self.credential.relay_port)
 
-    async def _stop_reading(self) -> None:
+    async def _keep(self, program: str, shim: str) -> None:
+        """For as long as there is an openconnect, or there can be another one."""
+        error = await self._exit()
+        while self._is_gateway and (patience := login_patience(self.lines, self.config.reconnect_timeout)):
+            again = await self._log_in_again(program, shim, patience)
+            if again is not None:
+                error = TunnelError(error.layer, f"{error.message}; logging in again: {again.message}")
+                break
+            error = await self._exit()
+        self._close_tun()
+        self.up.lose(error)
+
+    async def _exit(self) -> TunnelError:
+        """Why the openconnect that runs now ended, when it has."""
+        assert self._process is not None
+        status = await self._process.wait()
+        self._stop_dialling()
+        await asyncio.wait(self._readers[:1], timeout=1)
+        return explain_exit(status, list(self.lines), self.server)
+
+    async def _log_in_again(self, program: str, shim: str, patience: float) -> TunnelError | None:
+        """Another openconnect, with the password: None when it is up, else what the last attempt met."""
+        loop = self.up.keeper.loop
+        until = loop.time() + patience
+        while True:
+            self.settings = loop.create_future()
+            try:
+                settings = await self._logged_in(await self._start(program, shim))
+                if self.configured is None or settings.address == self.configured.address:
+                    return None
+                return TunnelError("openconnect", f"{self.server}: the server changed the address")
+            except TunnelError as error:
+                if REFUSED in error.message or loop.time() >= until:
+                    return error
+            except OSError as error:
+                return TunnelError("openconnect", f"it could not be started: {error}")
+            await asyncio.sleep(LOGIN_PAUSE)
+
+    async def _nudge(self) -> None:
+        """Have openconnect dial when the server accepts connections again."""
+        for pause in (*NUDGES, *[NUDGES[-1]] * int(self.config.reconnect_timeout)):
+            await asyncio.sleep(pause)
+            _, problem, _ = await _reach(self.server, self.credential.port)
+            if not problem and self._process is not None:
+                self._process.send_signal(signal.SIGUSR2)
+
+    def _stop_dialling(self) -> None:
         if self._dialling is not None:
             self._dialling.cancel()
-        tasks = [*self._readers, *([self._explaining] if self._explaining else [])]
-        for task in tasks:
+            self._dialling = None
+        if self._nudging is not None:
+            self._nudging.cancel()
+            self._nudging = None
+
+    def _close_tun(self) -> None:
+        """The device goes with the last descriptor: programs inside then learn at once that there is no way out."""
+        if self._tun >= 0:
+            os.close(self._tun)
+            self._tun = -1
+
+    async def _end(self) -> None:
+        if self._explaining is not None:
+            self._explaining.cancel()
+            await asyncio.gather(self._explaining, return_exceptions=True)
+        if self._process is not None:
+            await self._process.end()
+        self._stop_dialling()
+        for task in self._readers:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        self._close_tun()
 
 
 def _login(credential: Credential) -> list[str]:

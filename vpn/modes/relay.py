@@ -9,33 +9,25 @@ Sequence:
    what TCP leaves by the device to them, and the sockets of a name server;
 3. their descriptors go to the data plane: commands can run.
 
-The data plane ending, for whatever reason, loses the tunnel. IPv6 is offered inside when the gateway has it.
+The data plane ending, for whatever reason, loses the tunnel. IPv6 is offered inside when the gateway
+has it; networks of ``direct`` always.
 """
 
 from __future__ import annotations
 
-import asyncio
-import collections
 import os
-import socket
 from contextlib import ExitStack, suppress
-
-import msgspec
 
 from vpn.config import Credential, TunnelConfig
 from vpn.errors import TunnelError
 from vpn.modes.base import PLAIN, BringUp, TunnelInfo
+from vpn.modes.carrier import MTU, Carrier, open_device, redirected
 from vpn.namespace import Namespace, open_namespace
-from vpn.pipes import filled, read_lines
-from vpn.process import Client, Process, first_of, python_argv
-from vpn.programs import environment
+from vpn.process import Client
 from vpn.relay.plane import Report, Settings, Sockets
 
 DEVICE = "tun0"
 ADDRESS, ADDRESS6 = "198.18.0.1", "fd68:7063:71::1"  # nobody else's: the namespace is the only one to know them
-MTU = 65520
-KEPT_LINES = 20
-_CONTROL_FD = 3
 
 
 class RelayTunnel:
@@ -47,9 +39,6 @@ class RelayTunnel:
         self.up = up
         self.report = Report()
         self.seconds = 0.0
-        self._lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
-        self._reports: asyncio.Queue[Report] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def client(self) -> Client:
@@ -72,10 +61,8 @@ class RelayTunnel:
     async def bring_up(self) -> None:
         """The sequence above."""
         self.up.step = ("program", "starting the relay")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.up.stack.callback(ours.close)
-        with theirs:
-            process = await self._start(theirs.fileno())
+        carrier, config = Carrier(self.up), self.config
+        await carrier.start(Settings(self.credential.to_bytes(), config.reconnect_timeout, config.direct, config.tls))
         self.up.step = ("user namespaces", "making a namespace")
         self.namespace: Namespace = await open_namespace(self.up.keeper, new_session=self.up.new_session)
         self.up.stack.push_async_callback(self.namespace.close)
@@ -83,50 +70,20 @@ class RelayTunnel:
         with ExitStack() as stack:
             fds, sockets = await self._furnish(stack)
             self.up.step = ("gateway", f"opening a session at {', '.join(self.credential.addresses)}")
-            self.report = await self._first_report(process)
-            socket.send_fds(ours, [msgspec.json.encode(sockets)], fds)
-        if self.report.has_ipv6:
+            self.report = await carrier.report()
+            carrier.serve(fds, sockets)
+        routes = ["::/0"] if self.report.has_ipv6 else sorted({each for each in config.direct if ":" in each})
+        if routes:
             with suppress(TunnelError):  # a kernel that has IPv6 switched off does without
-                await self.namespace.configure(DEVICE, f"{ADDRESS6}/128", routes=["::/0"])
-        self._tasks.append(asyncio.create_task(self._watch(process)))
+                await self.namespace.configure(DEVICE, f"{ADDRESS6}/128", routes=routes)
         self.seconds = self.up.keeper.loop.time() - self.up.started_at
-
-    async def _start(self, control: int) -> Process:
-        settings = Settings(
-            self.credential.to_bytes(), self.config.reconnect_timeout, self.config.direct, self.config.tls
-        )
-        output, output_end = os.pipe()
-        errors, errors_end = os.pipe()
-        stdin = filled(msgspec.json.encode(settings))
-        try:
-            process = await self.up.keeper.spawn(
-                python_argv("vpn.relay.plane", str(_CONTROL_FD)),
-                env=environment(),
-                cwd="/",
-                stdin=stdin,
-                stdout=output_end,
-                stderr=errors_end,
-                fds={_CONTROL_FD: control},
-            )
-        finally:
-            for fd in (output_end, errors_end, stdin):
-                os.close(fd)
-            self._tasks += [
-                asyncio.create_task(self._read_reports(output)),
-                asyncio.create_task(self._read_errors(errors)),
-            ]
-            self.up.stack.push_async_callback(self._stop_reading)
-        self.up.stack.push_async_callback(process.end)
-        return process
 
     async def _furnish(self, stack: ExitStack) -> tuple[list[int], Sockets]:
         """The namespace's device, listeners and rules; their descriptors, in the order ``Sockets`` says."""
         self.up.step = ("tunnel", "configuring the namespace")
         namespace = self.namespace
-        tun = await namespace.open_tun(DEVICE)
-        stack.callback(os.close, tun)
-        await namespace.configure(DEVICE, f"{ADDRESS}/32", mtu=MTU, routes=["default"])
-        tcp = await self._redirected(stack)
+        tun = await open_device(namespace, DEVICE, f"{ADDRESS}/32", ["default"], stack)
+        tcp = await redirected(namespace, DEVICE, stack)
         dns = []
         for udp in (True, False):
             fd, _ = await namespace.listen(ADDRESS, 53, udp=udp)
@@ -134,64 +91,6 @@ class RelayTunnel:
             dns.append(fd)
         await namespace.resolve_with(list(self.config.dns) or [ADDRESS], [])
         return [*tcp, *dns, tun], Sockets(tcp=len(tcp), dns_udp=1, dns_tcp=1, tun=1)
-
-    async def _redirected(self, stack: ExitStack) -> list[int]:
-        fds = []
-        for address, six in (("127.0.0.1", False), ("::1", True)):
-            try:
-                fd, port = await self.namespace.listen(address)
-                stack.callback(os.close, fd)
-                await self.namespace.redirect(DEVICE, port, six=six)
-            except TunnelError:
-                if not six:  # a kernel without IPv6, or without its nat, does without
-                    raise
-            else:
-                fds.append(fd)
-        return fds
-
-    async def _first_report(self, process: Process) -> Report:
-        first = asyncio.ensure_future(self._reports.get())
-        try:
-            await first_of(first, process.ended)
-            if not first.done():
-                await asyncio.wait([first], timeout=1)  # its last words may still be in the pipe
-            if not first.done():
-                raise self._explain(process)
-            report = first.result()
-        finally:
-            first.cancel()
-        if report.layer:
-            raise TunnelError(report.layer, report.message)  # type: ignore[arg-type]
-        return report
-
-    async def _watch(self, process: Process) -> None:
-        last = Report()
-        await process.wait()
-        await asyncio.wait(self._tasks[:2], timeout=1)
-        while not self._reports.empty():
-            last = self._reports.get_nowait()
-        if last.layer:
-            self.up.lose(TunnelError(last.layer, last.message))  # type: ignore[arg-type]
-        self.up.lose(self._explain(process))
-
-    def _explain(self, process: Process) -> TunnelError:
-        status = process.returncode
-        how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
-        said = f": {self._lines[-1]}" if self._lines else ""
-        return TunnelError("tunnel", f"the relay ended with {how}{said}")
-
-    async def _read_reports(self, fd: int) -> None:
-        async for line in read_lines(fd):
-            self._reports.put_nowait(msgspec.json.decode(line, type=Report))
-
-    async def _read_errors(self, fd: int) -> None:
-        async for line in read_lines(fd):
-            self._lines.append(line)
-
-    async def _stop_reading(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def bring_up(config: TunnelConfig, up: BringUp) -> RelayTunnel:

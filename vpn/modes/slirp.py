@@ -3,7 +3,8 @@
 For nodes that can reach outside, but where tasks are to have a network of their own: nothing of the host's loopback,
 no ports of other jobs. Sequence: the namespace → pasta, which is faster, or slirp4netns where that is missing, old or
 does not come up, attached, with IPv6 where the node has a route for it → name servers: its own forwarder, which asks
-the node's. There is no gateway, so no credential. Its end loses the tunnel.
+the node's. There is no gateway, so no credential. When the program ends by itself it is started again, and programs
+inside go on, without the connections they had; only when that fails again and again the tunnel is lost.
 
 An old pasta (seen with that of March 2023) does not tell a program that its peer has closed when the program had ended
 its own direction before: so it is used only where there is nothing else.
@@ -24,6 +25,7 @@ from pathlib import Path
 from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
 from vpn.gateway.addresses import UPLINK_DNS, UPLINK_GUEST
+from vpn.kept import Kept, Tally
 from vpn.modes.base import BringUp, TunnelInfo
 from vpn.namespace import Namespace, open_namespace
 from vpn.pipes import read_lines
@@ -103,7 +105,7 @@ async def _attach(
     for name in in_order(programs, version):
         up.step = ("tunnel", f"starting {name}")
         try:
-            _watch(await _start(name, namespace, config, up), up)
+            await _keep(name, namespace, config, up)
         except (TunnelError, OSError) as error:
             reason = error.message if isinstance(error, TunnelError) else str(error)
             problems.append(f"{name} passed over: {reason}")
@@ -112,34 +114,72 @@ async def _attach(
     raise TunnelError("tunnel", "; ".join(problems))
 
 
-def _watch(uplink: Uplink, up: BringUp) -> None:
-    """End it with the session, which its own end loses."""
-    up.stack.push_async_callback(uplink.close)
-    uplink.process.ended.add_done_callback(
-        lambda ended: up.lose(TunnelError("tunnel", f"{uplink.name} ended (status {ended.result()})"))
+async def _keep(name: str, namespace: Namespace, config: TunnelConfig, up: BringUp) -> None:
+    """Attach it, and again when it ends by itself; that it cannot be kept loses the tunnel."""
+    one = _Attached(name, namespace, config, up.keeper)
+    kept = Kept(name, one.start, one.close, Tally())
+    try:
+        await kept.start()
+    except BaseException:
+        await kept.close()
+        raise
+    up.stack.push_async_callback(kept.close)
+    kept.failed.add_done_callback(
+        lambda failed: None if failed.cancelled() else up.lose(TunnelError("tunnel", failed.result()))
     )
 
 
-async def _start(name: str, namespace: Namespace, config: TunnelConfig, up: BringUp) -> Uplink:
-    output, output_end = os.pipe()
-    last: collections.deque[str] = collections.deque(maxlen=1)
-    reading = asyncio.create_task(_pass_on(name, output, last))
-    up.stack.callback(reading.cancel)
-    six = has_ipv6_route()
-    options = [*(["--enable-ipv6"] if six else []), *(["--disable-dns"] if config.dns else [])]
-    try:
-        if name == "pasta":
-            return await start_pasta(up.keeper, namespace, six=six, log=output_end)
-        return await start_uplink(up.keeper, namespace, options, cwd="/", log=output_end)
-    except TunnelError as error:
-        os.close(output_end)
-        output_end = -1
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(reading), 1)
-        raise TunnelError(error.layer, f"{error.message}: {last[0] if last else 'it said nothing'}") from None
-    finally:
-        if output_end >= 0:
+class _Attached:
+    """One of the programs, attached to the namespace."""
+
+    def __init__(self, name: str, namespace: Namespace, config: TunnelConfig, keeper: Client) -> None:
+        self._name = name
+        self._namespace = namespace
+        self._config = config
+        self._keeper = keeper
+        self._uplink: Uplink | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self) -> asyncio.Future[str]:
+        """Start it; returns when it carries packets, with what resolves with the words for its end."""
+        output, output_end = os.pipe()
+        last: collections.deque[str] = collections.deque(maxlen=1)
+        self._reading = asyncio.create_task(_pass_on(self._name, output, last))
+        try:
+            self._uplink = uplink = await self._launch(output_end)
+        except TunnelError as error:
             os.close(output_end)
+            output_end = -1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._reading), 1)
+            raise TunnelError(error.layer, f"{error.message}: {last[0] if last else 'it said nothing'}") from None
+        finally:
+            if output_end >= 0:
+                os.close(output_end)
+        ended: asyncio.Future[str] = self._keeper.loop.create_future()
+
+        def on_end(status: asyncio.Future[int]) -> None:
+            if not (self._keeper.lost.done() or self._namespace.client.lost.done()):  # then all is over
+                ended.set_result(f"{self._name} ended (status {status.result()})")
+
+        uplink.process.ended.add_done_callback(on_end)
+        return ended
+
+    async def _launch(self, output: int) -> Uplink:
+        six = has_ipv6_route()
+        options = [*(["--enable-ipv6"] if six else []), *(["--disable-dns"] if self._config.dns else [])]
+        if self._name == "pasta":
+            return await start_pasta(self._keeper, self._namespace, six=six, log=output)
+        return await start_uplink(self._keeper, self._namespace, options, cwd="/", log=output)
+
+    async def close(self) -> None:
+        """End it."""
+        if self._uplink is not None:
+            uplink, self._uplink = self._uplink, None
+            await uplink.close()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
 
 
 async def _pass_on(name: str, output: int, last: collections.deque[str]) -> None:

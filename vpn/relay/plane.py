@@ -33,6 +33,7 @@ from vpn.relay.dnsclient import DnsClient
 from vpn.relay.dnsserver import DnsServer
 from vpn.relay.link import Link
 from vpn.relay.loop import run_loop
+from vpn.relay.nolink import NoLink
 from vpn.relay.pump import pump, ready, reset_on_close
 from vpn.spawn import raise_file_limit
 
@@ -44,7 +45,7 @@ _ORIGINAL_DST = 80  # SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST (linux/netfilter_
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the session tells."""
+    """What the session tells; without a credential there is no gateway, and only ``direct`` is served."""
 
     credential: bytes
     reconnect_timeout: float = 60.0
@@ -75,8 +76,10 @@ class Plane:
     """Everything of one namespace."""
 
     def __init__(self, settings: Settings, control: socket.socket) -> None:
-        credential = Credential.from_bytes(settings.credential)
-        self.link = Link(credential, settings.reconnect_timeout, tls=settings.tls)
+        self.link: Link = NoLink()
+        if settings.credential:
+            credential = Credential.from_bytes(settings.credential)
+            self.link = Link(credential, settings.reconnect_timeout, tls=settings.tls)
         self.direct: Sequence[Network] = [ipaddress.ip_network(text, strict=False) for text in settings.direct]
         self.ended = asyncio.Event()
         self._control = control

@@ -15,7 +15,8 @@ Inside the relay's TLS connections these commands are added, in the range RFC 19
   "fragment" of ``UNREACHABLE`` carries none: the host it names cannot be reached;
 * ``CONNECT_PLAIN`` is ``CONNECT``, after which neither side encrypts: the client ends its direction of TLS behind the
   request, the gateway its own behind the reply that says OK, and what follows is the program's bytes. Who may connect
-  is thus never said in clear. ``HAS_PLAIN`` says that a gateway knows it.
+  is thus never said in clear. ``HAS_PLAIN`` says that a gateway knows it;
+* ``CONTROL`` is for the gateway's owner: a request of the control protocol follows (``vpn.gateway.remote``).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Command(IntEnum):
     SESSION = 0x80
     RESOLVE = 0x81
     CONNECT_PLAIN = 0x82
+    CONTROL = 0x83
 
 
 class Answer(IntEnum):

@@ -302,15 +302,17 @@ def test_cancel_of_a_queued_task(open_queue):
     assert queue.cancel(id=number) == 0
 
 
-def test_cancel_of_running_and_waiting_tasks_by_tag(queue, pilot, tmp_path):
+@pytest.mark.parametrize("kind", ["tag", "category"])
+def test_cancel_of_running_and_waiting_tasks_by_tag_or_category(queue, pilot, tmp_path, kind):
     note = tmp_path / "begun"
-    queue.submit(hpcq.Task(f"echo $$ > {note}; sleep 600", tag="go"))
+    queue.submit(hpcq.Task(f"echo $$ > {note}; sleep 600", **{kind: "go"}))
     for _ in range(3):
-        queue.submit(call(os.getpid).set(tag="go"))
-    queue.submit(call(os.getpid).set(tag="stay"))
+        queue.submit(call(os.getpid).set(**{kind: "go"}))
+    queue.submit(call(os.getpid).set(**{kind: "stay"}))
     pid = int(appears(note))
-    assert queue.cancel(tag="go") == 4
-    outcomes = [(task.tag, task.outcome) for task in (wait(queue) for _ in range(5))]
+    assert queue.cancel(**{kind: "gone"}) == 0
+    assert queue.cancel(**{kind: "go"}) == 4
+    outcomes = [(getattr(task.options, kind), task.outcome) for task in (wait(queue) for _ in range(5))]
     assert sorted(outcomes) == [("go", "cancelled")] * 4 + [("stay", "success")]
     eventually(lambda: gone(pid), "the command is gone")
     assert queue.wait() is None

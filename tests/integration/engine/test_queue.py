@@ -1,5 +1,6 @@
 """What `hpcq.Queue` promises its user, with many tasks and at its end."""
 
+import json
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from running import DEADLINE, begun, call, eventually, note_and_wait, ready, run
 import hpcq
 import hpcq.manager
 from hpcq import journal, state_dir
+from hpcq.cli.main import run as command_line
 from hpcq.client import ask
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -280,3 +282,30 @@ def test_a_journal_of_what_was_done(open_queue, start_pilot, tmp_path):
         ("int(…)", "1", "success"),
         ("int(…)", "x", "exception"),
     }
+
+
+def test_a_queue_has_its_files_where_it_is_told(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(state_dir, "_used", None)
+    elsewhere = tmp_path / "elsewhere"
+    with hpcq.Queue("q", address="127.0.0.1", state_dir=elsewhere, journal=True) as queue:
+        assert not state_dir.state_root().exists()
+        with pytest.raises(hpcq.UsageError, match=f"serves a queue 'q' already, in {elsewhere}/q"):
+            hpcq.Queue("q")
+        (job,) = queue.submit_pilots(1, batch="local")
+        assert job.directory.is_relative_to(elsewhere / "q" / "jobs")
+        assert run(queue, call(int)).outcome == "success"
+        assert command_line(["pilots", "--name", "q", "--json", "--state-dir", str(elsewhere)]) == 0
+        assert [row["job_id"] for row in json.loads(capsys.readouterr().out)] == [job.id]
+        assert command_line(["status", "--state-dir", str(elsewhere)]) == 0  # the only one there
+    eventually(place.nothing_left, "the job is gone")
+    assert command_line(["report", "--state-dir", str(elsewhere), "--tasks"]) == 0
+    assert "success" in capsys.readouterr().out
+    state_dir.use(None)
+    with hpcq.Queue("q") as queue:
+        assert state_dir.connection_file("q").is_relative_to(state_dir.state_root())
+
+
+def test_of_a_queue_without_a_name_nothing_is_left_elsewhere_either(place, tmp_path):
+    with hpcq.Queue(state_dir=tmp_path / "elsewhere") as queue:
+        assert [one.name for one in (tmp_path / "elsewhere").iterdir()] == [queue.name]
+    assert not list((tmp_path / "elsewhere").iterdir())

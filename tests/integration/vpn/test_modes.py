@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 WAN = "203.0.113.1"
+NEAR, NEAR6 = "192.0.2.1", "2001:db8:9::1"
 TRAFFIC = str(Path(__file__).with_name("traffic.py"))
 WAYS = {
     "openconnect": ["--mode", "openconnect"],
@@ -28,13 +29,13 @@ WAYS = {
 }
 WITHOUT_GATEWAY = ("slirp",)
 GATEWAYS = {"prototype": "prototype"}
-BIG = {  # bytes (up, down): beyond every buffer and window, and as much as a file of an analysis where that is quick
+BIG = {  # bytes (up, down): beyond every buffer and window, and one way as much as a file of an analysis
     "openconnect": (100_000_000, 1_000_000_000),
-    "relay": (100_000_000, 1_000_000_000),
-    "relay without TLS": (100_000_000, 100_000_000),
-    "socks": (100_000_000, 1_000_000_000),
-    "slirp": (100_000_000, 200_000_000),
-    "auto": (100_000_000, 100_000_000),
+    "relay": (1_000_000_000, 100_000_000),
+    "relay without TLS": (100_000_000, 1_000_000_000),
+    "socks": (1_000_000_000, 100_000_000),
+    "slirp": (100_000_000, 1_000_000_000),
+    "auto": (100_000_000, 100_000_000),  # which is relay here
     "prototype": (20_000_000, 20_000_000),
 }
 
@@ -49,23 +50,23 @@ class Outside:
         self.gateway = gateway
         self._made = 0
 
-    def options(self, mode):
+    def options(self, mode, *more):
         if mode in WITHOUT_GATEWAY:
-            return ["run", *WAYS[mode]]
+            return ["run", *WAYS[mode], *more]
         self._made += 1
         credential = self.gateway.credential(f"{self._made}.json", gateway=GATEWAYS.get(mode, "default"))
-        return ["run", *WAYS[mode], "--credential", credential]
+        return ["run", *WAYS[mode], "--credential", credential, *more]
 
-    def run(self, mode, *argv, **more):
-        return self.gateway.vpn("node", *self.options(mode), "--", *argv, **more)
+    def run(self, mode, *argv, options=(), **more):
+        return self.gateway.vpn("node", *self.options(mode, *options), "--", *argv, **more)
 
     def start(self, mode, *argv, **more):
         return self.gateway.start_vpn("node", *self.options(mode), "--", *argv, **more)
 
-    def traffic(self, mode, *what):
+    def traffic(self, mode, *what, options=()):
         """Kinds of traffic one after the other in one tunnel; what they print."""
         lines = [shlex.join([sys.executable, TRAFFIC, *each]) for each in what]
-        done = self.run(mode, "sh", "-ec", "\n".join(lines))
+        done = self.run(mode, "sh", "-ec", "\n".join(lines), options=options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -92,13 +93,15 @@ def outside(everywhere, mode):
 
 
 @contextlib.contextmanager
-def serving(site, *addresses):
-    with site.start("wan", sys.executable, TRAFFIC, "serve", *addresses, stdout=subprocess.PIPE) as server:
+def serving(site, *addresses, host="wan"):
+    with site.start(host, sys.executable, TRAFFIC, "serve", *addresses, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"ready\n"
         known = site.known
         site.known = known | site.extra()
         yield
-        for pid in [pid for pid, line in site.processes().items() if "traffic.py serve" in line]:
+        for pid in [
+            pid for pid, line in site.processes().items() if " ".join(["traffic.py serve", *addresses]) in line
+        ]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         server.wait(20)
@@ -108,6 +111,44 @@ def serving(site, *addresses):
 @carries
 def test_tcp_both_ways_half_close_and_200_connections_at_once(outside, mode):
     outside.traffic(mode, ("up", WAN, "3000000"), ("down", WAN, "3000000"), ("half-close", WAN), ("many", WAN, "200"))
+
+
+@pytest.fixture(scope="module")
+def near(everywhere):
+    """What is on the node's own network, by IPv4 and IPv6, where no gateway leads."""
+    site = everywhere.gateway
+    site.check("login", "ip", "addr", "add", f"{NEAR6}/64", "dev", "to-node", "nodad")
+    site.check("node", "ip", "addr", "add", "2001:db8:9::11/64", "dev", "eth0", "nodad")
+    with serving(site, NEAR, NEAR6, host="login"):
+        yield
+
+
+@carries
+def test_direct_networks_are_reached_from_the_node_itself(outside, near, mode):
+    direct = [
+        "--direct",
+        "192.0.2.0/24,2001:db8:9::/64",
+        "--direct",
+        "198.18.0.0/15",
+    ]  # where gateways' name servers are
+    what = [("half-close", NEAR), ("half-close", WAN), ("up", NEAR, "3000000"), ("dns", "web.example.org")]
+    if mode != "slirp":  # this node has no default route for IPv6, so slirp has none at all
+        what += [("half-close", NEAR6)]
+    if mode != "socks":
+        what += [("udp", NEAR, "1000"), ("udp", WAN, "1000")]
+    outside.traffic(mode, *what, options=direct)
+
+
+@pytest.mark.parametrize("mode", ["openconnect"])
+def test_what_carries_direct_networks_is_a_part_of_the_tunnel(outside, mode):
+    options = outside.options(mode, "--direct", "192.0.2.0/24")
+    argv = (*options, "--", "sh", "-c", "echo up; exec sleep 1000")
+    with outside.gateway.start_vpn("node", *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"up\n"
+        (plane,) = outside.gateway.find("vpn.relay.plane import main")
+        os.kill(plane, signal.SIGKILL)
+        assert process.wait(90) == 5
+        assert b"ended with signal 9" in process.stderr.read()
 
 
 @runs

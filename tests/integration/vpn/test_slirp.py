@@ -62,12 +62,15 @@ def test_the_hosts_loopback_is_not_its_own(open_site, stack):
         server.stdin.close()
 
 
-def test_its_end_loses_the_tunnel(open_site, stack):
-    with held(open_site) as process:
+def test_killed_it_is_started_again_and_the_session_goes_on(open_site, stack):
+    script = "echo up; read line; exec curl -sS --retry 20 --retry-all-errors --max-time 60 http://web.example.org/"
+    with held(open_site, script) as process:
         (pid,) = open_site.find(MARKS[stack])
         os.kill(pid, signal.SIGKILL)
-        assert process.wait(90) == 5
-        assert f"{stack} ended" in process.stderr.read()
+        open_site.wait_gone([pid])
+        output, error = process.communicate("go\n", timeout=90)
+        assert (process.returncode, output) == (0, "hello\n"), error
+        assert f"{stack} ended (status -9): starting {stack} again" in error
     open_site.wait_empty()
 
 
@@ -83,11 +86,11 @@ def test_whoever_is_killed_pasta_does_not_stay(open_site, needs):
         open_site.wait_empty()
 
 
-def held(site):
+def held(site, script="echo up; exec sleep 1000"):
     """A session with a command that stays."""
     process = site.start_vpn(
-        "node", "run", "--mode", "slirp", "--", "sh", "-c", "echo up; exec sleep 1000",
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        "node", "run", "--mode", "slirp", "--", "sh", "-c", script,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout.readline() == "up\n"
     return process

@@ -261,3 +261,42 @@ def test_logins_that_are_none(site, options, word):
     done = site.vpn("node", "run", *server, *options, "--", "true", input="")
     assert done.returncode == 2
     assert word in done.stderr
+
+
+PILOT = """
+import subprocess, sys, hpcq
+from contextlib import suppress
+from pathlib import Path
+own = ["--server", sys.argv[1], "--user", "alice", "--servercert", sys.argv[2], "--direct", "192.0.2.0/24"]
+with hpcq.Queue("own") as queue:
+    line = ["submit-pilots", "--name", "own", "--vpn", "openconnect", *own]
+    subprocess.run([sys.executable, "-m", "hpcq", *line], input=b"correct horse\\n", check=True, stdout=sys.stderr)
+    get = f"{sys.executable} -c '{sys.argv[3]}' http://web.example.org/"
+    queue.submit(hpcq.Task(f"{get}; ip -4 -o addr show dev tun0; ip route show dev direct0", network="wan"))
+    task = queue.wait(90)
+    print(task.outcome, task.output, task.std_error, flush=True)
+    for file in [*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc").glob("[0-9]*/environ")]:
+        with suppress(OSError):
+            assert b"correct horse" not in file.read_bytes(), file
+    print(*(pilot.tunnel_gateway for pilot in queue.pilots()))
+"""
+
+
+def test_pilots_at_a_server_of_the_users_own(server):
+    """Which they log in to with a password that is in one file, 0600, and on no command line and in no environment."""
+    program = server.site.directory / "program.py"
+    program.write_text(PILOT)
+    address = f"192.0.2.1:{PORT}"
+    with server.site.start(
+        "node", sys.executable, str(program), address, server.pin, GET, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as queue:
+        told = queue.communicate(timeout=300)
+        assert queue.returncode == 0, told[1].decode()
+    outcome, *said = told[0].decode().split()
+    assert outcome == "success", told
+    assert "198.51.100." in " ".join(said)
+    assert "192.0.2.0/24" in said
+    assert said[-1] == f"server:alice@{address}"
+    private = server.site.directory / "home" / "hpcq" / "own"
+    holding = [path for path in private.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+    assert [(path.parent.name, path.stat().st_mode & 0o777) for path in holding] == [("servers", 0o600)]

@@ -223,37 +223,43 @@ print(len(urllib.request.urlopen("http://{WAN}/1000", timeout=90).read()))
     assert [line["host"] for line in accesses(gateway, username(file))] == [WAN]
 
 
-def test_a_data_plane_that_will_not_stay_ends_the_gateway(gateway):
-    mine = list(gateway.extra())
+def test_with_a_data_plane_that_will_not_stay_the_server_is_started_anew(gateway, credential):
     for _ in range(6):
         victim = only(gateway, "vpn.gateway.plane import main")
         os.kill(victim, signal.SIGKILL)
         gateway.wait_gone([victim])
         status_of = gateway.vpn("login", "gateway", "status")  # it answers when it has noticed
-    assert status_of.returncode in (0, 5)
-    gateway.wait_gone(mine)
+    assert status_of.returncode == 0
+    gateway.wait_for_line(state(gateway) / "log", "openconnect's server is running again")
     assert "the data plane ended 6 times" in (state(gateway) / "log").read_text()
+    assert run(gateway, credential(), "true").returncode == 0
 
 
-@pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_a_gateway_that_is_started_again_keeps_port_and_credentials(gateway, credential, how):
+def test_a_session_lives_through_a_gateway_that_is_killed_and_started_again(gateway, credential):
+    mine = list(gateway.extra())
+    process = start_waiting(gateway, credential(), f"echo up; read line; exec curl -sS --max-time 60 http://{WAN}/1000")
+    with process:
+        os.kill(only(gateway, "vpn.gateway.daemon import main"), signal.SIGKILL)
+        gateway.wait_gone(mine)
+        assert gateway.vpn("login", "gateway", "start").returncode == 0
+        gateway.wait_for_line(state(gateway) / "log", " connect ")
+        output, error = process.communicate(b"go\n", timeout=90)
+        assert (process.returncode, len(output)) == (0, 1000), error
+
+
+def test_a_gateway_that_is_stopped_and_started_keeps_port_and_credentials(gateway, credential):
     unused, spent, revoked = credential("unused"), credential("spent"), credential("revoked")
     port, relay_port = status(gateway)["port"], status(gateway)["relay_port"]
     script = f"from vpn import GatewayClient; GatewayClient().revoke({username(revoked)!r})"
     assert gateway.run("login", sys.executable, "-c", script).returncode == 0
-    mine = list(gateway.extra())
     process = start_waiting(gateway, spent)
     with process:
-        if how == "killed":
-            os.kill(only(gateway, "vpn.gateway.daemon import main"), signal.SIGKILL)
-            gateway.wait_gone(mine)
-        else:
-            assert gateway.vpn("login", "gateway", "stop").returncode == 0
+        assert gateway.vpn("login", "gateway", "stop").returncode == 0
+        assert process.wait(90) == 5
         modes = {path.name: path.stat().st_mode & 0o777 for path in state(gateway).iterdir()}
         assert modes["credentials.json"] == 0o600
         started = gateway.vpn("login", "gateway", "start")
         assert started.returncode == 0, started.stderr
-        assert process.wait(90) == 5  # its cookie is not known any more
     assert (status(gateway)["port"], status(gateway)["relay_port"]) == (port, relay_port)
     states = {pilot["username"]: pilot["state"] for pilot in status(gateway)["pilots"]}
     assert states == {username(unused): "issued", username(spent): "restored"}

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +16,6 @@ SESSION_PARTS = {
     "holder": lambda site: min(site.find("vpn.holder import main")),
     "pid 1": lambda site: max(site.find("vpn.holder import main")),
     "openconnect": lambda site: only(site, "openconnect --protocol"),
-}
-GATEWAY_PARTS = {
-    "daemon": lambda site: only(site, "vpn.gateway.daemon import main"),
-    "keeper": lambda site: only(site, "vpn.keeper import main"),
-    "holder": lambda site: min(site.find("vpn.holder import main")),
-    "pid 1": lambda site: max(site.find("vpn.holder import main")),
-    "slirp4netns": lambda site: only(site, "slirp4netns --configure"),
-    "ocserv": lambda site: min(site.find("ocserv --foreground") or site.find("ocserv-main")),
 }
 
 
@@ -80,16 +71,13 @@ def test_killing_the_caller_of_mode_none_leaves_nothing(site):
         site.wait_gone(mine)
 
 
-@pytest.mark.parametrize("part", GATEWAY_PARTS)
-def test_killing_a_part_of_a_gateway_leaves_nothing_and_it_starts_again(gateway, part):
+def test_killing_a_gateways_daemon_leaves_nothing_and_it_starts_again(gateway):
     mine = list(gateway.extra())
-    os.kill(GATEWAY_PARTS[part](gateway), signal.SIGKILL)
+    os.kill(only(gateway, "vpn.gateway.daemon import main"), signal.SIGKILL)
     gateway.wait_gone(mine)
     status = gateway.vpn("login", "gateway", "status")
     assert status.returncode == 5
     assert "start" in status.stderr
-    log = (gateway.directory / "home" / "hpcq-gateway" / "default" / "log").read_text()
-    assert part == "daemon" or "the gateway ended: " in log
     again = gateway.vpn("login", "gateway", "start")
     assert again.returncode == 0, again.stderr
     assert gateway.vpn("login", "gateway", "stop").returncode == 0
@@ -136,15 +124,3 @@ def test_a_program_that_dies_at_start_is_not_waited_for(site):
     )
     assert "/no/such/directory" in site.check("node", sys.executable, "-c", script)
     site.wait_empty()
-
-
-def test_killing_ocservs_other_process_ends_the_gateway(gateway):
-    mine = list(gateway.extra())
-    (victim,) = [pid for pid in mine if comm(pid) == "ocserv-sm"]
-    os.kill(victim, signal.SIGKILL)
-    gateway.wait_gone(mine)
-    assert gateway.vpn("login", "gateway", "status").returncode == 5
-
-
-def comm(pid):
-    return Path(f"/proc/{pid}/comm").read_text().strip()

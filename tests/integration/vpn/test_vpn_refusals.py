@@ -205,9 +205,22 @@ def test_a_gateway_is_asked_by_the_first_address_that_answers():
         found = asyncio.run(check_servers(["127.0.0.9", "127.0.0.1"], port))
     assert found[0].ok, found
     assert found[0].detail.startswith("127.0.0.1 ")
+    assert found[1].detail.endswith(" bytes arrive")
+    assert found[2].detail.startswith("Connection refused: nothing takes UDP there")
     found = asyncio.run(check_servers(["127.0.0.9", "127.0.0.1"], port))
     assert [check.ok for check in found] == [False]
     assert found[0].detail.startswith("127.0.0.9 ")
+
+
+def test_the_mtu_of_the_way_to_a_gateway_is_tried(site):
+    """Two routers away, behind a link that takes less than the node's own."""
+    site.check("login", "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; ip link set to-wan mtu 1300")
+    site.check("wan", "ip", "route", "add", "192.0.2.0/24", "via", "203.0.113.2")
+    site.check("node", "ip", "route", "add", "default", "via", "192.0.2.1")
+    report = json.loads(site.check("node", sys.executable, "-m", "vpn", "probe", "--server", f"{WAN}:80", "--json"))
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["gateway mtu"]["detail"] == "1300 bytes arrive"
+    assert checks["cvmfsexec"]["ok"] or "github.com/cvmfs/cvmfsexec" in checks["cvmfsexec"]["detail"]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_quotes_are_refused_where_pbs_may_read_them_otherwise(value):
 
 
 def test_torque_is_careful_with_paths():
-    with pytest.raises(UsageError, match="XDG_STATE_HOME"):
+    with pytest.raises(UsageError, match="HPCQ_STATE_DIR"):
         TorqueBatch().render(request(), Path("/home/a b"))
 
 
@@ -280,5 +280,5 @@ def test_templates_with_mistakes(tmp_path, source, words):
 @pytest.mark.parametrize("system", [PbsBatch(), TorqueBatch()])
 def test_a_state_directory_that_qsub_would_misread(system, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a:b"))
-    with pytest.raises(UsageError, match="set XDG_STATE_HOME to one without a colon"):
+    with pytest.raises(UsageError, match="set HPCQ_STATE_DIR to a directory without a colon"):
         system.render(request())

@@ -83,7 +83,7 @@ def test_pilot_argv():
         cores=2,
         memory_mb=5,
         walltime_s=60,
-        vpn="relay",
+        tunnel=("--vpn", "relay"),
         gateway="login",
         require=("cvmfs:a", "root://b"),
         scratch=Path("/scratch"),

@@ -73,7 +73,7 @@ def test_directories_are_private(root):
 def test_a_place_that_cannot_be_written_to(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match="XDG_STATE_HOME"):
+    with pytest.raises(UsageError, match="HPCQ_STATE_DIR"):
         state_dir.ensure_queue_dir("q")
 
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_written_is_named_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StateError) as caught:
         write_private(tmp_path / "x", b"data")
-    words = f"cannot write {tmp_path}/x: No space left on device; make room, or set XDG_STATE_HOME to another place"
+    words = f"cannot write {tmp_path}/x: No space left on device; make room, or set HPCQ_STATE_DIR to another place"
     assert str(caught.value) == words
     assert list(tmp_path.iterdir()) == []
 
@@ -123,3 +123,57 @@ def test_what_cannot_be_written_is_named_with_what_to_do(tmp_path, monkeypatch):
 def test_write_private_says_where_it_cannot_even_begin(tmp_path):
     with pytest.raises(StateError, match=r"cannot write .*/gone/f: No such file"):
         write_private(tmp_path / "gone" / "f", b"x")
+
+
+@pytest.fixture
+def elsewhere(root, tmp_path, monkeypatch):
+    """A directory of the user's; what a test says of it is forgotten at its end."""
+    monkeypatch.setattr(state_dir, "_used", None)
+    monkeypatch.setattr(state_dir, "_placed", {})
+    monkeypatch.setattr(state_dir, "_open", set())
+    monkeypatch.delenv("HPCQ_STATE_DIR", raising=False)
+    return tmp_path / "elsewhere"
+
+
+def test_the_variable_and_the_flag_say_where(root, elsewhere, monkeypatch):
+    monkeypatch.setenv("HPCQ_STATE_DIR", "~/by-variable")
+    monkeypatch.setenv("HOME", "/home/u")
+    assert state_dir.queue_dir("q") == Path("/home/u/by-variable/q")
+    state_dir.use(elsewhere)
+    assert state_dir.queue_dir("q") == elsewhere / "q"
+    state_dir.use(None)
+    monkeypatch.delenv("HPCQ_STATE_DIR")
+    assert state_dir.queue_dir("q") == root / "q"
+
+
+@pytest.mark.parametrize("bad", ["", 5, b"/bytes", "~no-such-user-here/x"])
+def test_what_is_no_directory_for_state(bad):
+    with pytest.raises(UsageError, match="state directory"):
+        state_dir.absolute(bad)
+
+
+def test_a_queue_of_this_process_is_found_where_it_was_put(root, elsewhere):
+    state_dir.place("q", elsewhere)
+    assert state_dir.jobs_dir("q") == elsewhere / "q" / "jobs"
+    assert state_dir.queue_dir("other") == root / "other"
+    with pytest.raises(UsageError, match=f"serves a queue 'q' already, in {elsewhere}/q"):
+        state_dir.place("q", None)
+    state_dir.leave("q")
+    assert state_dir.queue_dir("q") == elsewhere / "q"  # its jobs may still be asked about
+    state_dir.place("q", None)
+    assert state_dir.queue_dir("q") == root / "q"
+
+
+def test_only_the_queues_own_directory_is_made_private(root, elsewhere):
+    elsewhere.mkdir()
+    elsewhere.chmod(0o755)
+    assert mode(state_dir.ensure_queue_dir("q", elsewhere)) == 0o700
+    assert mode(elsewhere) == 0o755
+    state_dir.ensure_queue_dir("q")
+    assert mode(root) == 0o700
+
+
+def test_somebody_elses_directory_is_refused(root, elsewhere, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: elsewhere.parent.stat().st_uid + 1)
+    with pytest.raises(UsageError, match=f"{elsewhere}/q belongs to another user"):
+        state_dir.ensure_queue_dir("q", elsewhere)

@@ -11,6 +11,7 @@ from hpcq.batch.request import KNOWN, pilot_request
 from hpcq.batch.templates import packaged_directory
 from hpcq.cli.main import run
 from hpcq.errors import UsageError
+from hpcq.pilot.options import parse
 
 
 @pytest.fixture(autouse=True)
@@ -232,3 +233,60 @@ def test_several_gateways(gateway):
 def test_gateways_that_cannot_be(gateway):
     with pytest.raises(UsageError, match="--gateway"):
         pilot_request("q", "local", 1, {"gateway": gateway}, flags=True)
+
+
+def pilot_told(options):
+    """What a pilot reads from the command line made for it."""
+    argv = list(pilot_request("q", "local", 1, options).pilot_argv)
+    return parse(argv[argv.index("hpcq.pilot") + 1 :])
+
+
+def test_a_tunnel_is_as_submit_pilots_was_told():
+    plain = {"direct": (), "mtu": 0, "dtls": None, "tls": True, "cvmfs": None}
+    assert pilot_told({}).tunnel == pilot_told({"vpn": "slirp", "tls": True}).tunnel == plain
+    told = pilot_told(
+        {"vpn": "openconnect", "direct": ["192.0.2.7/24,10.0.0.0/8", "2001:db8::1"], "mtu": 1400, "dtls": True}
+    )
+    assert told.tunnel == plain | {
+        "direct": ("192.0.2.0/24", "10.0.0.0/8", "2001:db8::1/128"),
+        "mtu": 1400,
+        "dtls": True,
+    }
+    assert pilot_told({"vpn": "auto", "dtls": False, "tls": False}).tunnel == plain | {"dtls": False, "tls": False}
+    assert pilot_told({"vpn": "none", "direct": "10.0.0.0/8"}).tunnel == plain | {"direct": ("10.0.0.0/8",)}
+
+
+@pytest.mark.parametrize(
+    ("options", "flag", "keyword"),
+    [
+        ({"vpn": "none", "tls": False}, "--no-tls means nothing in mode none", "tls=False means nothing in mode none"),
+        ({"tls": False}, "--no-tls means nothing in mode none", "tls=False means"),
+        ({"vpn": "relay", "dtls": True}, "--dtls means nothing in mode relay", "dtls=True means nothing in mode relay"),
+        ({"vpn": "socks", "dtls": False}, "--no-dtls means nothing in mode socks", "dtls=False means"),
+        ({"vpn": "slirp", "mtu": 1400}, "--mtu means nothing in mode slirp", "mtu=1400 means nothing in mode slirp"),
+        ({"vpn": "openconnect", "mtu": 20}, "mtu 20 is outside", "mtu 20 is outside"),
+        ({"vpn": "openconnect", "mtu": -1}, "--mtu must be", "mtu must be"),
+        ({"vpn": "openconnect", "mtu": "1400"}, "--mtu must be", "mtu must be"),
+        ({"vpn": "openconnect", "dtls": "yes"}, "--dtls must be true or false", "dtls must be true or false"),
+        (
+            {"vpn": "relay", "direct": ["example.org"]},
+            "'example.org' is not a network",
+            "'example.org' is not a network",
+        ),
+        ({"vpn": "relay", "direct": [1]}, "--direct must be a list", "direct must be a list"),
+    ],
+)
+def test_a_tunnel_that_cannot_be_as_told(options, flag, keyword):
+    for text, flags in ((flag, True), (keyword, False)):
+        with pytest.raises(UsageError, match=re.escape(text)):
+            pilot_request("q", "local", 1, options, flags=flags)
+
+
+def test_a_tunnel_told_by_flags(capsys):
+    flags = "--vpn openconnect --direct 10.0.0.0/8,192.0.2.0/24 --direct 2001:db8::/32 --no-dtls --mtu 1400"
+    script = typed(capsys, f"submit-pilots --name q --create --dry-run {flags}")[1]
+    assert "--vpn openconnect --direct 10.0.0.0/8,192.0.2.0/24,2001:db8::/32 --mtu 1400 --no-dtls" in script
+    status, _, error = typed(capsys, "submit-pilots --name q --create --vpn openconnect --no-tls")
+    assert (status, error.splitlines()) == (
+        2, ["hpcq: --no-tls means nothing in mode openconnect: it is for relay and socks"],
+    )  # fmt: skip

@@ -1,9 +1,11 @@
 """What doctor concludes from what was found, and how it shows it."""
 
+import msgspec
 import pytest
 
 from hpcq.cli.main import run
-from hpcq.doctor.report import MODES, Findings, ModeReport, Report, Trial, Verdict, judge, lines_of
+from hpcq.doctor.node import WITH_DTLS, udp_of
+from hpcq.doctor.report import MODES, Findings, ModeReport, Report, Trial, Verdict, compare_clocks, judge, lines_of
 from vpn import Capabilities, Check
 from vpn.capabilities import NEEDS, uses_of
 
@@ -97,3 +99,35 @@ def test_the_table_says_why_no_node_was_seen():
 def test_bad_options_are_named_before_anything_is_looked_at(arguments, word, capsys):
     assert run(["doctor", *arguments]) == 2
     assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "ok", "words"),
+    [
+        (101.0, 109.0, True, "agrees with the login node's"),
+        (100.0, 110.0, True, "agrees with the login node's"),
+        (131.0, 139.0, True, "+29.0 s"),
+        (71.0, 79.0, True, "-29.0 s"),
+        (301.0, 309.0, False, "+199 s: certificates and tokens will fail"),
+        (1.0, 9.0, False, "-99 s: certificates"),
+    ],
+)
+def test_a_nodes_clock_is_compared_with_the_login_nodes(began, ended, ok, words):
+    """Sent at 100, received at 110: how far it is off at least."""
+    check = compare_clocks(100.0, msgspec.structs.replace(found(), began=began, ended=ended), 110.0)
+    assert (check.name, check.ok) == ("clock vs login", ok)
+    assert words in check.detail
+
+
+def test_a_check_takes_the_place_of_the_one_of_its_name():
+    changed = found("tun").with_checks(Check("tun", True, "now"), Check("new", True, "added"))
+    details = {check.name: (check.ok, check.detail) for check in changed.capabilities.checks}
+    assert details["tun"] == (True, "now")
+    assert [check.name for check in changed.capabilities.checks] == [*ALL, "new"]
+
+
+def test_a_tunnel_tells_whether_udp_arrives():
+    assert udp_of(Trial("openconnect", 1.0, WITH_DTLS)).ok
+    assert not udp_of(Trial("openconnect", 1.0, "TLS")).ok
+    assert udp_of(Trial("openconnect", error="no")) is None
+    assert udp_of(Trial("relay", 1.0, "TLS")) is None

@@ -42,6 +42,7 @@ class FunctionsModel(RuleBasedStateMachine):
         has = self.pilots[pilot]
         for body in bodies:  # in the order in which a pilot does it
             assert body.body == b"body of " + body.key
+            assert body.key not in has, "a function was sent to a pilot that has it"
             has[body.key] = body.body
         for key in forget:
             has.pop(key)

@@ -45,7 +45,8 @@ ALLOWED = {
     "identity": {"connection"},
     "secure": set(),
     "transport": {"reach", "connection", "errors", "messages", "protocol", "secure"},
-    "credentials": {"messages", "roster", "transport"},
+    "credentials": {"messages", "roster", "servers", "transport"},
+    "servers": {"errors", "state_dir"},
     "questions": {"addresses", "errors", "messages", "roster", "scheduler", "transport", "units"},
     "client": {"connection", "errors", "messages", "protocol", "transport"},
     "readiness": {"errors", "messages", "roster", "scheduler"},
@@ -68,8 +69,8 @@ ALLOWED = {
     "journal": {"errors", "outcome", "roster", "state_dir", "task"},
     "report": {"journal", "outcome", "units"},
     "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "scheduler", "units"},
-    "jobs": {"batch", "config", "errors", "manager", "state_dir", "units"},
-    "batch": {"connection", "errors", "state_dir", "units"},
+    "jobs": {"batch", "config", "errors", "manager", "servers", "state_dir", "units"},
+    "batch": {"connection", "errors", "servers", "state_dir", "units"},
     "doctor": {"batch", "errors", "queue", "state_dir", "task", "units"},
 }  # fmt: skip
 """Module or package of hpcq: what of hpcq it may import besides itself. Others are not limited here."""

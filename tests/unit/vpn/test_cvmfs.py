@@ -99,7 +99,7 @@ def test_a_pilot_gets_what_submit_pilots_was_told(tmp_path, monkeypatch):
     request = pilot_request("q", "local", 1, options)
     argv = list(request.pilot_argv)
     told = parse(argv[argv.index("hpcq.pilot") + 1 :])
-    assert told.cvmfs == Cvmfs((CMS,), (Image(f"{tmp_path}/l.sqsh", "lhcb.cern.ch"),), cache="/", quota=2048)
+    assert told.tunnel["cvmfs"] == Cvmfs((CMS,), (Image(f"{tmp_path}/l.sqsh", "lhcb.cern.ch"),), cache="/", quota=2048)
     assert "--cvmfs" not in pilot_request("q", "local", 1, {"scratch": "/s"}).pilot_argv
     for wrong in ({"cvmfs": "x"}, {"cvmfs_proxy": "DIRECT"}, {"cvmfs_image": "one text"}):
         with pytest.raises(HpcqUsageError):

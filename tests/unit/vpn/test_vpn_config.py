@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpn.config import Credential, Secret, TunnelConfig, parse_server
+from vpn.config import MODES, Credential, Secret, TunnelConfig, check_honoured, parse_server, split_networks
 from vpn.errors import UsageError, VpnError
 from vpn.gateway.state import GatewayConfig, check_name
+from vpn.modes.direct import tunnelled
 
 PIN = "pin-sha256:" + "A" * 43 + "="
 
@@ -141,3 +143,50 @@ def test_bad_gateway_names(name):
 def test_bad_gateway_settings(changes):
     with pytest.raises(UsageError):
         GatewayConfig(**changes)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_mode_would_ignore_is_refused_by_name(mode):
+    for name, value, shown, modes in (
+        ("tls", False, "--no-tls", {"relay", "socks", "auto"}),
+        ("dtls", True, "--dtls", {"openconnect", "auto"}),
+        ("dtls", False, "--no-dtls", {"openconnect", "auto"}),
+        ("mtu", 1400, "--mtu", {"openconnect", "auto"}),
+        ("socks", "h:1", "--socks", {"socks", "auto"}),
+        ("server", "h", "--server", {"openconnect", "prototype", "auto"}),
+        ("gateway", "a", "--gateway", set(MODES) - {"slirp", "none"}),
+        ("credential", "f", "--credential", set(MODES) - {"slirp", "none"}),
+        ("tls", True, "", set(MODES)),
+        ("mtu", 0, "", set(MODES)),
+        ("direct", ("10.0.0.0/8",), "", set(MODES)),
+    ):
+        if mode in modes:
+            check_honoured(mode, {name: value})
+        else:
+            with pytest.raises(UsageError, match=f"^{shown} means nothing in mode {mode}: it is for "):
+                check_honoured(mode, {name: value})
+
+
+def test_networks_are_lists_and_what_they_are_of():
+    given = split_networks(["192.0.2.77/24, 2001:db8::1", "10.0.0.0/8"])
+    assert given == ("192.0.2.0/24", "2001:db8::1/128", "10.0.0.0/8")
+    assert TunnelConfig("none", direct=("192.0.2.77/24",)).direct == ("192.0.2.0/24",)
+    for bad in ("", "192.0.2.0/24,", "example.org", "192.0.2.0/33"):
+        with pytest.raises(UsageError, match="is not a network"):
+            split_networks([bad])
+
+
+@pytest.mark.parametrize(
+    ("direct", "routes", "servers", "left"),
+    [
+        (["10.0.0.0/8"], ["default", "::/0"], ["192.0.2.1"], ["default", "::/0"]),
+        (["10.0.0.0/8"], ["10.1.0.0/16", "11.0.0.0/8"], [], ["11.0.0.0/8"]),
+        (["10.1.0.0/16"], ["10.0.0.0/8"], ["10.1.0.53", "10.2.0.53", "10.1.0.53"], ["10.0.0.0/8", "10.1.0.53/32"]),
+        (["10.0.0.0/8", "10.0.0.53/32"], ["default"], ["10.0.0.53"], ["default"]),
+        (["0.0.0.0/0"], ["default", "::/0"], ["10.0.0.53"], ["::/0", "10.0.0.53/32"]),
+        (["2001:db8::/32"], ["default", "2001:db8:1::/48"], ["2001:db8::53"], ["default", "2001:db8::53/128"]),
+    ],
+)
+def test_what_stays_in_a_tunnel_beside_direct_networks(direct, routes, servers, left):
+    networks = [ipaddress.ip_network(each) for each in direct]
+    assert tunnelled(networks, routes, servers) == left
