@@ -16,6 +16,8 @@ import ssl
 import weakref
 from collections.abc import Callable
 
+from hpcq.secure import secure
+
 log = logging.getLogger("hpcq.door")
 
 HANDSHAKE_TIMEOUT = 10.0
@@ -75,9 +77,6 @@ class Door:
                 log.error("no connection can be accepted: %s; trying again in %.0f s", error.strerror, RETRY)
                 self._loop.call_later(RETRY, self._accept_more)
                 return
-            channel.setblocking(False)
-            # asyncio does it only for sockets that were made with IPPROTO_TCP by name. Without, a message waits 40 ms.
-            channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._begin(channel)
         self._accept_no_more()
 
@@ -99,11 +98,13 @@ class Door:
 
     async def _shake_hands(self, channel: socket.socket) -> None:
         try:
-            _, guest = await self._loop.connect_accepted_socket(
-                self._make, channel, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT
-            )
+            _, guest = await secure(channel, self._tls, self._make, timeout=HANDSHAKE_TIMEOUT)
         except OSError as error:  # ssl.SSLError is one
+            channel.close()
             log.debug("a stranger was not let in: %s", error)
+        except BaseException:
+            channel.close()
+            raise
         else:
             self._guests.add(guest)
 
@@ -117,7 +118,7 @@ class Door:
     async def close(self) -> None:
         """Let nobody in, and hang up on everybody, also those still in their handshake."""
         self.shut()
-        await _turns()  # what was accepted just now gets its transport, which then owns the socket
+        await _turns()  # a task that is cancelled before it has begun would not close its socket
         for task in list(self._shaking):
             task.cancel()
         if self._shaking:

@@ -20,6 +20,7 @@ from hpcq import messages as m
 from hpcq.errors import AuthenticationError, ProtocolError, QueueNotFoundError
 from hpcq.protocol import Connection, State, frame
 from hpcq.reach import reach
+from hpcq.secure import secure
 
 log = logging.getLogger("hpcq.transport")
 
@@ -211,9 +212,7 @@ async def connect(info: conn.ConnectionInfo, make: Callable[[], Link]) -> Link:
 
 async def _secured(sock: socket.socket, tls: ssl.SSLContext, make: Callable[[], Link]) -> Link:
     try:
-        _, link = await asyncio.get_running_loop().create_connection(
-            make, sock=sock, ssl=tls, server_hostname=conn.MANAGER_NAME, ssl_handshake_timeout=TURN_TIMEOUT
-        )
+        _, link = await secure(sock, tls, make, server_hostname=conn.MANAGER_NAME, timeout=TURN_TIMEOUT)
     except BaseException:
         sock.close()
         raise
