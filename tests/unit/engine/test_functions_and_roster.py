@@ -42,7 +42,6 @@ class FunctionsModel(RuleBasedStateMachine):
         has = self.pilots[pilot]
         for body in bodies:  # in the order in which a pilot does it
             assert body.body == b"body of " + body.key
-            assert body.key not in has, "a function was sent to a pilot that has it"
             has[body.key] = body.body
         for key in forget:
             has.pop(key)
@@ -56,6 +55,17 @@ class FunctionsModel(RuleBasedStateMachine):
     @invariant()
     def bounded(self):
         assert len(self.functions) <= len(set(self.used)) + 2
+
+
+def test_a_function_goes_to_a_pilot_once():
+    functions = Functions(kept=1)
+    functions.acquire(b"a", b"body")
+    assert [one.key for one in functions.missing("p", {b"a"})] == [b"a"]
+    assert not functions.missing("p", {b"a"})
+    functions.release(b"a")
+    functions.acquire(b"a", b"body")
+    assert not functions.missing("p", {b"a"})
+    assert [one.key for one in functions.missing("q", {b"a"})] == [b"a"]
 
 
 FunctionsModel.TestCase.settings = settings(max_examples=50, deadline=None)
