@@ -84,6 +84,8 @@ def test_a_pilots_life():
     assert entry.state is PilotState.STARTING
     roster.ready(entry, m.Ready("relay", "tls", 1.5, "10.0.0.2", ["wan"]))
     assert (entry.state, entry.tunnel_mode, entry.tunnel_seconds) == (PilotState.READY, "relay", 1.5)
+    roster.tunnel(entry, m.TunnelUp("socks", "TLS", 0.5, "", ["wan"], ["relay passed over: refused"]))
+    assert (entry.tunnel_mode, entry.tunnel_passed_over) == ("socks", ["relay passed over: refused"])
     roster.draining(entry, "its walltime ends")
     assert (entry.state, entry.message) == (PilotState.DRAINING, "its walltime ends")
     roster.closed(entry, "connection closed")
