@@ -41,6 +41,7 @@ from vpn.gateway.choice import gateway_names
 from vpn.gateway.client import GatewayClient, issue_from, known_gateways, start_gateway
 from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink, state_directory
 from vpn.probes import check_target
+from vpn.units import take_time
 
 SOCKS_PORT = 1080
 
@@ -99,10 +100,10 @@ def cli() -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60.0,
-    show_default=True,
-    help="Bring-up, in seconds.",
+    callback=take_time,
+    default="60",
+    metavar="TIME",
+    help="Of the bring-up: 10s, 5m, H:MM:SS, or seconds.  [default: 60]",
 )
 @click.option("--dtls/--no-dtls", default=None, help="openconnect: UDP, or TLS alone [default: what is faster].")
 @click.option("--mtu", type=int, default=0, help="openconnect: ask the server for this MTU, in bytes.")

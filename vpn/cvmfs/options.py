@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vpn.cvmfs.settings import QUOTA, make_cvmfs, whole_image
+from vpn.units import take_size
 
 _OPTIONS = (
     click.option("--cvmfs", "cvmfs_repositories", metavar="REPO,…", help="Readable at /cvmfs: cms.cern.ch,…"),
@@ -18,7 +19,12 @@ _OPTIONS = (
     click.option("--cvmfs-server", multiple=True, metavar="URL", help="http://HOST/cvmfs, with --cvmfs-key."),
     click.option("--cvmfs-key", multiple=True, metavar="FILE", help="Its public key."),
     click.option("--cvmfs-cache", metavar="DIR", help="On a disk of the node.  [default: TMPDIR or /tmp]"),
-    click.option("--cvmfs-quota", type=int, metavar="MB", help=f"Of the node's cache.  [default: {QUOTA}]"),
+    click.option(
+        "--cvmfs-quota",
+        callback=take_size,
+        metavar="SIZE",
+        help=f"Of the node's cache: 5GB, or MB.  [default: {QUOTA}]",
+    ),
 )
 
 
