@@ -219,6 +219,8 @@ class Ready(Message):
     time_left: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     data_addresses: list[Name] = []
     data_port: int = 0
+    tunnel_passed_over: list[Text] = []
+    """A line for each mode that ``auto`` looked at or tried before, with the reason."""
 
 
 class TunnelDown(Message):
@@ -237,6 +239,7 @@ class TunnelUp(Message):
     tunnel_seconds: float
     tunnel_address: Name
     features: list[Name]
+    tunnel_passed_over: list[Text] = []
 
 
 class StartFailed(Message):

@@ -63,6 +63,7 @@ class Entry(msgspec.Struct):
     message: str = ""
     credentials: dict[str, str] = {}
     tunnel_gateway: str = ""
+    tunnel_passed_over: list[str] = []
     bytes_sent: int | None = None
     bytes_received: int | None = None
     bytes_unattributed: int | None = None
@@ -77,8 +78,9 @@ class PilotView(msgspec.Struct, frozen=True):
     """What `Queue.pilots` and ``hpcq pilots`` show of one pilot; also readable as a mapping.
 
     ``ends_at`` is the end of its walltime in seconds since the epoch, 0 without one; ``blocked`` says why nothing new
-    is placed on its host; empty when nothing forbids it. ``bytes_sent`` and ``bytes_received`` went through its tunnel
-    so far, ``bytes_unattributed`` of both for no task that is known; None where they are not counted.
+    is placed on its host; empty when nothing forbids it. ``tunnel_passed_over`` has a line for each mode that ``auto``
+    did not choose. ``bytes_sent`` and ``bytes_received`` went through its tunnel so far, ``bytes_unattributed`` of both
+    for no task that is known; None where they are not counted.
     """
 
     name: str
@@ -101,6 +103,7 @@ class PilotView(msgspec.Struct, frozen=True):
     blocked: str = ""
     ends_at: float = 0.0
     tunnel_gateway: str = ""
+    tunnel_passed_over: list[str] = []
     bytes_sent: int | None = None
     bytes_received: int | None = None
     bytes_unattributed: int | None = None
@@ -119,6 +122,12 @@ def view(entry: Entry, cores_busy: int, blocked: str = "") -> PilotView:
     """One entry as users see it."""
     own = {name: getattr(entry, name) for name in PilotView.__struct_fields__ if hasattr(entry, name)}
     return PilotView(cores_busy=cores_busy, blocked=blocked, **{**own, "state": entry.state.value})
+
+
+def _take_over(entry: Entry, message: m.Ready | m.TunnelUp) -> None:
+    entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
+    entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
+    entry.tunnel_passed_over = message.tunnel_passed_over
 
 
 class Roster:
@@ -153,8 +162,7 @@ class Roster:
     def ready(self, entry: Entry, message: m.Ready) -> None:
         """Its tunnel is up."""
         self._move(entry, PilotState.READY)
-        entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
-        entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
+        _take_over(entry, message)
 
     def tunnel(self, entry: Entry, message: m.TunnelDown | m.TunnelUp) -> None:
         """Its tunnel broke, or is back."""
@@ -162,8 +170,7 @@ class Roster:
             entry.message = f"its tunnel is down: {message.message}"
             return
         entry.message = ""
-        entry.tunnel_mode, entry.tunnel_kind = message.tunnel_mode, message.tunnel_kind
-        entry.tunnel_seconds, entry.tunnel_address = message.tunnel_seconds, message.tunnel_address
+        _take_over(entry, message)
 
     def traffic(self, entry: Entry, message: m.Traffic) -> None:
         """Its tunnel has carried so much."""

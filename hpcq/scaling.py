@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from hpcq import config
+from hpcq import config, servers
 from hpcq.autoscale import Autoscale, Decision, Limits, Picture, Shape, Work, pilots_for
 from hpcq.batch.base import BatchJob, JobState, PartlySubmittedError, PilotRequest, get_batch_system
 from hpcq.batch.request import pilot_request
@@ -79,6 +79,7 @@ class Scaling:
         checked = Limits().changed(limits)
         request = pilot_request(self._queue, name, 1, given)
         get_batch_system(name).render(request)
+        servers.keep(self._queue, given)
         shape = _shape(request, given)
         self._manager.call(lambda: self._begin(name, given, checked, shape))
 

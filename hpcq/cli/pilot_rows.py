@@ -42,6 +42,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     tunnel_kind: str = ""
     tunnel_seconds: float | None = None
     tunnel_gateway: str = ""
+    tunnel_passed_over: list[str] = []
     bytes_sent: int | None = None
     bytes_received: int | None = None
     bytes_unattributed: int | None = None
@@ -134,6 +135,7 @@ def _row(job_id: str, batch: str, report: Mapping[str, Any], now: float) -> Row:
         tunnel_kind=str(report.get("tunnel_kind") or ""),
         tunnel_seconds=report.get("tunnel_seconds"),
         tunnel_gateway=str(report.get("tunnel_gateway") or ""),
+        tunnel_passed_over=[str(line) for line in report.get("tunnel_passed_over") or ()],
         bytes_sent=report.get("bytes_sent"),
         bytes_received=report.get("bytes_received"),
         bytes_unattributed=report.get("bytes_unattributed"),
@@ -186,6 +188,7 @@ def story(job: BatchJob, rows: Sequence[Row], script: str, output: Sequence[str]
     for row in rows:
         told = zip(HEADS[1:], cells(row)[1:], strict=True)
         lines += [f"  {head.lower():<10} {cell}" for head, cell in told if cell != "-"]
+        lines += [f"  {'auto':<10} {printable(line)}" for line in row.tunnel_passed_over]
         if row.exit_code is not None:
             lines.append(f"  {'exit':<10} {row.exit_code}")
         if row.failed_start:

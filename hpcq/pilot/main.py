@@ -155,7 +155,10 @@ class Pilot:
         self._parcels = Parcels(hold, self._name, self._link, self._run_fetched, self._reports.add)
         stack.push_async_callback(self._parcels.close)
         info = self._tunnel.session.info
-        self._ready = m.Ready(info.mode, info.kind, info.bring_up_seconds, info.address, self._features())
+        self._ready = m.Ready(
+            info.mode, info.kind, info.bring_up_seconds, info.address, self._features(),
+            tunnel_passed_over=list(info.passed_over),
+        )  # fmt: skip
         self._staging = await self._files(stack, self._pool)
         await self._present_ourselves()
         self._watch_tunnel()
@@ -314,10 +317,11 @@ class Pilot:
         info = session.info
         self._ready = msgspec.structs.replace(
             self._ready, tunnel_mode=info.mode, tunnel_kind=info.kind, tunnel_seconds=info.bring_up_seconds,
-            tunnel_address=info.address,
+            tunnel_address=info.address, tunnel_passed_over=list(info.passed_over),
         )  # fmt: skip
         self._down = None
-        self._link.send(m.TunnelUp(info.mode, info.kind, info.bring_up_seconds, info.address, self._ready.features))
+        features, passed_over = self._ready.features, self._ready.tunnel_passed_over
+        self._link.send(m.TunnelUp(info.mode, info.kind, info.bring_up_seconds, info.address, features, passed_over))
         self._pool.tell(self._core.tunnel_up)
 
     def _on_signal(self, number: int) -> None:

@@ -221,6 +221,45 @@ def test_when_the_link_to_the_gateway_is_cut_work_goes_on_after_it(
     assert outcome[:2] == ["wan", "success"]
 
 
+REFUSE = """
+table inet refuse {{
+    chain out {{ type filter hook output priority 0; tcp dport {port} reject with tcp reset; }}
+}}
+"""
+
+
+def test_auto_goes_on_in_the_next_mode_where_the_one_it_had_does_not_come_back(
+    cluster: Cluster, gateway: None, site: Site
+) -> None:
+    reads = cluster.directory / "reads"
+    cluster.directory.chmod(0o777)
+    cluster.submit("--vpn", "auto")
+    program = cluster.program(READS, plan.HTTP_URL + plan.ROOT_FILES[0], str(cluster.directory))
+
+    def count() -> int:
+        return reads.read_text().split().count("yes") if reads.exists() else 0
+
+    until(count, "a read succeeds")
+    (row,) = cluster.pilots()
+    assert (row["tunnel_mode"], row["tunnel_passed_over"]) == ("relay", [])
+    port = json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)["relay_port"]
+    rules = REFUSE.format(port=port)
+    site.run(row["hostname"], ["nft", "-f", "-"], user=False, check=True, stdin=rules)
+    try:
+        os.kill(carrier(cluster, row["hostname"], "relay"), signal.SIGKILL)
+        until(lambda: cluster.pilots()[0]["tunnel_mode"] == "openconnect", "the tunnel is up in the next mode")
+        before = count()
+        until(lambda: count() > before, "reads succeed again")
+        (row,) = cluster.pilots()
+        (line,) = row["tunnel_passed_over"]
+        assert line.startswith("relay passed over: ")
+        assert line in cluster.hpcq("pilots", "show", row["job_id"], "--name", cluster.queue).stdout
+    finally:
+        site.run(row["hostname"], ["nft", "delete", "table", "inet", "refuse"], user=False, check=True)
+    (cluster.directory / "stop").touch()
+    assert finished(program).split()[:2] == ["wan", "success"]
+
+
 def of_gateway(cluster: Cluster, mode: str) -> int:
     """The gateway's process that serves a mode's logins."""
     record = cluster.site.run("login", ["sh", "-c", "cat ~/.local/state/hpcq-gateway/default/gateway.json"], check=True)

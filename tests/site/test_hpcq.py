@@ -37,6 +37,43 @@ def test_tasks_read_root_files_through_the_tunnel_on_both_nodes(cluster: Cluster
     until(lambda: not cluster.jobs(), "the program's end ends its jobs")
 
 
+OF_TUNNEL = """
+import sys, hpcq
+mode, url = sys.argv[2:]
+def entries(url):
+    import uproot
+    with uproot.open(url) as file:
+        return file["events"].num_entries
+with hpcq.Queue(name=sys.argv[1]) as queue:
+    of_mode = {"network": "wan", "features": {f"tunnel={mode}"}}
+    queue.submit(hpcq.PythonTask(entries, url).set(**of_mode))
+    queue.submit(hpcq.Task(f"xrdcp -sf {url} got && wc -c < got").set(**of_mode))
+    while not queue.empty():
+        task = queue.wait()
+        print(type(task).__name__, task.outcome, str(task.output).strip(), task.message, flush=True)
+"""
+
+
+@pytest.mark.usefixtures("gateway")
+@pytest.mark.parametrize(("vpn", "mode"), [("auto", "relay"), ("socks", "socks")])
+def test_tasks_that_ask_for_a_tunnel_mode_read_through_it(cluster: Cluster, vpn: str, mode: str) -> None:
+    before = credentials(cluster)  # a gateway remembers those of pilots that were killed
+    cluster.submit("--vpn", vpn)
+    lines = finished(cluster.program(OF_TUNNEL, mode, cluster.site.xrootd_url + "uproot-Zmumu.root")).splitlines()
+    found = {kind: told for kind, *told in map(str.split, lines)}
+    assert found["PythonTask"] == ["success", "2304"]
+    outcome, size = found["Task"]
+    assert outcome == "success"
+    assert int(size) > 100_000
+    until(lambda: credentials(cluster) <= before, "the pilot's credential is revoked at its end")
+
+
+def credentials(cluster: Cluster) -> set[str]:
+    """Those the gateway knows."""
+    report = json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)
+    return {pilot["username"] for pilot in report["pilots"]}
+
+
 FETCH = """
 import socket, sys, threading, hpcq
 def greet(server):

@@ -168,9 +168,9 @@ print(began, time.monotonic())
 """
 
 
-def test_the_limit_is_of_both_modes_together(site):
-    rate = 10_000_000  # bytes a second
-    assert site.vpn("login", "gateway", "start", "--limit", str(rate * 8 / 1e6)).returncode == 0
+def timed_at_once(site, *limit):
+    """A client of each mode reads as much, at once; when each began and ended."""
+    assert site.vpn("login", "gateway", "start", *limit).returncode == 0
     processes = []
     for mode in ("openconnect", "relay"):
         file = str(site.directory / mode)
@@ -185,10 +185,24 @@ def test_the_limit_is_of_both_modes_together(site):
     times = []
     for process in processes:
         with process:
-            times += map(float, process.stdout.readline().split())
+            times.append([float(word) for word in process.stdout.readline().split()])
             assert process.wait(90) == 0
-    burst = 0.05  # seconds of the rate
-    assert max(times) - min(times) > 2 - burst
+    return times
+
+
+BURST = 0.05  # seconds of a rate
+
+
+def test_the_limit_is_of_both_modes_together(site):
+    rate = 10_000_000  # bytes a second
+    times = timed_at_once(site, "--limit", str(rate * 8 / 1e6))
+    assert max(map(max, times)) - min(map(min, times)) > 2 - BURST
+
+
+def test_the_limit_per_pilot_is_of_each_alone(site):
+    rate = 5_000_000
+    for began, ended in timed_at_once(site, "--limit-per-pilot", str(rate * 8 / 1e6)):
+        assert ended - began > 2 - BURST
 
 
 def test_a_killed_data_plane_is_replaced_and_the_tunnel_stays(gateway, credential):

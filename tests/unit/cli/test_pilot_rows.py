@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hpcq.batch.base import BatchJob, JobState, JobStatus
-from hpcq.cli.pilot_rows import HEADS, cells, explanation, merge
+from hpcq.cli.pilot_rows import HEADS, cells, explanation, merge, story
 
 HERE = Path("/state/q/jobs/x")
 JOB = BatchJob("4711_0", "slurm", "q", HERE, HERE / "script.sh", HERE / "output_0.txt", 0.0)
@@ -36,6 +36,14 @@ def test_a_pilot_at_work():
     found = row(JobState.RUNNING, [READY], hosts="n1")
     assert cells(found) == ("4711_0", "ready", "-", "n1", "3/16", "relay", "-", "-", "7", "-")
     assert len(cells(found)) == len(HEADS)
+
+
+def test_modes_that_were_passed_over_are_told_with_the_reason():
+    line = "relay passed over: nobody listens"
+    found = row(JobState.RUNNING, [READY | {"tunnel_passed_over": [line]}], hosts="n1")
+    assert found.tunnel_passed_over == [line]
+    assert f"  auto       {line}" in story(JOB, [found], "", [])
+    assert not row(JobState.RUNNING, [READY], hosts="n1").tunnel_passed_over
 
 
 def test_a_waiting_job():

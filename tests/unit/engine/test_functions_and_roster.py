@@ -64,6 +64,17 @@ class FunctionsModel(RuleBasedStateMachine):
         assert len(self.functions) <= len(set(self.used)) + 2
 
 
+def test_a_function_goes_to_a_pilot_once():
+    functions = Functions(kept=1)
+    functions.acquire(b"a", b"body")
+    assert [one.key for one in functions.missing("p", {b"a"})] == [b"a"]
+    assert not functions.missing("p", {b"a"})
+    functions.release(b"a")
+    functions.acquire(b"a", b"body")
+    assert not functions.missing("p", {b"a"})
+    assert [one.key for one in functions.missing("q", {b"a"})] == [b"a"]
+
+
 FunctionsModel.TestCase.settings = settings(max_examples=50, deadline=None)
 TestFunctionsModel = FunctionsModel.TestCase
 
@@ -80,6 +91,8 @@ def test_a_pilots_life():
     assert entry.state is PilotState.STARTING
     roster.ready(entry, m.Ready("relay", "tls", 1.5, "10.0.0.2", ["wan"]))
     assert (entry.state, entry.tunnel_mode, entry.tunnel_seconds) == (PilotState.READY, "relay", 1.5)
+    roster.tunnel(entry, m.TunnelUp("socks", "TLS", 0.5, "", ["wan"], ["relay passed over: refused"]))
+    assert (entry.tunnel_mode, entry.tunnel_passed_over) == ("socks", ["relay passed over: refused"])
     roster.draining(entry, "its walltime ends")
     assert (entry.state, entry.message) == (PilotState.DRAINING, "its walltime ends")
     roster.closed(entry, "connection closed")

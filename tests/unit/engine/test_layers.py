@@ -68,7 +68,7 @@ ALLOWED = {
     "config": {"errors", "state_dir"},
     "journal": {"errors", "outcome", "roster", "state_dir", "task"},
     "report": {"journal", "outcome", "units"},
-    "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "scheduler", "units"},
+    "scaling": {"autoscale", "batch", "config", "errors", "jobs", "manager", "roster", "scheduler", "servers", "units"},
     "jobs": {"batch", "config", "errors", "manager", "servers", "state_dir", "units"},
     "batch": {"connection", "errors", "servers", "state_dir", "units"},
     "doctor": {"batch", "errors", "queue", "state_dir", "task", "units"},

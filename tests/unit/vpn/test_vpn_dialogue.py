@@ -16,6 +16,7 @@ from vpn.modes.dialogue import (
     ScriptReader,
     TlsUp,
     explain_exit,
+    login_patience,
     parse_line,
     parse_settings,
 )
@@ -188,3 +189,20 @@ def test_exits(lines, layer, words):
 
 def test_a_signal_is_named():
     assert "signal 9" in explain_exit(-9, [], "gw").message
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("Cookie was rejected by server; exiting.", 60),
+        ("Cookie is no longer valid, ending session", 60),
+        ("Reconnect failed", 60),
+        ("Session terminated by server; exiting.", 3),
+        ("User cancelled (SIGINT/SIGTERM); exiting.", 0),
+        ("Failed to open tun device: Operation not permitted", 0),
+        ("", 0),
+    ],
+)
+def test_how_long_a_login_after_the_end_of_a_session_is_tried(said, seconds):
+    assert login_patience(["Established DTLS connection", said], 60) == seconds
+    assert login_patience([said], 1) == min(seconds, 1)
