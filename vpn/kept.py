@@ -81,6 +81,7 @@ class Kept:
         self._tally = tally
         self._restarts = restarts or Restarts()
         self._keeping: asyncio.Task[None] | None = None
+        self._ran = True  # since the last end: a start that was refused is no end
 
     async def start(self) -> None:
         """Bring it up, and keep it up from now on; what it raises at first is the caller's."""
@@ -111,7 +112,9 @@ class Kept:
             self._fail(f"{self._name} ended {self._restarts.ends} times within {self._restarts.within:g} s: {reason}")
             return False
         log.error("%s: starting %s again in %g s", reason, self._name, pause)
-        self._tally.add(reason)
+        if self._ran:
+            self._tally.add(reason)
+        self._ran = False
         await self._close()
         await asyncio.sleep(pause)
         return True
@@ -124,6 +127,7 @@ class Kept:
             ended.set_result(f"it could not be started again: {error}")
         else:
             log.info("%s is running again", self._name)
+            self._ran = True
             self.running.set()
         return ended
 

@@ -174,7 +174,7 @@ def parse_line(line: str) -> Said | None:
 
 
 REFUSED = "the server refused the user or password"
-TERMINATED = 3.0
+TERMINATED = 5.0
 """Seconds in which a gateway that has told its clients that it ends may be there again: one that only starts ocserv
 anew is.
 """

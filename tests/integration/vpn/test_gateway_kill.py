@@ -55,13 +55,13 @@ def pid_1(site):
     return int(Path(f"/proc/{outer}/task/{outer}/children").read_text())
 
 
-PARTS = {
+PARTS = {  # the first while there is no pause yet: with it ocserv tells its clients that it ends
+    "ocserv-sm": lambda site: next(pid for pid in site.extra() if comm(pid) == "ocserv-sm"),
     "relay": lambda site: below_daemon(site, "vpn.gateway.relay_process import main"),
     "data plane": lambda site: only(site, "vpn.gateway.plane import main"),
     "keeper": lambda site: below_daemon(site, "vpn.keeper import main"),
     "slirp4netns": lambda site: only(site, "slirp4netns --configure"),
     "ocserv": lambda site: min(site.find("ocserv --foreground") or site.find("ocserv-main")),
-    "ocserv-sm": lambda site: next(pid for pid in site.extra() if comm(pid) == "ocserv-sm"),
     "pid 1": pid_1,
 }
 

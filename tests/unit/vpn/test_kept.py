@@ -93,8 +93,9 @@ def test_a_start_that_is_refused_is_tried_again_and_nothing_runs_meanwhile():
         await kept.running.wait()
         await kept.close()
 
-    keep(part, scenario)
+    tally = keep(part, scenario)
     assert part.starts == ["start", "refused", "refused", "start"]
+    assert (tally.count, tally.last) == (1, "it was killed")
 
 
 @pytest.mark.parametrize("refusals", [(), range(1, 99)])

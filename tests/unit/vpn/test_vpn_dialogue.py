@@ -197,7 +197,7 @@ def test_a_signal_is_named():
         ("Cookie was rejected by server; exiting.", 60),
         ("Cookie is no longer valid, ending session", 60),
         ("Reconnect failed", 60),
-        ("Session terminated by server; exiting.", 3),
+        ("Session terminated by server; exiting.", 5),
         ("User cancelled (SIGINT/SIGTERM); exiting.", 0),
         ("Failed to open tun device: Operation not permitted", 0),
         ("", 0),
