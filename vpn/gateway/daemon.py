@@ -53,6 +53,7 @@ class Daemon:
         self.directory = directory
         self.sockets = state.socket_directory(directory)
         self.server = Server(config, directory, self.sockets)
+        self.server.spent = self._spent
         self.relay: Relay | None = None
         self.stopped = asyncio.Event()
         self.started_at = time.monotonic()
@@ -148,6 +149,11 @@ class Daemon:
 
     async def _end_relay(self) -> None:
         await self._relay_stack.aclose()
+
+    def _spent(self, username: str) -> None:
+        """A password was used at ocserv, or has expired: the relay takes it no more."""
+        if self.relay is not None:
+            self.relay.spend(username)
 
     async def _whole(self) -> None:
         """Wait until all parts run; raises GatewayError."""

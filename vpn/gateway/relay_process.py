@@ -2,8 +2,10 @@
 
 The daemon opens the listeners and starts the process (``start_relay``), tells it of credentials, and hears of
 sessions; one SOCK_SEQPACKET pair carries both, one message a packet, passwords included: nobody else has an end of
-it. When either side dies the other sees the pair end: the process exits, the daemon starts another. The process
-is apart because it may be busy with bytes, which the daemon, and the people who ask it, must not feel.
+it. When either side dies the other sees the pair end: the process exits, the daemon starts another. Sessions are told
+that they are over only by a daemon that ends in order (``Leave``); of one that was killed there may be a successor, and
+they try to come back. The process is apart because it may be busy with bytes, which the daemon, and the people who ask
+it, must not feel.
 """
 
 from __future__ import annotations
@@ -85,6 +87,10 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
     """Send ``Used``."""
 
 
+class Leave(msgspec.Struct, tag=True, frozen=True):
+    """End all sessions, and exit."""
+
+
 class Serving(msgspec.Struct, tag=True, frozen=True):
     """It listens."""
 
@@ -112,7 +118,7 @@ class Used(msgspec.Struct, tag=True, frozen=True):
     pilots: list[Use]
 
 
-Order = Add | Spend | Revoke | Ask
+Order = Add | Spend | Revoke | Ask | Leave
 News = Serving | Session | Used
 _decode_order: Callable[[bytes], Order] = msgspec.msgpack.Decoder(Order).decode
 _decode_news: Callable[[bytes], News] = msgspec.msgpack.Decoder(News).decode
@@ -212,6 +218,8 @@ class Relay:
             return
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
+        with suppress(OSError):  # it has died, or takes nothing any more
+            self._sock.send(msgspec.msgpack.encode(Leave()))
         self._sock.close()
 
 
@@ -314,6 +322,7 @@ class Process:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
+        self._in_order = False
 
     async def run(self, listeners: list[socket.socket]) -> None:
         """Serve until the daemon is gone."""
@@ -329,7 +338,7 @@ class Process:
         finally:
             for task in accepting:
                 task.cancel()
-            await self.service.close()
+            await self.service.close(farewell=self._in_order)
             self.access.close()
 
     def _tell(self, what: str, username: str, address: str) -> None:
@@ -362,6 +371,9 @@ class Process:
                 self.outside.forget(username)
             case Ask():
                 self._post(Used(self._uses()))
+            case Leave():
+                self._in_order = True
+                self._ended.set()
 
     def _uses(self) -> list[Use]:
         uses = [Use(name, len(usage.open), *usage.total()) for name, usage in self.outside.usage.items()]

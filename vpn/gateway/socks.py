@@ -74,6 +74,7 @@ class SocksService:
         self._serving: dict[str, set[asyncio.Task[None]]] = {}
         self._users: dict[asyncio.Task[None], str] = {}
         self._sessions: dict[str, asyncio.Task[None]] = {}
+        self._farewell = True
         self._loop = asyncio.get_running_loop()
 
     async def accept(self, listener: socket.socket) -> None:
@@ -232,8 +233,9 @@ class SocksService:
             await stream.send(socks5.give_reply(Answer.OK, Target(token, abilities)))
             ended = await _echo(stream)
         except asyncio.CancelledError:  # revoked, or the gateway ends: its pilot need not try to come back
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stream.end(), END_DEADLINE)
+            if self._farewell:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stream.end(), END_DEADLINE)
             stream.close()
             raise
         finally:
@@ -265,8 +267,11 @@ class SocksService:
             if task is not current:
                 task.cancel()
 
-    async def close(self) -> None:
-        """End every connection."""
+    async def close(self, *, farewell: bool = True) -> None:
+        """End every connection; without ``farewell`` sessions are not told that they are over, and may come back to
+        another gateway.
+        """
+        self._farewell = farewell
         tasks = [*self._strangers, *(task for tasks in self._serving.values() for task in tasks)]
         for task in tasks:
             task.cancel()
