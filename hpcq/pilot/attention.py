@@ -27,6 +27,7 @@ PATIENCE = 0.001
 """Seconds of a watch, at most: twice what a program takes from a result to its next task."""
 
 NOTHING = object()
+_NOT_TO_WAIT = int(socket.MSG_DONTWAIT)  # an enum takes longer to be joined to others than a task to be received
 
 
 class Attention:
@@ -73,7 +74,7 @@ class Attention:
 
     def _look(self) -> Any:
         try:
-            return self._receive(socket.MSG_DONTWAIT)
+            return self._receive(_NOT_TO_WAIT)
         except BlockingIOError:
             return NOTHING
 
