@@ -84,11 +84,11 @@ def show(ctx: click.Context, *, job_id: str, name: str | None, lines: int, as_js
 
 
 def _rows(queue: str, jobs: Sequence[BatchJob], *, strangers: bool) -> tuple[list[Row], list[BatchError]]:
-    reports = _ask_for_pilots(queue)
+    statuses, errors = job_states(jobs)
+    reports = _ask_for_pilots(queue)  # after the batch system: what a pilot of an ended job said is there by then
     if not strangers:
         own = {job.id for job in jobs}
         reports = [report for report in reports if report.get("job_id") in own]
-    statuses, errors = job_states(jobs)
     reported = {job.id for job in jobs if records.has_reported(job)}
     return _with_output(merge(jobs, statuses, reports, reported, time.time()), jobs), errors
 
