@@ -67,6 +67,7 @@ queue is a long delay.
 """
 KEPT_LINES = 40
 LOGIN_PAUSE = 0.5  # seconds between two attempts to log in again
+LOGIN_DEADLINE = 30.0  # seconds for one of them: a server may take the connection and then say nothing
 NUDGES = (1.0, 2.0, 3.0)
 """Seconds between times that openconnect is told to dial a server that accepts connections again: left alone it waits
 ten and more.
@@ -313,7 +314,7 @@ class OpenconnectTunnel:
         while True:
             self.settings = loop.create_future()
             try:
-                settings = await self._logged_in(await self._start(program, shim))
+                settings = await self._answered(await self._start(program, shim))
                 if self.configured is None or settings.address == self.configured.address:
                     return None
                 return TunnelError("openconnect", f"{self.server}: the server changed the address")
@@ -323,6 +324,14 @@ class OpenconnectTunnel:
             except OSError as error:
                 return TunnelError("openconnect", f"it could not be started: {error}")
             await asyncio.sleep(LOGIN_PAUSE)
+
+    async def _answered(self, process: Process) -> NetworkSettings:
+        try:
+            async with asyncio.timeout(LOGIN_DEADLINE):
+                return await self._logged_in(process)
+        except TimeoutError:
+            await process.end()
+            raise TunnelError("gateway", f"{self.server} did not answer a login in {LOGIN_DEADLINE:g} s") from None
 
     async def _nudge(self) -> None:
         """Have openconnect dial when the server accepts connections again."""
