@@ -2,37 +2,18 @@
 
 Memory is in whole MB and, as in Slurm and PBS, 1 GB = 1024 MB and 1 MB = 2**20 bytes: ``MB`` and ``MiB`` are
 two spellings of one unit, so ``--memory 32GB`` asks the batch system for what ``#SBATCH --mem=32GB`` would.
-Times are in seconds. Every refusal is a ``UsageError`` that names the value. Pure; imports nothing but the
-errors.
+Times are in seconds. What is a size or a time is `vpn`'s to say, which takes the same on its own command line; every
+refusal here is a ``UsageError`` that names the value. Pure.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from fractions import Fraction
 
 from hpcq.errors import UsageError
-
-_MB_PER_UNIT = {
-    "": Fraction(1),
-    "B": Fraction(1, 2**20),
-    "K": Fraction(1, 1024),
-    "M": Fraction(1),
-    "G": Fraction(1024),
-    "T": Fraction(1024**2),
-    "P": Fraction(1024**3),
-}
-_MEMORY = re.compile(r"(?P<number>\d+(?:\.\d+)?) *(?:(?P<unit>[KMGTP])(?:i?B)?|(?P<byte>B))?", re.ASCII | re.I)
-_CLOCK = re.compile(r"(?:(?P<d>\d+)-)?(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d)", re.ASCII)
-_PARTS = re.compile(r"(?=\d)(?:(\d+) *d)? *(?:(\d+) *h)? *(?:(\d+) *m(?:in)?)? *(?:(\d+) *s)?", re.ASCII | re.I)
-_SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
-
-MAX_MEMORY_MB = 2**40
-"""Above any machine; a larger value is a typing error and would overflow the batch systems' own fields."""
-MAX_DURATION_S = 100 * 365 * 86400
-"""Above any limit; the batch systems keep minutes in 32 bits."""
+from vpn import MAX_DURATION_S, MAX_MEMORY_MB, megabytes_in, seconds_in
 
 _DAY, _HOUR, _MINUTE = 86400, 3600, 60
 
@@ -55,11 +36,10 @@ def parse_memory(value: str | int | float, *, name: str = "memory") -> int:
 def _memory_fraction(value: str | int | float, name: str) -> Fraction:
     if not isinstance(value, str):
         return Fraction(_finite_number(value, name, "a size such as 32GB, 512MiB or 2048 (MB)"))
-    match = _MEMORY.fullmatch(value.strip())
-    if match is None or len(value) > 40:
+    exact = megabytes_in(value.strip())
+    if exact is None:
         raise UsageError(f"{name} {_shown(value)} is not a size; write it as 32GB, 512MiB or 2048 (MB)")
-    unit = (match["unit"] or match["byte"] or "").upper()
-    return Fraction(match["number"]) * _MB_PER_UNIT[unit]
+    return exact
 
 
 def parse_duration(value: str | int | float, *, name: str = "time") -> float:
@@ -80,28 +60,12 @@ def parse_duration(value: str | int | float, *, name: str = "time") -> float:
 def _duration(value: str | int | float, name: str) -> float:
     if not isinstance(value, str):
         return _finite_number(value, name, "a time such as 8:00:00 or 28800 (seconds)")
-    text = value.strip()
-    if len(text) <= 40:
-        if _SECONDS.fullmatch(text):
-            return float(text)
-        if match := _CLOCK.fullmatch(text):
-            return _clock_seconds(match, value, name)
-        if match := _PARTS.fullmatch(text):
-            return _sum_parts(*(int(part or 0) for part in match.groups()))
-    raise UsageError(f"{name} {_shown(value)} is not a time; write it as H:MM:SS (8:00:00), 90m, or seconds (28800)")
-
-
-def _clock_seconds(match: re.Match[str], value: str, name: str) -> int:
-    days, hours, minutes, seconds = (int(match[part] or 0) for part in "dhms")
-    if minutes > 59 or seconds > 59 or (match["d"] is not None and hours > 23):
+    seconds = seconds_in(value.strip())
+    if seconds is None:
         raise UsageError(
-            f"{name} {_shown(value)} is not a time: minutes and seconds go up to 59, hours after days to 23"
+            f"{name} {_shown(value)} is not a time; write it as H:MM:SS (8:00:00), 90m, or seconds (28800)"
         )
-    return _sum_parts(days, hours, minutes, seconds)
-
-
-def _sum_parts(days: int, hours: int, minutes: int, seconds: int) -> int:
-    return days * _DAY + hours * _HOUR + minutes * _MINUTE + seconds
+    return seconds
 
 
 def format_duration(seconds: float) -> str:

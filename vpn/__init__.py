@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vpn.process import Process
     from vpn.session import Session, open_session
     from vpn.surroundings import Check
+    from vpn.units import MAX_DURATION_S, MAX_MEMORY_MB, megabytes_in, seconds_in
 
 _HOMES = {
     "Capabilities": "vpn.capabilities",
@@ -56,6 +57,10 @@ _HOMES = {
     "check_honoured": "vpn.config",
     "check_mtu": "vpn.config",
     "split_networks": "vpn.config",
+    "MAX_DURATION_S": "vpn.units",
+    "MAX_MEMORY_MB": "vpn.units",
+    "megabytes_in": "vpn.units",
+    "seconds_in": "vpn.units",
     "Cvmfs": "vpn.cvmfs.settings",
     "make_cvmfs": "vpn.cvmfs.settings",
     "whole_image": "vpn.cvmfs.settings",
@@ -76,6 +81,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "MAX_DURATION_S",
+    "MAX_MEMORY_MB",
     "MODES",
     "WITHOUT_CREDENTIAL",
     "Capabilities",
@@ -101,9 +108,11 @@ __all__ = [
     "examine",
     "gateway_names",
     "make_cvmfs",
+    "megabytes_in",
     "open_session",
     "read_password",
     "read_secret",
+    "seconds_in",
     "server_credential",
     "split_networks",
     "temporary_gateway",

@@ -41,9 +41,16 @@ from vpn.gateway.choice import gateway_names
 from vpn.gateway.client import GatewayClient, issue_from, known_gateways, start_gateway
 from vpn.gateway.state import UPLINKS, GatewayConfig, Uplink, state_directory
 from vpn.probes import check_target
-from vpn.units import take_time
+from vpn.units import MAX_DURATION_S, seconds_in
 
 SOCKS_PORT = 1080
+
+
+def _take_time(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    seconds = seconds_in(value.strip())
+    if not seconds or seconds > MAX_DURATION_S:
+        raise click.BadParameter(f"{value!r} is not a time: write it as 10s, 5m, H:MM:SS, or seconds", ctx, param)
+    return seconds
 
 
 class Failure(click.ClickException):
@@ -100,7 +107,7 @@ def cli() -> None:
 )
 @click.option(
     "--timeout",
-    callback=take_time,
+    callback=_take_time,
     default="60",
     metavar="TIME",
     help="Of the bring-up: 10s, 5m, H:MM:SS, or seconds.  [default: 60]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ from typing import Any
 import click
 
 from vpn.cvmfs.settings import QUOTA, make_cvmfs, whole_image
-from vpn.units import take_size
+from vpn.units import MAX_MEMORY_MB, megabytes_in
+
+
+def _take_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    exact = None if value is None else megabytes_in(value.strip())
+    if value is not None and (exact is None or not 0 < exact <= MAX_MEMORY_MB):
+        raise click.BadParameter(f"{value!r} is not a size: write it as 5GB, 512MiB or 4000 (MB)", ctx, param)
+    return None if exact is None else math.ceil(exact)
+
 
 _OPTIONS = (
     click.option("--cvmfs", "cvmfs_repositories", metavar="REPO,…", help="Readable at /cvmfs: cms.cern.ch,…"),
@@ -21,7 +30,7 @@ _OPTIONS = (
     click.option("--cvmfs-cache", metavar="DIR", help="On a disk of the node.  [default: TMPDIR or /tmp]"),
     click.option(
         "--cvmfs-quota",
-        callback=take_size,
+        callback=_take_size,
         metavar="SIZE",
         help=f"Of the node's cache: 5GB, or MB.  [default: {QUOTA}]",
     ),
