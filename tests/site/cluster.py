@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -18,6 +19,8 @@ LOOK = 0.3
 
 RUNNING: list[subprocess.Popen[str]] = []
 """Programs of the test that must not fail while it waits for something."""
+ERRORS: dict[subprocess.Popen[str], Path] = {}
+"""Where they write what is no output of theirs: warnings, for one that Slurm was slow to answer."""
 
 WAIT = """
 import sys, hpcq
@@ -39,7 +42,8 @@ def until(
     end = time.monotonic() + deadline
     while not (value := condition()):
         for program in [one for one in RUNNING if one.poll()]:
-            raise AssertionError(f"the program ended with {program.returncode} before {what}:\n{ended(program)}")
+            said = f"{ended(program)}{ERRORS[program].read_text()}"
+            raise AssertionError(f"the program ended with {program.returncode} before {what}:\n{said}")
         assert time.monotonic() < end, f"not within {deadline:.0f} s: {what}\n{story()}"
         time.sleep(LOOK)
     return value
@@ -74,8 +78,11 @@ class Cluster:
         file.write_text(text)
         file.chmod(0o644)
         command = [self.site.description["python"], str(file), self.queue, *arguments]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        RUNNING.append(self.site.popen("login", command, env=self.environment, text=True, **pipes))
+        errors = self.directory / "program.errors"
+        with errors.open("w") as stderr:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+            RUNNING.append(self.site.popen("login", command, env=self.environment, text=True, **pipes))
+        ERRORS[RUNNING[-1]] = errors
         return RUNNING[-1]
 
     def pilots(self) -> list[dict[str, Any]]:
@@ -122,18 +129,33 @@ def ended(program: subprocess.Popen[str], number: int | None = None) -> str:
         return program.communicate(timeout=DEADLINE)[0]
     except subprocess.TimeoutExpired:
         kill_group(program)
-        raise AssertionError(f"the program did not end, and had printed:\n{program.communicate()[0]}") from None
+        said = f"{program.communicate()[0]}{ERRORS[program].read_text()}"
+        raise AssertionError(f"the program did not end, and had printed:\n{said}") from None
 
 
 def finished(program: subprocess.Popen[str]) -> str:
     """What a program has printed when it has ended well."""
     output = ended(program)
-    assert program.returncode == 0, output
+    assert program.returncode == 0, f"{output}{ERRORS[program].read_text()}"
     return output
 
 
+def written(file: Path) -> str:
+    """What is in a file; nothing while it is not there: it is made before it is written to."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """A process and all below it, the parents first; some may have ended since."""
+    children: list[int] = []
+    gone = contextlib.suppress(FileNotFoundError, ProcessLookupError)
+    with gone:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with gone:
+                children += map(int, (thread / "children").read_text().split())
     return [pid, *(one for child in children for one in descendants(child))]
 
 
