@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import cloudpickle
@@ -13,6 +14,7 @@ from running import DEADLINE, appears, begun, call, eventually, gone, note_and_w
 import hpcq
 import hpcq.links
 from hpcq.messages import TaskResult
+from hpcq.pilot.ending import SAME_SIGNAL
 from hpcq.protocol import frame
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -103,12 +105,13 @@ def test_sigterm_drains_a_pilot(queue, start_pilot, marks, tmp_path, place):
 
 
 def test_a_second_sigterm_does_not_wait_for_tasks(queue, start_pilot, marks, tmp_path):
-    pilot = start_pilot(queue)
+    pilot = start_pilot(queue, "--drain-timeout", "600")
     task = call(note_and_wait, marks, tmp_path / "never").set(retries=0)
     queue.submit(task)
     begun(marks)
     pilot.process.terminate()
     eventually(lambda: [v.state for v in queue.pilots()] == ["draining"], "it drains")
+    time.sleep(SAME_SIGNAL + 0.5)  # or it is taken for the first, told twice
     pilot.process.terminate()
     assert pilot.wait() == 0
     assert wait(queue).outcome == "lost"
