@@ -108,14 +108,16 @@ class Cluster:
     def pid_of_pilot(self, host: str) -> int:
         """The pilot of our queue that runs on ``host``; 0 when there is none."""
         here = Path(f"/proc/{self.site.hosts[host]['pid']}/ns/uts").readlink()
-        found = [one for one in Path("/proc").iterdir() if one.name.isdecimal() and self._is_pilot(one)]
-        return next((int(one.name) for one in found if (one / "ns/uts").readlink() == here), 0)
+        numbers = sorted(int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal())
+        for number in numbers:  # the pilot comes before what it has forked, which looks like it
+            process = Path(f"/proc/{number}")
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if self._is_pilot(process) and (process / "ns/uts").readlink() == here:
+                    return number
+        return 0
 
     def _is_pilot(self, process: Path) -> bool:
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        words = (process / "cmdline").read_bytes().split(b"\0")
         return b"hpcq.pilot" in words and any(f"/{self.queue}/".encode() in word for word in words)
 
 
