@@ -37,7 +37,8 @@ def busy(cluster: Cluster) -> dict[str, Any]:
 
 
 def test_torques_dialect_through_slurms_own_qsub(cluster: Cluster) -> None:
-    options = ("-n", "2", "--batch", "torque", "--partition", "debug", "--walltime", "0:20:00", "--vpn", "none")
+    pilots = ("-n", "2", "--cores", "4")  # a whole node each: the second comes to the other, if that takes a while
+    options = (*pilots, "--batch", "torque", "--partition", "debug", "--walltime", "0:20:00", "--vpn", "none")
     answer = cluster.submit(*options)
     assert answer.stdout.startswith(f"submitted 2 pilots for queue {cluster.queue} to torque: ")
     both = cluster.directory / "both"  # the program must not end, and its jobs with it, before the second has come
