@@ -159,9 +159,10 @@ class TunnelConfig:
     """How to make a tunnel. Times are in seconds.
 
     ``bring_up_timeout`` covers everything until commands can run; ``dtls_timeout`` is how long of it may go to waiting
-    for DTLS before TLS is settled for; ``reconnect_timeout`` is how long a broken connection may take to come back
-    before the tunnel counts as lost; ``probe_interval`` is how often a quiet one is asked for a sign of life. ``dtls``
-    and ``mtu`` are asked of the server (None, 0: what its credential says).
+    for DTLS before TLS is settled for (a few seconds at least where ``dtls`` is True); ``reconnect_timeout`` is how
+    long a broken connection may take to come back before the tunnel counts as lost; ``probe_interval`` is how often a
+    quiet one is asked for a sign of life. ``dtls`` and ``mtu`` are asked of the server (None, 0: what its credential
+    says).
     ``direct`` are networks reached from the node itself, as everything is in modes slirp and none. ``socks`` is a
     SOCKS5 server to use instead of a gateway's.
     Without ``tls``, modes relay and socks leave what programs send as it is; who they are is encrypted all the same.

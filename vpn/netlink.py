@@ -64,6 +64,11 @@ def veth_add(name: str, peer: str, pid: int) -> Message:
     return 16, _ACK | _CREATE | _EXCL, bytes(16) + attribute(3, name.encode() + b"\0") + kind
 
 
+def link_delete(index: int) -> Message:
+    """Remove a device, of a pair both."""
+    return 17, _ACK, struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
+
+
 def route_add(index: int, route: str, via: str = "") -> Message:
     """A route (CIDR) through a device, to a router there if one is named."""
     network = ipaddress.ip_network(route)

@@ -197,7 +197,7 @@ async def _arrives(sock: socket.socket, size: int) -> bool | None:
     """Whether a datagram arrives: True when its host says so, False when nobody says anything, None: it is too long."""
     try:
         sock.send(bytes(size))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(ANSWER_DEADLINE):
             await asyncio.get_running_loop().sock_recv(sock, 1)
     except TimeoutError:
         return False

@@ -34,6 +34,8 @@ MIN_GAP = BatchSystem.min_gap
 """Seconds that two polls are apart at least, however often jobs are submitted; a batch system may have its own."""
 LOOKS_AFTER_PILOT = 3
 """Polls that come early after a pilot hung up, while its job is not seen to end."""
+LOOKING = 20.0
+"""Seconds of them with a batch system whose ``min_gap`` is less than `FIRST_LOOK`: nobody minds that it is asked."""
 MAX_BACKOFF = 600.0
 """Seconds between polls after many failures."""
 FORGOTTEN_AFTER = 600.0
@@ -164,7 +166,7 @@ class JobTracker:
         if job_id in self._entries:
             self._entries[job_id].connected = max(0, self._entries[job_id].connected - 1)
         if job_id in self._open:
-            self._open[job_id].looks = LOOKS_AFTER_PILOT
+            self._open[job_id].looks = self._looks_after_pilot()
             self._look_soon(now + min(FIRST_LOOK, self.min_gap))
 
     def polled(self, statuses: Mapping[str, JobStatus], now: float) -> list[Change]:
@@ -227,6 +229,10 @@ class JobTracker:
         self._failures = failures
         if self._look_due is not None and self._look_due <= now:
             self._look_due = None
+
+    def _looks_after_pilot(self) -> int:
+        """A few, or for some time where they cost nobody anything: that an end is on record may take a slow disk's."""
+        return LOOKS_AFTER_PILOT if self.min_gap >= FIRST_LOOK else round(LOOKING / max(self.min_gap, 0.1))
 
     def _look_soon(self, due: float) -> None:
         self._look_due = due if self._look_due is None else min(self._look_due, due)

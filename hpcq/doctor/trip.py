@@ -75,10 +75,11 @@ class Trip:
                     return
             except PilotFailedError as error:
                 raise Unseen(str(error)) from error
-            failed = next((pilot for pilot in queue.pilots() if pilot.failed_layer), None)  # between two waits
+            why = queue.why_deserted()
+            # Between two waits; and after it is known that the job has ended: what its pilot said is there by then.
+            failed = next((pilot for pilot in queue.pilots() if pilot.failed_layer), None)
             if failed is not None:
                 raise Unseen(f"its pilot on {failed.hostname} cannot serve ({failed.failed_layer}): {failed.message}")
-            why = queue.why_deserted()
             if why:
                 raise Unseen(f"its batch job ended before its pilot was ready: {why}")
             if left <= 0:

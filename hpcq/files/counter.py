@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 
 from hpcq.errors import HpcqError
@@ -121,7 +122,11 @@ class Counter:
 
     async def _receive(self, channel: wire.Channel, landing: Landing) -> None:
         try:
-            await channel.receive_stream(landing.descriptor)
+            writer = landing.writer()
+            try:
+                await channel.receive_stream(writer)
+            finally:
+                os.close(writer)
             await threads.call(self._desk.workers, landing.complete)
         except BaseException as error:
             landing.drop()

@@ -7,16 +7,22 @@ directory is unpacked beside its destination and takes its place by a rename. Bl
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import threading
 from pathlib import Path
 
 from hpcq.files import pack
 
 
 class Landing:
-    """One output on its way. ``path`` is the temporary; it is there until `commit` or `drop`."""
+    """One output on its way. ``path`` is the temporary; it is there until `commit` or `drop`.
+
+    It may be dropped while it is still being received: its task was cancelled, say. So who writes has a descriptor of
+    his own (`writer`): the number of one that is closed may be another file's a moment later.
+    """
 
     def __init__(self, destination: str, kind: str, executable: bool) -> None:
         self.destination = Path(destination)
@@ -24,7 +30,8 @@ class Landing:
         self._executable = executable
         self.is_complete = False
         self.path = self.destination.parent / f".hpcq-{secrets.token_hex(8)}.part"
-        self.descriptor = self._open()
+        self._ending = threading.Lock()
+        self._descriptor = self._open()
 
     def _open(self) -> int:
         """Raises:
@@ -35,22 +42,42 @@ class Landing:
             raise IsADirectoryError(21, "is a directory, and the output a file", str(self.destination))
         return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
+    def writer(self) -> int:
+        """A descriptor to write to, the caller's to close.
+
+        Raises:
+            OSError: it was dropped; there is no descriptor left.
+        """
+        with self._ending:
+            return os.dup(self._still_wanted())
+
     def complete(self) -> None:
-        """All has been written: make sure of it, and unpack a directory."""
+        """All has been written: make sure of it, and unpack a directory.
+
+        Raises:
+            OSError: it was dropped, or cannot be written.
+        """
         mask = _umask()
-        if self._kind == "dir":
-            self._unpack(mask)
-        else:
-            os.fchmod(self.descriptor, (0o777 if self._executable else 0o666) & ~mask)
-        os.fsync(self.descriptor)
-        self._close()
-        self.is_complete = True
+        with self._ending:
+            descriptor = self._still_wanted()
+            if self._kind == "dir":
+                self._unpack(mask)
+            else:
+                os.fchmod(descriptor, (0o777 if self._executable else 0o666) & ~mask)
+            os.fsync(descriptor)
+            self._close()
+            self.is_complete = True
+
+    def _still_wanted(self) -> int:
+        if self._descriptor < 0:
+            raise OSError(errno.ECANCELED, "its task has ended", str(self.destination))
+        return self._descriptor
 
     def _unpack(self, mask: int) -> None:
         directory = self.path.with_suffix(".dir")
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
         try:
-            with open(self.descriptor, "rb", closefd=False) as archive:
+            with open(self._descriptor, "rb", closefd=False) as archive:
                 pack.unpack(archive, directory)
             directory.chmod(0o777 & ~mask)
         except BaseException:
@@ -83,17 +110,18 @@ class Landing:
 
     def drop(self) -> None:
         """Leave no trace, unless it was committed."""
-        self._close()
-        if self.path.is_dir():
-            shutil.rmtree(self.path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+        with self._ending:
+            self._close()
+            if self.path.is_dir():
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
 
     def _close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _sync_directory(path: Path) -> None:

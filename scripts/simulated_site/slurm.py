@@ -45,6 +45,7 @@ SlurmctldTimeout=30
 SlurmdTimeout=60
 MinJobAge=300
 KillWait=5
+BatchStartTimeout=60
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1
 SelectType=select/cons_tres

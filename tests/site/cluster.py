@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -18,6 +19,8 @@ LOOK = 0.3
 
 RUNNING: list[subprocess.Popen[str]] = []
 """Programs of the test that must not fail while it waits for something."""
+ERRORS: dict[subprocess.Popen[str], Path] = {}
+"""Where they write what is no output of theirs: warnings, for one that Slurm was slow to answer."""
 
 WAIT = """
 import sys, hpcq
@@ -39,7 +42,8 @@ def until(
     end = time.monotonic() + deadline
     while not (value := condition()):
         for program in [one for one in RUNNING if one.poll()]:
-            raise AssertionError(f"the program ended with {program.returncode} before {what}:\n{ended(program)}")
+            said = f"{ended(program)}{ERRORS[program].read_text()}"
+            raise AssertionError(f"the program ended with {program.returncode} before {what}:\n{said}")
         assert time.monotonic() < end, f"not within {deadline:.0f} s: {what}\n{story()}"
         time.sleep(LOOK)
     return value
@@ -74,8 +78,11 @@ class Cluster:
         file.write_text(text)
         file.chmod(0o644)
         command = [self.site.description["python"], str(file), self.queue, *arguments]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        RUNNING.append(self.site.popen("login", command, env=self.environment, text=True, **pipes))
+        errors = self.directory / "program.errors"
+        with errors.open("w") as stderr:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+            RUNNING.append(self.site.popen("login", command, env=self.environment, text=True, **pipes))
+        ERRORS[RUNNING[-1]] = errors
         return RUNNING[-1]
 
     def pilots(self) -> list[dict[str, Any]]:
@@ -101,14 +108,16 @@ class Cluster:
     def pid_of_pilot(self, host: str) -> int:
         """The pilot of our queue that runs on ``host``; 0 when there is none."""
         here = Path(f"/proc/{self.site.hosts[host]['pid']}/ns/uts").readlink()
-        found = [one for one in Path("/proc").iterdir() if one.name.isdecimal() and self._is_pilot(one)]
-        return next((int(one.name) for one in found if (one / "ns/uts").readlink() == here), 0)
+        numbers = sorted(int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal())
+        for number in numbers:  # the pilot comes before what it has forked, which looks like it
+            process = Path(f"/proc/{number}")
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if self._is_pilot(process) and (process / "ns/uts").readlink() == here:
+                    return number
+        return 0
 
     def _is_pilot(self, process: Path) -> bool:
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+        words = (process / "cmdline").read_bytes().split(b"\0")
         return b"hpcq.pilot" in words and any(f"/{self.queue}/".encode() in word for word in words)
 
 
@@ -122,18 +131,33 @@ def ended(program: subprocess.Popen[str], number: int | None = None) -> str:
         return program.communicate(timeout=DEADLINE)[0]
     except subprocess.TimeoutExpired:
         kill_group(program)
-        raise AssertionError(f"the program did not end, and had printed:\n{program.communicate()[0]}") from None
+        said = f"{program.communicate()[0]}{ERRORS[program].read_text()}"
+        raise AssertionError(f"the program did not end, and had printed:\n{said}") from None
 
 
 def finished(program: subprocess.Popen[str]) -> str:
     """What a program has printed when it has ended well."""
     output = ended(program)
-    assert program.returncode == 0, output
+    assert program.returncode == 0, f"{output}{ERRORS[program].read_text()}"
     return output
 
 
+def written(file: Path) -> str:
+    """What is in a file; nothing while it is not there: it is made before it is written to."""
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
 def descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """A process and all below it, the parents first; some may have ended since."""
+    children: list[int] = []
+    gone = contextlib.suppress(FileNotFoundError, ProcessLookupError)
+    with gone:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with gone:
+                children += map(int, (thread / "children").read_text().split())
     return [pid, *(one for child in children for one in descendants(child))]
 
 

@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from cluster import RUNNING, Cluster, ended, until
+from cluster import ERRORS, RUNNING, Cluster, ended, until
 from simulated_site.client import VARIABLE, Site
 
 MUST_RUN = os.environ.get("HPCQ_TESTS_MUST_RUN") == "1"
@@ -79,7 +79,8 @@ def cluster(slurm: Site, xrootd: Site, shared_path: Path) -> Iterator[Cluster]:
     one = Cluster(slurm, shared_path)
     yield one
     for program in list(RUNNING):  # of a test that has failed
-        print(f"the program has printed: {ended(program, signal.SIGKILL)}")
+        print(f"the program has printed: {ended(program, signal.SIGKILL)}{ERRORS[program].read_text()}")
+    ERRORS.clear()
     one.site.run("login", ["scancel", "--me", "--signal=KILL", "--full"])
     one.site.run("login", ["scancel", "--me"])
     until(lambda: not one.jobs(), "no job is left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, descendants, ended, finished, until
+from cluster import Cluster, descendants, ended, finished, until, written
 from simulated_site import plan
 from simulated_site.client import Site
 
@@ -36,8 +37,9 @@ def carrier(cluster: Cluster, host: str, mode: str) -> int:
     """The process that carries the tunnel of the pilot on ``host``."""
     _, *below = descendants(cluster.pid_of_pilot(host))
     for pid in below:
-        if CARRIERS[mode] in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # some are short: a task sleeps
+            if CARRIERS[mode] in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
     raise AssertionError(f"no {mode} on {host}")
 
 
@@ -64,7 +66,7 @@ def at_work(
     marks.chmod(0o777)
     cluster.submit("--vpn", mode, "--gateway", gateways, "--require", "root://xrootd.wan.test:1094")
     program = cluster.program(PROGRAM, cluster.site.xrootd_url + "uproot-Zmumu.root", str(marks))
-    until(lambda: (marks / "wan").exists() and (marks / "any").exists(), "both tasks run")
+    until(lambda: written(marks / "wan") and written(marks / "any"), "both tasks run")
     (row,) = cluster.pilots()
     yield program, row["hostname"], marks
     ended(program, signal.SIGINT)
@@ -129,7 +131,11 @@ def test_a_task_that_fails_since_the_tunnel_leads_nowhere_is_not_blamed(
 def inside(cluster: Cluster, host: str) -> int:
     """A process in the tunnel's namespace of the pilot on ``host``."""
     pilot = cluster.pid_of_pilot(host)
-    return next(pid for pid in descendants(pilot) if Path(f"/proc/{pid}/ns/net").readlink() != _net(pilot))
+    for pid in descendants(pilot):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if _net(pid) != _net(pilot):
+                return pid
+    raise AssertionError(f"nothing in a tunnel on {host}")
 
 
 @pytest.fixture
@@ -289,7 +295,7 @@ def test_when_the_gateways_server_is_killed_the_gateway_starts_another_and_work_
     until(lambda: count() > seen, "reads succeed again")
     print(f"{mode}: reads went on {time.monotonic() - killed:.1f} s after the gateway's server was killed")
     until(
-        lambda: json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)["restarts"] == before + 1,
+        lambda: json.loads(cluster.hpcq("vpn", "gateway", "status", "--json").stdout)["restarts"] > before,
         "the gateway tells that it has started another",
     )
     (cluster.directory / "stop").touch()

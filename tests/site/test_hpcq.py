@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from cluster import WAIT, Cluster, alive, descendants, ended, finished, until, wrapping_template
+from cluster import WAIT, Cluster, alive, descendants, ended, finished, until, wrapping_template, written
 
 READ = """
 import sys, hpcq
@@ -177,7 +177,7 @@ def test_a_pilot_killed_in_the_middle_of_a_task_costs_one_more_attempt(cluster: 
     command = f"echo $$ >> {marks}; test $(wc -l < {marks}) -ge 2 || sleep 600"
     cluster.submit("-n", "2", "--option=--exclusive", "--vpn", "none")
     program = cluster.program(WAIT, command)
-    until(marks.exists, "the task runs")
+    until(lambda: written(marks), "the task runs")
     (host,) = [row["hosts"] if "hosts" in row else row["hostname"] for row in cluster.pilots() if row["cores_busy"]]
     os.kill(until(lambda: cluster.pid_of_pilot(host), "the pilot is found"), signal.SIGKILL)
     output = finished(program)

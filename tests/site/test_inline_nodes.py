@@ -11,11 +11,10 @@ from cluster import Cluster, finished, until
 PROGRAM = """
 import sys, hpcq
 with hpcq.Queue(name=sys.argv[1]) as queue:
-    queue.wait_for_pilots(2, 150)
     for host in ("cn1", "cn2"):
         queue.submit(hpcq.Task(sys.argv[2], features={f"host={host}"}))
     while not queue.empty():
-        task = queue.wait(80)
+        task = queue.wait()
         print(task.outcome, task.hostname, task.output.strip(), flush=True)
 """
 LOOK = """

@@ -77,7 +77,7 @@ def test_a_second_tunnel_in_a_job_of_each_mode(cluster: Cluster, shared_path: Pa
     wanted.write_text(json.dumps({name: _what(cluster, shared_path, name) for name in WAYS}))
     wanted.chmod(0o644)  # of credentials that this test alone has a gateway for
     argv = ["srun", "-n1", "-w", "cn1", site.description["python"], "-c", JOB, str(wanted)]
-    done = site.run("login", argv, timeout=240)
+    done = site.run("login", argv, timeout=500)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {name: [0, 0, 0, 0] for name in WAYS}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from vpn import netlink
@@ -80,7 +81,9 @@ class Veth:
             raise GatewayError(f"forwarding cannot be switched on: {error}") from None
 
     async def close(self) -> None:
-        """Take the table away, and put forwarding back; the device goes with the namespace."""
+        """Take the table away, put forwarding back, and remove the device: it goes with the namespace too, but when
+        the kernel comes to that, which may be after the next gateway has asked for one.
+        """
         if not self._ours:
             return
         try:
@@ -88,6 +91,8 @@ class Veth:
             await self._load(_CLEAR)
         except (VpnError, OSError) as error:
             log.error("the host's forwarding could not be put back: %s", error)
+        with suppress(OSError):  # it has gone already
+            netlink.perform(netlink.ROUTE, [netlink.link_delete(socket.if_nametoindex(UPLINK_DEVICE))])
 
     async def _load(self, text: str) -> None:
         try:

@@ -66,6 +66,7 @@ link, so that the usual 500 are a few milliseconds' worth. Not for TLS to a far 
 queue is a long delay.
 """
 KEPT_LINES = 40
+DTLS_ASKED = 5.0  # seconds it has at least where it is asked for: one packet that is lost costs it more than one
 LOGIN_PAUSE = 0.5  # seconds between two attempts to log in again
 LOGIN_DEADLINE = 30.0  # seconds for one of them: a server may take the connection and then say nothing
 NUDGES = (1.0, 2.0, 3.0)
@@ -227,8 +228,9 @@ class OpenconnectTunnel:
     async def _decide(self) -> None:
         self.up.step = ("openconnect", "waiting for DTLS")
         if self.dtls:
+            patience = max(self.config.dtls_timeout, DTLS_ASKED if self.config.dtls else 0.0)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.decided.wait(), self.config.dtls_timeout)
+                await asyncio.wait_for(self.decided.wait(), patience)
 
     async def _read_output(self, fd: int) -> None:
         async for line in read_lines(fd):

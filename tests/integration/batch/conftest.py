@@ -3,9 +3,12 @@
 ``fake_slurm`` puts ``sbatch``, ``squeue``, ``sacct`` and ``scancel`` before everything else on PATH. They keep their
 jobs in ``jobs.json`` (id → "STATE|hosts|reason") and ``accounts.json`` (id → what sacct prints; without the file there
 is no accounting), note every call in ``calls``, and do as ``behaviour.json``
-says (``{"sbatch": {"status": 1, "stderr": "…"}}``, ``{"squeue": {"hang": true}}``).
+says (``{"sbatch": {"status": 1, "stderr": "…"}}``, ``{"squeue": {"hang": true}}``). A queue asks while a test changes
+what there is: both take the ``lock``.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -16,15 +19,19 @@ from pathlib import Path
 import pytest
 
 HANDLER = """#!{python} -I
-import json, os, re, signal, sys, time
+import fcntl, json, os, re, signal, sys, time
 from pathlib import Path
 
 home = Path({home!r})
 name, argv = Path(sys.argv[0]).name, sys.argv[1:]
+lock = open(home / "lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
 with open(home / "calls", "a") as calls:
     calls.write(json.dumps({{"argv": [name, *argv], "pid": os.getpid(), "environment": dict(os.environ)}}) + "\\n")
 behaviour = json.loads((home / "behaviour.json").read_text()).get(name, {{}})
 jobs = json.loads((home / "jobs.json").read_text())
+if behaviour.keys() & {{"flood", "helper", "hang"}}:
+    lock.close()
 if behaviour.get("flood"):
     while True:
         sys.stdout.write("x" * 65536)
@@ -67,9 +74,24 @@ elif name == "scancel":
         for i in list(jobs):
             if base == i.split("_")[0]:
                 jobs[i] = behaviour.get("becomes", "CANCELLED||None")
-(home / "jobs.json").write_text(json.dumps(jobs))
+if name in ("sbatch", "scancel"):
+    (home / "jobs.json").write_text(json.dumps(jobs))
 print("Bye.")
 """
+
+
+@contextlib.contextmanager
+def locked(home: Path):
+    """No program of the fake's is at work meanwhile, but those that hang."""
+    with (home / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_calls(home: Path) -> list[dict]:
+    with locked(home), contextlib.suppress(FileNotFoundError):
+        return [json.loads(line) for line in (home / "calls").read_text().splitlines()]
+    return []
 
 
 class FakeSlurm:
@@ -85,20 +107,20 @@ class FakeSlurm:
         self.behave({})
 
     def set_jobs(self, jobs: dict[str, str]) -> None:
-        (self.home / "jobs.json").write_text(json.dumps(jobs))
+        self._write("jobs.json", jobs)
 
     def set_accounts(self, accounts: dict[str, str]) -> None:
-        (self.home / "accounts.json").write_text(json.dumps(accounts))
+        self._write("accounts.json", accounts)
 
     def behave(self, behaviour: dict[str, object]) -> None:
-        (self.home / "behaviour.json").write_text(json.dumps(behaviour))
+        self._write("behaviour.json", behaviour)
+
+    def _write(self, name: str, content: object) -> None:
+        with locked(self.home):
+            (self.home / name).write_text(json.dumps(content))
 
     def calls(self, name: str) -> list[dict]:
-        try:
-            lines = (self.home / "calls").read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        return [call for call in map(json.loads, lines) if call["argv"][0] == name]
+        return [call for call in read_calls(self.home) if call["argv"][0] == name]
 
     def submitted(self) -> str:
         return (self.home / "submitted.sh").read_text()
@@ -122,26 +144,24 @@ class FakePbs:
 
     def set(self, **settings: object) -> None:
         """Change the server's state: ``now``, ``slots``, ``down`` …"""
-        known = json.loads((self.home / "state.json").read_text())
-        (self.home / "state.json").write_text(json.dumps({**known, **settings}))
+        with locked(self.home):
+            known = json.loads((self.home / "state.json").read_text())
+            (self.home / "state.json").write_text(json.dumps({**known, **settings}))
 
     def now(self) -> float:
-        return json.loads((self.home / "state.json").read_text()).get("now", 0)
+        with locked(self.home):
+            return json.loads((self.home / "state.json").read_text()).get("now", 0)
 
     def later(self, seconds: float) -> None:
         """Let time pass."""
         self.set(now=self.now() + seconds)
 
     def calls(self, name: str) -> list[list[str]]:
-        try:
-            lines = (self.home / "calls").read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        return [call["argv"] for call in map(json.loads, lines) if call["argv"][0] == name]
+        return [call["argv"] for call in read_calls(self.home) if call["argv"][0] == name]
 
     def environment(self) -> dict[str, str]:
         """What the last command saw."""
-        return json.loads((self.home / "calls").read_text().splitlines()[-1])["environment"]
+        return read_calls(self.home)[-1]["environment"]
 
 
 @pytest.fixture

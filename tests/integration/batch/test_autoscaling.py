@@ -98,7 +98,7 @@ def test_pilots_that_never_report_pause_it(hpcq, tmp_path, caplog):
         queue.autoscale("local", min=3, max=9, template=template)
         until(lambda: "paused" in hpcq("autoscale --name ana")[1], "it is paused")
         assert "3 pilots in a row never came to serve" in hpcq("autoscale --name ana")[1]
-        assert len(load_jobs("ana")) == 3
+        assert 3 <= len(load_jobs("ana")) <= 5  # two may come in the place of two that failed before the third
         assert queue.why_deserted().startswith("autoscaling is paused: 3 pilots")
         number = queue.submit(Task("true"))
         assert "autoscaling is paused" in queue.explain(number)

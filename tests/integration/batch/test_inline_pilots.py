@@ -1,5 +1,6 @@
 """A pilot that gets its connection data with the job: it serves, and nothing of theirs can be seen."""
 
+import contextlib
 import json
 import shlex
 from pathlib import Path
@@ -28,7 +29,10 @@ def hpcq(capsys):
 def seen(pid: int) -> str:
     """What the system tells of a process, to its owner too: arguments, environment, open files."""
     process = psutil.Process(pid)
-    files = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    files = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            files.append(str(link.readlink()))
     return "\n".join([*process.cmdline(), *map(str, process.environ().items()), *files])
 
 

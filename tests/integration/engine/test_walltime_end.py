@@ -47,7 +47,7 @@ def test_ends_of_jobs_lose_no_result_and_double_none(queue, start_pilot, tmp_pat
     results = []
     rounds = 0
     while not queue.empty():
-        pilot = start_pilot(queue, "--drain-timeout", "1", cores=CORES)
+        pilot = start_pilot(queue, "--drain-timeout", "30", cores=CORES)  # more than any task takes
         if rounds < ROUNDS:
             end = time.monotonic() + chance.uniform(0.5, 2.0)
             while time.monotonic() < end and not queue.empty():

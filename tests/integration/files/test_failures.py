@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import hpcq
+from hpcq.files import wire
 
 
 def is_running(process):
@@ -79,6 +80,7 @@ def test_a_file_that_changes_between_submit_and_sending(site):
     number = site.queue.submit(task)
     wait_until(lambda: site.queue.stats["tasks"]["waiting"] == 1 and prepared(site))
     place.write_text("after!")
+    os.utime(place, (0, 0))  # of a file system whose clock ticks slowly it would have the time that it had
     site.pilot()
     site.queue.wait_for_id(number, 90)
     assert task.outcome == "files"
@@ -169,13 +171,30 @@ def test_a_pilot_killed_in_the_middle_of_a_transfer(site):
     assert (site.data / "o").read_text().strip() == str(120 << 20)
 
 
-def test_a_pilot_killed_while_it_sends_leaves_the_destination_alone(site):
+@pytest.fixture
+def held(monkeypatch):
+    """Holds up what the program writes of outputs, from the second MB on, until it is let go."""
+    go, written, write = threading.Event(), [], wire._write
+
+    def held_up(descriptor, piece, total):
+        assert sum(written) <= 1 << 20 or go.wait(90)
+        write(descriptor, piece, total)
+        written.append(len(piece))
+
+    monkeypatch.setattr(wire, "_write", held_up)
+    yield go
+    go.set()
+
+
+def test_a_pilot_killed_while_it_sends_leaves_the_destination_alone(site, held):
     first = site.pilot(cores=1, node="node1")
     (site.data / "o").write_text("old")
     task = hpcq.Task("head -c 150000000 /dev/zero > o", outputs={"o": site.data / "o"})
     number = site.queue.submit(task)
     wait_until(lambda: any(p.stat().st_size > 1 << 20 for p in site.data.glob(".hpcq-*.part")))
     first.kill()
+    first.wait()
+    held.set()
     assert (site.data / "o").read_text() == "old"
     site.pilot(cores=1, node="node2")
     assert site.queue.wait_for_id(number, 90) is task
@@ -183,12 +202,13 @@ def test_a_pilot_killed_while_it_sends_leaves_the_destination_alone(site):
     assert (site.data / "o").stat().st_size == 150_000_000
 
 
-def test_a_cancel_while_outputs_are_sent(one):
+def test_a_cancel_while_outputs_are_sent(one, held):
     task = hpcq.Task("head -c 150000000 /dev/zero > o", outputs={"o": one.data / "o"})
     number = one.queue.submit(task)
     wait_until(lambda: any(p.stat().st_size > 1 << 20 for p in one.data.glob(".hpcq-*.part")))
     one.queue.cancel(id=number)
     assert one.queue.wait_for_id(number, 90).outcome == "cancelled"
+    held.set()  # what is written now goes nowhere
     assert not (one.data / "o").exists()
     wait_until(lambda: not list(one.data.glob(".hpcq-*")))
     assert one.run(hpcq.Task("true")).outcome == "success"
@@ -262,7 +282,6 @@ def test_strangers_get_nothing(one):
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
     from hpcq import connection as conn  # noqa: PLC0415
-    from hpcq.files import wire  # noqa: PLC0415
 
     info = one.queue.connection
     one.ready(1)

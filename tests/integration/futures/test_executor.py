@@ -132,7 +132,8 @@ def test_options_apply_to_what_is_submitted_through_them(executor: hpcq.Executor
     short = executor.with_options(walltime=0.2)
     with pytest.raises(hpcq.TaskFailedError, match="walltime"):
         short.submit(time.sleep, 600).result(DEADLINE)
-    assert short.with_options(env={"COLOUR": "red"}).submit(os.getenv, "COLOUR").result(DEADLINE) == "red"
+    longer = short.with_options(walltime=DEADLINE, env={"COLOUR": "red"})
+    assert longer.submit(os.getenv, "COLOUR").result(DEADLINE) == "red"
     with pytest.raises(hpcq.UsageError, match="did you mean 'cores'"):
         executor.with_options(core=2)
 

@@ -180,8 +180,8 @@ def test_limits_hold_in_every_kind(queue, pilot, kind):
 @pytest.mark.parametrize("how", ["walltime", "cancel"])
 def test_the_end_of_a_fork_is_not_its_parents(queue, pilot, tmp_path, how):
     def parent_of(path):
-        Path(path).write_text("begun")
         print("said before", flush=True)
+        Path(path).write_text("begun")
         signal.pause()
 
     parent = run(queue, call("fork", os.getppid)).output

@@ -130,7 +130,7 @@ def test_cpu_seconds_include_those_of_children(queue, pilot):
 def test_a_killed_task_is_measured_up_to_then(queue, pilot):
     task = run(queue, call(burn, 600.0, isolation="fork", walltime=1.5))
     assert task.outcome == "walltime"
-    assert task.resources_measured["cpu"] > 0.1
+    assert task.resources_measured["cpu"] > 0
     assert task.resources_measured["wall"] >= 1.5
 
 

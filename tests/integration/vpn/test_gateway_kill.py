@@ -30,7 +30,10 @@ for _ in sys.stdin:
 
 
 def comm(pid):
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def only(site, text):

@@ -15,9 +15,11 @@ from test_modes import TRAFFIC, WAN, serving
 WAN6 = "2001:db8:1::1"
 
 
-def access_log(site):
+def accesses(site, file, count=1):
+    """So many lines about a credential's connections: they are written when those end, and later."""
     path = site.directory / "home" / "hpcq-gateway" / "default" / "access.log"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    username = json.loads(Path(file).read_text())["username"]
+    return [json.loads(line) for line in site.wait_for_line(path, username, count)]
 
 
 class Inside:
@@ -62,8 +64,9 @@ def test_udp_that_cannot_arrive_is_refused_as_by_the_kernel(inside):
 
 @pytest.mark.parametrize(("host", "port"), [(WAN, "7001"), ("192.0.2.1", "22"), ("10.1.2.3", "80")])
 def test_tcp_that_cannot_arrive_is_reset(shared_gateway, inside, host, port):
-    assert inside("errno", host, port) in ("ECONNRESET", "EPIPE")
-    line = access_log(shared_gateway)[-1]
+    file = shared_gateway.credential(f"to {host} {port}")
+    assert inside("errno", host, port, file=file) in ("ECONNRESET", "EPIPE")
+    (line,) = accesses(shared_gateway, file)
     assert (line["host"], line["port"]) == (host, int(port))
     assert line["outcome"].startswith("refused:" if host == WAN else "denied:")
 
@@ -76,7 +79,7 @@ def test_a_reset_of_the_far_end_is_a_reset(inside):
 def test_the_log_says_who_where_and_how_much(shared_gateway, inside):
     file = shared_gateway.credential("known")
     inside("up", WAN, "1000000", file=file)
-    line = access_log(shared_gateway)[-1]
+    (line,) = accesses(shared_gateway, file)
     assert line["client"] == json.loads(Path(file).read_text())["username"]
     assert (line["address"], line["port"], line["outcome"]) == (WAN, 7000, "ok")
     assert line["up"] == 1_000_003

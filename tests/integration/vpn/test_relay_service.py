@@ -193,7 +193,7 @@ def test_revoking_ends_everything_of_a_pilot_and_nothing_of_another(tmp_path):
             gateway.service.revoke("pilot")
             with pytest.raises(OSError):  # noqa: PT011  (reset, or the end of the encryption)
                 await say(mine, b"x")
-            error = await asyncio.wait_for(link.lost, 20)
+            error = await asyncio.wait_for(link.lost, 90)
             assert "ended the session" in str(error)
             with pytest.raises(TunnelError):
                 await link.connect(FAR, gateway.far_port)
@@ -392,11 +392,10 @@ def test_who_logs_in_too_slowly_is_dropped(tmp_path, monkeypatch):
 
     async def main():
         async with Gateway(tmp_path) as gateway:
-            sock = await asyncio.to_thread(encrypted, gateway)
-            sock.sendall(b"\x05")
-            with contextlib.suppress(OSError):
+            # It may be dropped in the handshake already.
+            with contextlib.suppress(OSError), await asyncio.to_thread(encrypted, gateway) as sock:
+                sock.sendall(b"\x05")
                 assert await asyncio.to_thread(sock.recv, 10) == b""
-            sock.close()
             assert not gateway.service._strangers
 
     run(main)

@@ -128,14 +128,14 @@ def test_ways_to_connect(site, microsocks):
         site,
         microsocks,
         """
-with socket.create_connection(WEB, 10) as s:
+with socket.create_connection(WEB, 90) as s:
     assert s.getpeername() == WEB, s.getpeername()
     get(s)
 with socket.create_connection(WEB) as s:  # blocking from the first
     get(s)
 s = socket.socket(); s.setblocking(False)
 assert s.connect_ex(WEB) == errno.EINPROGRESS
-poll = select.poll(); poll.register(s, select.POLLOUT); assert poll.poll(10000)
+poll = select.poll(); poll.register(s, select.POLLOUT); assert poll.poll(90000)
 assert s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 assert s.connect_ex(WEB) in (0, errno.EISCONN) and s.connect_ex(WEB) == errno.EISCONN
 s.setblocking(True); get(s)
@@ -143,7 +143,7 @@ s = socket.socket(); s.setblocking(False)
 epoll = select.epoll(); epoll.register(s, select.EPOLLOUT | select.EPOLLIN | select.EPOLLET); epoll.poll(0)
 copy = os.dup(s.fileno())
 assert s.connect_ex(WEB) == errno.EINPROGRESS
-while not any(mask & select.EPOLLOUT for _, mask in epoll.poll(10)): pass
+while not any(mask & select.EPOLLOUT for _, mask in epoll.poll(90)): pass
 other = socket.socket(fileno=copy); assert other.getpeername() == WEB
 other.setblocking(True); get(other)
 s = socket.socket()
@@ -177,11 +177,11 @@ refused(lambda: s.connect(CLOSED), errno.ECONNREFUSED)
 s.connect(WEB); get(s)  # the same socket
 for _ in range(200):
     s = socket.socket(); s.setblocking(False); assert s.connect_ex(CLOSED) == errno.EINPROGRESS
-    assert select.select([], [s], [], 10)[1]
+    assert select.select([], [s], [], 90)[1]
     assert s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 for _ in range(50):
     s = socket.socket(); s.setblocking(False); assert s.connect_ex(CLOSED) == errno.EINPROGRESS
-    select.select([], [s], [], 10)
+    select.select([], [s], [], 90)
     assert s.connect_ex(CLOSED) == errno.ECONNREFUSED
 u = socket.socket(type=socket.SOCK_DGRAM)
 far = ("203.0.113.1", 53)
@@ -200,7 +200,7 @@ def test_what_is_near_is_left_alone(site, microsocks):
         """
 for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (socket.AF_INET, NODE)):
     with socket.create_server((address, 0), family=family) as server:
-        with socket.create_connection(server.getsockname()[:2], 10) as s:
+        with socket.create_connection(server.getsockname()[:2], 90) as s:
             assert s.getpeername() == server.getsockname()
             assert server.accept()[1] == s.getsockname()
     with socket.socket(family, socket.SOCK_DGRAM) as a, socket.socket(family, socket.SOCK_DGRAM) as b:
@@ -221,7 +221,7 @@ def test_direct_networks_are_reached_from_the_node(site, microsocks):
     for options, peer in (((), LOGIN), (("--direct", "198.51.100.0/24,192.0.2.0/24"), NODE)):
         with site.start("login", sys.executable, "-c", listener, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout.readline() == "up\n"
-            text = "socket.create_connection(('192.0.2.1', 8123), 10); print('ok')"
+            text = "socket.create_connection(('192.0.2.1', 8123), 90); print('ok')"
             script(site, microsocks, text, options=options)
             assert server.stdout.readline() == f"{peer}\n"
 
@@ -255,7 +255,7 @@ for wrong in ("no such name", "-x", "a..b", "x" * 64 + ".org", "x" * 300):
 libc = ctypes.CDLL(None)
 libc.gethostbyname.restype = ctypes.POINTER(ctypes.c_char_p)
 assert libc.gethostbyname(b"web.example.org")[0] == b"web.example.org"
-with socket.create_connection(("web.example.org", 80), 10) as s:
+with socket.create_connection(("web.example.org", 80), 90) as s:
     assert s.getpeername() == (address, 80); get(s)
 read, write = os.pipe()
 if os.fork() == 0:
@@ -267,7 +267,7 @@ found = set()
 threads = [threading.Thread(target=lambda: found.add(socket.gethostbyname("c.example.org"))) for _ in range(50)]
 [t.start() for t in threads]; [t.join() for t in threads]
 assert len(found) == 1
-refused(lambda: socket.create_connection(("none.example.org", 80), 10), errno.EHOSTUNREACH)
+refused(lambda: socket.create_connection(("none.example.org", 80), 90), errno.EHOSTUNREACH)
 print("ok")
 """,
     )
@@ -365,7 +365,7 @@ assert epoll.poll(0.1) == []
 refused(s.getpeername, errno.ENOTCONN)
 refused(lambda: s.send(b"x"), errno.EAGAIN, errno.ENOTCONN, errno.EPIPE)
 order("through")
-assert epoll.poll(10) == [(s.fileno(), select.EPOLLOUT)]
+assert epoll.poll(90) == [(s.fileno(), select.EPOLLOUT)]
 assert s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 s.setblocking(True); s.sendall(b"echo"); assert s.recv(9) == b"echo"
 s.shutdown(socket.SHUT_WR); assert s.recv(9) == b""
@@ -386,7 +386,7 @@ for reply, code in ((2, errno.EACCES), (3, errno.ENETUNREACH), (4, errno.EHOSTUN
         if way == "blocking":
             caught = []
             thread = threading.Thread(target=lambda: caught.append(s.connect_ex(("198.51.100.1", 7))))
-            thread.start(); order("seen"); assert thread.is_alive(); order(f"reply {reply}"); thread.join(20)
+            thread.start(); order("seen"); assert thread.is_alive(); order(f"reply {reply}"); thread.join(90)
             assert caught == [code], (reply, caught)
         else:
             s.setblocking(False)

@@ -195,7 +195,7 @@ with socket.create_connection(("{WAN6}", 8080), 60) as s:
         seen, own = done.stdout.split()
         assert seen == own
         assert seen.startswith("fd00:6::")
-        assert far.wait(60) == 0
+        assert far.wait(90) == 0
 
 
 def test_a_wrong_password(server):
@@ -273,7 +273,7 @@ with hpcq.Queue("own") as queue:
     subprocess.run([sys.executable, "-m", "hpcq", *line], input=b"correct horse\\n", check=True, stdout=sys.stderr)
     get = f"{sys.executable} -c '{sys.argv[3]}' http://web.example.org/"
     queue.submit(hpcq.Task(f"{get}; ip -4 -o addr show dev tun0; ip route show dev direct0", network="wan"))
-    task = queue.wait(90)
+    task = queue.wait(240)
     print(task.outcome, task.output, task.std_error, flush=True)
     for file in [*Path("/proc").glob("[0-9]*/cmdline"), *Path("/proc").glob("[0-9]*/environ")]:
         with suppress(OSError):

@@ -90,6 +90,22 @@ def test_a_pilot_that_hung_up_is_looked_after_soon_and_a_few_times(tracker):
     assert early == [MIN_GAP] * (LOOKS_AFTER_PILOT - 1)
 
 
+def test_where_looks_cost_nobody_anything_there_are_more_of_them():
+    """The end of a local job is on record when a disk, however slow, has it."""
+    tracker = JobTracker(0.2)
+    tracker.submitted(job("1"), 0.0)
+    tracker.reported("1", 1.0)
+    tracker.polled(status(JobState.RUNNING), 2.0)
+    tracker.pilot_gone("1", 10.0)
+    now, looks = tracker.next_poll(10.0), 0
+    while now < 25.0:
+        tracker.polled(status(JobState.COMPLETING), now)
+        now, looks = tracker.next_poll(now), looks + 1
+    assert looks == pytest.approx(75, abs=2)
+    tracker.polled(status(JobState.DONE), now)
+    assert tracker.next_poll(now) is None
+
+
 def test_a_pilot_that_comes_again_needs_no_more_looks(tracker):
     tracker.polled(status(JobState.RUNNING), 102.0)
     tracker.pilot_gone("1", 103.0)
