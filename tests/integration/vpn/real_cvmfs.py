@@ -1,0 +1,361 @@
+"""CVMFS with the real client: ``pytest tests/integration/vpn/real_cvmfs.py``, a cvmfs2 on PATH and no /cvmfs.
+
+Not among the tests that CI runs: Debian has no package of the client, and it is not to be built there. What it was seen
+to do here is what the recorded client in ``test_vpn_cvmfs`` does.
+
+Nothing here needs root. The repositories are made by ``cvmfs_repository`` and served on loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import VPN
+from cvmfs_repository import Repository
+
+from vpn.cvmfs.cache import trim
+
+CMS, LHCB = "cms.hpcq.test", "lhcb.hpcq.test"
+DEADLINE = 120
+VERSION = {"sw/version": b"CMSSW_1\n"}
+
+
+class Server:
+    """A web server of one directory, on loopback; ``asked`` has the paths it was asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.asked: list[str] = []
+        self.port = 0
+        self._httpd: http.server.ThreadingHTTPServer | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/cvmfs"
+
+    def start(self) -> None:
+        server = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def __init__(self, *arguments):
+                super().__init__(*arguments, directory=str(server.directory))
+
+            def translate_path(self, path):
+                return super().translate_path(path.removeprefix("/cvmfs"))
+
+            def log_message(self, *_):
+                server.asked.append(self.path)
+
+        self._httpd = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.port = self._httpd.server_address[1]
+        threading.Thread(target=self._httpd.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        if self._httpd is not None:
+            self._httpd.shutdown()
+            self._httpd.server_close()
+            self._httpd = None
+
+
+@pytest.fixture
+def client():
+    assert shutil.which("cvmfs2"), "put a cvmfs2 on PATH"
+    assert not Path("/cvmfs").exists(), "this host has a /cvmfs of its own"
+
+
+@pytest.fixture
+def server(client, tmp_path):
+    (tmp_path / "srv").mkdir()
+    started = Server(tmp_path / "srv")
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def cms(server):
+    repository = Repository(server.directory, CMS)
+    repository.publish(VERSION)
+    return repository
+
+
+def options(server, *repositories, key=None):
+    keys = [key] if key else [repository.key for repository in repositories]
+    names = ",".join(repository.name for repository in repositories)
+    return ["--cvmfs", names, "--cvmfs-server", server.url, *(word for path in keys for word in ("--cvmfs-key", path))]
+
+
+def environment(tmp_path):
+    return {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_STATE_HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": str(VPN.parent),
+        "PYTHONWARNINGS": "error",
+    }
+
+
+def argv_of(*arguments):
+    return [sys.executable, "-m", "vpn", "run", "--mode", "none", *map(str, arguments)]
+
+
+def vpn_run(tmp_path, *arguments):
+    done = subprocess.run(
+        argv_of(*arguments), env=environment(tmp_path), cwd=tmp_path, text=True, capture_output=True, check=False,
+        timeout=DEADLINE,
+    )  # fmt: skip
+    print(done.stdout, done.stderr, sep="")
+    return done
+
+
+class Session:
+    """A shell inside a session, told what to run line by line."""
+
+    def __init__(self, tmp_path, *arguments) -> None:
+        self.process = subprocess.Popen(
+            argv_of(*arguments, "--", "sh"), env=environment(tmp_path), cwd=tmp_path, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, command):
+        """Output (both streams) and status of a command."""
+        self.process.stdin.write(f"{{ {command}\n}} 2>&1; printf '\\n=%d\\n' $?\n")
+        self.process.stdin.flush()
+        lines = []
+        while not (line := self.process.stdout.readline()).startswith("="):
+            assert line, self.process.stderr.read()
+            lines.append(line)
+        return "".join(lines)[:-1], int(line[1:])
+
+    def end(self):
+        """What the session had to say."""
+        return self.process.communicate("exit 0\n", timeout=DEADLINE)[1]
+
+    def __enter__(self):
+        assert self.run("true") == ("", 0)
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.end()
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+def clients():
+    """Every cvmfs2 on this host."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text().startswith("cvmfs2"):
+                found.add(int(path.parent.name))
+    return found
+
+
+def wait_ended(pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            assert select.select([descriptor], [], [], DEADLINE)[0], f"cvmfs2 {pid} is still there"
+            os.close(descriptor)
+
+
+# --- what is read ------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_is_read_and_nothing_is_left(server, cms, tmp_path):
+    big = bytes(range(256)) * 100_000
+    cms.publish({**VERSION, "data/big": big, ".hidden": b"x"})
+    before = clients()
+    look = f"ls -A /cvmfs/{CMS}; cat /cvmfs/{CMS}/sw/version; wc -c < /cvmfs/{CMS}/data/big; exit 7"
+    done = vpn_run(tmp_path, *options(server, cms), "--require", f"cvmfs:{CMS}", "-v", "--", "sh", "-c", look)
+    assert (done.returncode, done.stdout) == (7, f".hidden\ndata\nsw\nCMSSW_1\n{len(big)}\n")
+    assert "can be read" in done.stderr
+    wait_ended(clients() - before)
+    assert [path.name for path in (tmp_path / f"hpcq-cvmfs-{os.getuid()}").iterdir()] == ["cache"]
+
+
+def test_two_repositories_by_two_keys(server, cms, tmp_path):
+    lhcb = Repository(server.directory, LHCB)
+    lhcb.publish({"name": b"lhcb\n"})
+    read = f"cat /cvmfs/{CMS}/sw/version /cvmfs/{LHCB}/name; ls /cvmfs"
+    done = vpn_run(tmp_path, *options(server, cms, lhcb), "--", "sh", "-c", read)
+    assert (done.returncode, done.stdout) == (0, f"CMSSW_1\nlhcb\n{CMS}\n{LHCB}\n")
+
+
+def test_two_sessions_fetch_a_file_once(server, cms, tmp_path):
+    stored = cms.publish({**VERSION, "data/big": os.urandom(3_000_000)})["data/big"]
+    path = f"/cvmfs/{stored.relative_to(server.directory)}"
+    count = f"cksum < /cvmfs/{CMS}/data/big"
+    with Session(tmp_path, *options(server, cms)) as one, Session(tmp_path, *options(server, cms)) as other:
+        first = one.run(count)
+        assert first[1] == 0
+        assert other.run(count) == first
+    assert server.asked.count(path) == 1
+
+
+def test_with_a_full_cache_no_server_is_needed(server, cms, tmp_path):
+    read = f"cat /cvmfs/{CMS}/sw/version"
+    assert vpn_run(tmp_path, *options(server, cms), "--", "sh", "-c", read).returncode == 0
+    server.stop()
+    done = vpn_run(tmp_path, *options(server, cms), "--", "sh", "-c", read)
+    assert (done.returncode, done.stdout) == (0, "CMSSW_1\n")
+    offline = "its servers cannot be reached: only what is in the cache can be read"
+    assert done.stderr == f"vpn run: cvmfs: {CMS}: {offline}\n"
+
+
+def test_what_was_trimmed_is_fetched_again(server, cms, tmp_path):
+    names = [f"data/{number}" for number in range(20)]
+    cms.publish({**VERSION, **{name: os.urandom(1_000_000) for name in names}})
+    cache = tmp_path / f"hpcq-cvmfs-{os.getuid()}" / "cache"
+    with Session(tmp_path, *options(server, cms)) as session:
+        sums = f"cd /cvmfs/{CMS} && cksum data/*"
+        first = session.run(sums)
+        assert first[1] == 0
+        assert trim(str(cache), 10 << 20) >= 10_000_000
+        assert session.run(sums) == first
+        assert session.run(f"ls /cvmfs/{CMS}/sw") == ("version\n", 0)
+    with Session(tmp_path, *options(server, cms)) as session:
+        assert session.run(sums) == first
+
+
+def test_a_low_limit_of_open_files_is_raised(server, cms, tmp_path):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    arguments = argv_of(*options(server, cms), "--", "sh", "-c", "echo up; read line")
+    argv = ["sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh", *arguments]
+    before = clients()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(argv, env=environment(tmp_path), cwd=tmp_path, text=True, **pipes) as process:
+        assert process.stdout.readline() == "up\n"
+        limits = {resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in clients() - before}
+        process.communicate("\n", timeout=DEADLINE)
+    assert limits == {min(hard, 131072)}
+
+
+# --- outages -----------------------------------------------------------------------------------------------------
+
+
+def test_an_outage_of_the_server(server, cms, tmp_path):
+    later = f"/cvmfs/{CMS}/sw/x86/later"
+    cms.publish({**VERSION, "sw/x86/later": b"later\n"})
+    with Session(tmp_path, *options(server, cms)) as session:
+        assert session.run(f"cat /cvmfs/{CMS}/sw/version") == ("CMSSW_1\n", 0)
+        server.stop()
+        assert session.run(f"cat /cvmfs/{CMS}/sw/version") == ("CMSSW_1\n", 0)
+        said, status = session.run(f"cat {later}")
+        assert (said, status) == (f"cat: {later}: Input/output error\n", 1)
+        server.start()
+        assert session.run(f"until cat {later} 2>/dev/null; do sleep 1; done") == ("later\n", 0)
+        said = session.end()
+    assert said == f"vpn run: cvmfs: {CMS}: /sw/x86/later could not be fetched: host connection problem\n"
+
+
+@pytest.mark.parametrize("victim", ["session", "holder"])
+def test_killed_it_leaves_no_client(server, cms, tmp_path, victim):
+    before = clients()
+    session = Session(tmp_path, *options(server, cms))
+    with contextlib.suppress(BrokenPipeError), session:
+        mine = clients() - before
+        assert mine
+        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in mine} - mine
+        for pid in [session.process.pid] if victim == "session" else parents:
+            os.kill(pid, signal.SIGKILL)
+        wait_ended(mine)
+        session.process.wait(DEADLINE)
+    assert clients() == before
+    assert CMS not in Path("/proc/self/mounts").read_text()
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+def refused(done, *words):
+    assert (done.returncode, done.stdout) == (5, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"Error: cvmfs: {CMS}: cvmfs2 ended with status ")
+    for word in words:
+        assert word in done.stderr
+
+
+def test_a_wrong_key(server, cms, tmp_path):
+    other = Repository(tmp_path / "other", CMS)
+    refused(
+        vpn_run(tmp_path, *options(server, cms, key=other.key), "--", "echo", "ran"),
+        "the public key is not this repository's",
+        "invalid whitelist signature",
+    )
+
+
+def test_a_whitelist_that_has_ended(server, cms, tmp_path):
+    cms.write_whitelist(-2)
+    refused(
+        vpn_run(tmp_path, *options(server, cms), "--", "echo", "ran"), "its whitelist has ended", "expired whitelist"
+    )
+
+
+def test_no_server(server, cms, tmp_path):
+    server.stop()
+    refused(vpn_run(tmp_path, *options(server, cms), "--", "echo", "ran"), "no server answers")
+
+
+def test_no_proxy(server, cms, tmp_path):
+    proxy = ("--cvmfs-proxy", "http://127.0.0.1:9")
+    refused(vpn_run(tmp_path, *options(server, cms), *proxy, "--", "echo", "ran"), "the proxy does not serve it")
+
+
+def test_a_server_without_this_repository(server, cms, tmp_path):
+    cms.top.rename(cms.top.with_name("elsewhere"))
+    refused(vpn_run(tmp_path, *options(server, cms), "--", "echo", "ran"), "the server does not have it")
+
+
+def test_a_server_that_says_something_else(server, cms, tmp_path):
+    (cms.top / ".cvmfspublished").write_text("<html>Please log in</html>\n")
+    refused(vpn_run(tmp_path, *options(server, cms), "--", "echo", "ran"), "one that is no repository")
+
+
+def test_a_key_that_cannot_be_read(server, cms, tmp_path):
+    refused(
+        vpn_run(tmp_path, *options(server, cms, key=tmp_path / "absent"), "--", "echo", "ran"),
+        "its public key cannot be read",
+    )
+
+
+@pytest.mark.parametrize("change", ["other", "gone"])
+def test_a_file_that_the_server_does_not_serve_as_it_was_published(server, cms, tmp_path, change):
+    stored = cms.publish(VERSION)["sw/version"]
+    if change == "gone":
+        stored.unlink()
+    else:
+        stored.write_bytes(b"something else")
+    done = vpn_run(tmp_path, *options(server, cms), "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.startswith(f"Error: cvmfs: /cvmfs/{CMS}/sw/version: Input/output error")
+    assert "(cvmfs2 says: failed to fetch /sw/version " in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a:b", 'a"b'])
+def test_a_cache_of_whose_path_cvmfs2_cannot_be_told(server, cms, tmp_path, name):
+    done = vpn_run(tmp_path, *options(server, cms), "--cvmfs-cache", tmp_path / name, "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert f"cvmfs2 cannot be told of a path with {name[1]} in it" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["with space", "it's", "a[1]*"])
+def test_a_cache_with_any_other_path(server, cms, tmp_path, name):
+    cache = ("--cvmfs-cache", tmp_path / name)
+    done = vpn_run(tmp_path, *options(server, cms), *cache, "--", "cat", f"/cvmfs/{CMS}/sw/version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "CMSSW_1\n", "")
+    assert any((tmp_path / name).rglob("cvmfschecksum.*"))
