@@ -22,7 +22,10 @@ _CAUSES = (
     ("name mismatch", "the server has another repository under this name"),
     ("open public key", "its public key cannot be read"),
     ("verify repository", "it is not signed by whom its owners say: the server is wrong, or somebody's in between"),
-    ("prox(y|ies)\\b", "the proxy does not serve it: give --cvmfs-proxy http://HOST:3128, or DIRECT"),
+    (
+        "proxy (connection|returned|serving|data|address)|all proxies",
+        "the proxy does not serve it: give --cvmfs-proxy http://HOST:3128, or DIRECT",
+    ),
     ("host returned HTTP error", "the server does not have it, or refuses it"),
     ("host (connection|data|serving)|resolve host", "no server answers"),
     ("no space left|local I/O failure", "its cache cannot be written: the disk is full, or not node-local"),

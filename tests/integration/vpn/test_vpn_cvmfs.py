@@ -1,5 +1,7 @@
 """CVMFS in a session: squashfs images for real; cvmfs2 and cvmfsexec as recordings of them that mount such an image.
 
+The real ones, which they were recorded from, are run by ``real_cvmfs``.
+
 Nothing here needs root, and nothing is mounted outside of a session's own namespace.
 """
 
@@ -18,13 +20,18 @@ from conftest import VPN, WAN, has, need
 CMS, LHCB = "cms.cern.ch", "lhcb.cern.ch"
 DEADLINE = 90
 
-# What cvmfs2 does that we depend on: it reads its configuration by a shell, file after file; says what it found; and
-# ends with 0 when it has mounted and gone to the background, with its own status otherwise.
+# What cvmfs2 does that we depend on: it reads its configuration by a shell, file after file, each in its directory;
+# logs to CVMFS_USYSLOG what it finds; and ends with 0 when it has mounted and gone to the background, with its own
+# status otherwise, which its last line repeats after the cause.
 FAKE_CVMFS2 = """\
 #!/bin/sh
 printf '%s\\n' "$@" > {record}/argv
 files=$(printf '%s' "$2" | sed 's/^config=//; s/:/ /g')
-for file in $files; do if [ -e "$file" ]; then . "$file"; fi; done
+for file in $files; do if [ -e "$file" ]; then cd "${{file%/*}}" && . "$file"; fi; done
+log() {{ echo "$(LC_ALL=C date '+%a %b %e %T %Y') ($repository) $1" >> "$CVMFS_USYSLOG"; }}
+repository=$3
+log "Cache directory structure created."
+log "(manager 'standard') switching proxy from (none) to $CVMFS_HTTP_PROXY. Reason: set random start proxy"
 set | grep ^CVMFS_ > {record}/settings
 echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH" >> {record}/settings
 case $3 in
@@ -284,18 +291,37 @@ def test_several_repositories_and_two_sessions_share_a_cache(recorded, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
-    [(16, "the repository's catalog could not be loaded"), (23, "--cvmfs-proxy"), (4, "/dev/fuse")],
-)
-def test_why_cvmfs2_ended(recorded, tmp_path, status, words):
-    said = 'echo "(cms.cern.ch) failed to fetch manifest" >> "$CVMFS_USYSLOG"'
+    ("status", "cause", "end", "words"),
+    [
+        (16, "failed to download repository manifest (7 - host connection problem)",
+         "Failed to initialize root file catalog (16 - file catalog failure)", "no server answers"),
+        (16, "whitelist verification failed (6): invalid whitelist signature",
+         "Failed to initialize root file catalog (16 - file catalog failure)", "the public key is not this"),
+        (15, "failed to open public key '/keys/a.pub'",
+         "failed to load public key(s) (15 - signature verification failure)", "its public key cannot be read"),
+        (23, "", "failed to discover HTTP proxy servers (23 - proxy auto-discovery failed)", "--cvmfs-proxy"),
+        (4, "", "failed to mount file system", "/dev/fuse"),
+    ],
+)  # fmt: skip
+def test_why_cvmfs2_ended(recorded, tmp_path, status, cause, end, words):
+    said = f'log "{cause}"; log "{end}"' if cause else f'log "{end}"'
     recorded.write(f"{CMS}) {said}; exit {status};;")
     done = vpn_run(tmp_path, "--cvmfs", f"{LHCB},{CMS}", *OWN, "--", "echo", "ran", path=recorded.directory)
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.startswith(f"Error: cvmfs: {CMS}: cvmfs2 ended with status {status}: ")
     assert words in done.stderr
-    assert "failed to fetch manifest" in done.stderr
+    assert done.stderr.endswith(f" (it says: {cause or end})\n")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_could_not_be_fetched_is_said_at_the_end(recorded, tmp_path):
+    unfetched = (
+        "failed to fetch /b/later (hash: 4bf7c5864f846e8c9b8cbe7938080c0e53fef24c, error 7 [host connection problem])"
+    )
+    recorded.write(f'{CMS}) log "{unfetched}"; log "EIO (06) on /b/later"; exec squashfuse_ll {recorded.image} "$4";;')
+    done = vpn_run(tmp_path, "--cvmfs", CMS, *OWN, "--", "false", path=recorded.directory)
+    said = f"vpn run: cvmfs: {CMS}: /b/later could not be fetched: host connection problem\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_cvmfs2_that_hangs_is_ended(recorded, tmp_path):

@@ -257,6 +257,11 @@ def test_a_key_that_is_not_there():
     assert error.message.endswith("its public key cannot be read (it says: failed to open public key '/k.pub')")
 
 
+def test_no_proxy_was_found():
+    end = "failed to discover HTTP proxy servers (23 - proxy auto-discovery failed)"
+    assert "it found no proxy: give --cvmfs-proxy" in client.explain_end(CMS, 23, "", log_of(end=end)).message
+
+
 def test_what_could_not_be_read_while_it_was_mounted():
     unfetched = (
         "failed to fetch /b/c/later (hash: 4bf7c5864f846e8c9b8cbe7938080c0e53fef24c, error 7 [host connection problem])"
