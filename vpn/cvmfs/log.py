@@ -37,9 +37,8 @@ def cause_of(log: str) -> tuple[str, str]:
     lines = [_HEAD.sub("", line.strip()) for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if not _CHATTER.search(line)] or lines
     for line in reversed(telling):
-        for pattern, words in _CAUSES:
-            if re.search(pattern, line, re.IGNORECASE):
-                return words, line
+        if words := _words_for(line):
+            return words, line
     return "", telling[-1] if telling else ""
 
 
@@ -48,7 +47,12 @@ def troubles_in(log: str) -> Iterator[str]:
     found: dict[str, None] = {}
     for line in log.splitlines():
         if unfetched := _UNFETCHED.search(line):
-            found[f"{unfetched[1]} could not be fetched: {unfetched[2]}"] = None
+            words = _words_for(unfetched[2])
+            found[f"{unfetched[1]} could not be fetched: {unfetched[2]}" + (f" ({words})" if words else "")] = None
         elif _OFFLINE in line:
             found["its servers cannot be reached: only what is in the cache can be read"] = None
     yield from found
+
+
+def _words_for(text: str) -> str:
+    return next((words for pattern, words in _CAUSES if re.search(pattern, text, re.IGNORECASE)), "")

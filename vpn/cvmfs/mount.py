@@ -161,8 +161,8 @@ class _Mounting:
         """Mount one; raises TunnelError."""
         up.step = ("cvmfs", f"mounting {name}")
         first, last = (Path(self.room.configuration(name, part)) for part in ("first", "last"))
-        first.write_text(cvmfs2.configuration(cvmfs2.first_settings()))
-        last.write_text(cvmfs2.configuration(cvmfs2.last_settings(self.settings, self.room, name)))
+        _write(first, cvmfs2.configuration(cvmfs2.first_settings()))
+        _write(last, cvmfs2.configuration(cvmfs2.last_settings(self.settings, self.room, name)))
         files = cvmfs2.configuration_files(self.installed, self.room, name, self.defaults, self.config_repository)
         if self.installed.root:
             files = [self._relocated(name, number, path) for number, path in enumerate(files)]
@@ -176,7 +176,7 @@ class _Mounting:
         if not path.startswith(self.installed.etc("")) or not (text := _read(path)):
             return path
         copy = Path(self.room.configuration(name, str(number)))
-        copy.write_text(cvmfs2.relocated(text, path, self.installed.root))
+        _write(copy, cvmfs2.relocated(text, path, self.installed.root))
         return str(copy)
 
 
@@ -214,6 +214,13 @@ async def _run(holder: Client, argv: Sequence[str], env: Mapping[str, str]) -> t
     finally:
         os.close(output)
         os.close(null)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise TunnelError("cvmfs", f"{path}: {error.strerror}; give --cvmfs-cache DIR on a disk with room") from None
 
 
 def _read(path: str) -> str:

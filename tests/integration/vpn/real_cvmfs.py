@@ -21,7 +21,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import VPN
+from conftest import VPN, WAN
 from cvmfs_repository import Repository
 
 from vpn.cvmfs.cache import trim
@@ -260,7 +260,18 @@ def test_an_outage_of_the_server(server, cms, tmp_path):
         server.start()
         assert session.run(f"until cat {later} 2>/dev/null; do sleep 1; done") == ("later\n", 0)
         said = session.end()
-    assert said == f"vpn run: cvmfs: {CMS}: /sw/x86/later could not be fetched: host connection problem\n"
+    why = "host connection problem (no server answers)"
+    assert said == f"vpn run: cvmfs: {CMS}: /sw/x86/later could not be fetched: {why}\n"
+
+
+def test_a_client_that_is_killed_is_found_by_the_probe(server, cms, tmp_path):
+    before = clients()
+    with Session(tmp_path, *options(server, cms)) as session:
+        for pid in clients() - before:
+            os.kill(pid, signal.SIGKILL)
+        ask = f"from vpn.probes import main; main(['20', 'cvmfs:{CMS}'])"
+        said, _ = session.run(f'{sys.executable} -c "{ask}"')
+    assert "Transport endpoint is not connected: its cvmfs2 has ended" in said
 
 
 @pytest.mark.parametrize("victim", ["session", "holder"])
@@ -359,3 +370,26 @@ def test_a_cache_with_any_other_path(server, cms, tmp_path, name):
     done = vpn_run(tmp_path, *options(server, cms), *cache, "--", "cat", f"/cvmfs/{CMS}/sw/version")
     assert (done.returncode, done.stdout, done.stderr) == (0, "CMSSW_1\n", "")
     assert any((tmp_path / name).rglob("cvmfschecksum.*"))
+
+
+# --- through a tunnel --------------------------------------------------------------------------------------------
+
+
+def test_through_a_tunnel(client, gateway):
+    (gateway.directory / "cvmfs").mkdir()
+    repository = Repository(gateway.directory / "cvmfs", CMS)
+    big = os.urandom(5_000_000)
+    repository.publish({**VERSION, "data/big": big})
+    serve = [sys.executable, "-um", "http.server", "--bind", WAN, "--directory", str(gateway.directory), "8000"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    outside = gateway.start("wan", *serve, **pipes)
+    gateway.children.append(outside)
+    assert outside.stdout.readline().startswith(b"Serving HTTP")
+    wanted = ["--cvmfs", CMS, "--cvmfs-server", "http://web.example.org:8000/cvmfs", "--cvmfs-key", str(repository.key)]
+    for mode in ("relay", "openconnect"):
+        cache = ("--cvmfs-cache", str(gateway.directory / f"{mode}-cache"))
+        read = f"cat /cvmfs/{CMS}/sw/version; wc -c < /cvmfs/{CMS}/data/big"
+        options = ("--mode", mode, "--credential", gateway.credential(mode), "--require", f"cvmfs:{CMS}")
+        done = gateway.vpn("node", "run", *options, *wanted, *cache, "--", "sh", "-c", read)
+        assert (done.returncode, done.stdout) == (0, f"CMSSW_1\n{len(big)}\n"), done.stderr
+    gateway.wait_gone(pid for pid, line in gateway.extra().items() if "cvmfs2" in line)

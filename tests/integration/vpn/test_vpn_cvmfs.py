@@ -320,7 +320,7 @@ def test_what_could_not_be_fetched_is_said_at_the_end(recorded, tmp_path):
     )
     recorded.write(f'{CMS}) log "{unfetched}"; log "EIO (06) on /b/later"; exec squashfuse_ll {recorded.image} "$4";;')
     done = vpn_run(tmp_path, "--cvmfs", CMS, *OWN, "--", "false", path=recorded.directory)
-    said = f"vpn run: cvmfs: {CMS}: /b/later could not be fetched: host connection problem\n"
+    said = f"vpn run: cvmfs: {CMS}: /b/later could not be fetched: host connection problem (no server answers)\n"
     assert (done.returncode, done.stderr) == (1, said)
 
 

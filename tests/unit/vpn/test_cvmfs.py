@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import os
 import shlex
@@ -23,6 +25,7 @@ from vpn.cvmfs.client import Installation, Room
 from vpn.cvmfs.log import troubles_in
 from vpn.cvmfs.settings import Cvmfs, Image, make_cvmfs, whole_image
 from vpn.errors import TunnelError, UsageError
+from vpn.probes import Stage, probe_cvmfs
 from vpn.roots import building_site
 
 CMS = "cms.cern.ch"
@@ -272,8 +275,9 @@ def test_what_could_not_be_read_while_it_was_mounted():
     log = log_of(offline, unfetched, inode, unfetched, catalog, end="EIO (06) on /b/c/later")
     assert list(troubles_in(log)) == [
         "its servers cannot be reached: only what is in the cache can be read",
-        "/b/c/later could not be fetched: host connection problem",
-        "file catalog at cms.cern.ch:/b could not be fetched: host returned HTTP error",
+        "/b/c/later could not be fetched: host connection problem (no server answers)",
+        "file catalog at cms.cern.ch:/b could not be fetched: host returned HTTP error "
+        "(the server does not have it, or refuses it)",
     ]
     assert list(troubles_in(log_of())) == []
 
@@ -282,6 +286,15 @@ def test_what_could_not_be_read_while_it_was_mounted():
 def test_any_end_is_one_line(status, said, log):
     assert len(client.explain_end(CMS, status, said, log).message.replace("\x85", "").splitlines()) == 1
     assert len(client.explain_image("/x", status, said).message.splitlines()) == 1
+
+
+def test_a_client_that_was_killed(monkeypatch):
+    def listdir(path):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(TunnelError, match="Transport endpoint is not connected: its cvmfs2 has ended"):
+        asyncio.run(probe_cvmfs(f"cvmfs:{CMS}", Stage()))
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------
