@@ -196,6 +196,75 @@ def test_two_repositories_by_two_keys(server, cms, tmp_path):
     assert (done.returncode, done.stdout) == (0, f"CMSSW_1\nlhcb\n{CMS}\n{LHCB}\n")
 
 
+DEFAULT = """\
+readonly CVMFS_MOUNT_DIR=/cvmfs
+readonly CVMFS_RELOAD_SOCKETS=/var/run/cvmfs
+CVMFS_CACHE_BASE=/var/lib/cvmfs
+CVMFS_SHARED_CACHE=yes
+CVMFS_QUOTA_LIMIT=4000
+CVMFS_KEYS_DIR=/etc/cvmfs/keys
+"""
+"""What matters of the package's own default.conf."""
+
+
+def run_in_cvmfsexec(tmp_path, configuration, *arguments):
+    """``vpn run`` with a cvmfsexec on PATH that holds the client and these files of /etc/cvmfs."""
+    dist = tmp_path / "exec" / "dist"
+    (dist / "usr" / "bin").mkdir(parents=True)
+    (dist / "usr" / "bin" / "cvmfs2").symlink_to(shutil.which("cvmfs2"))
+    (dist.parent / "cvmfsexec").write_text("#!/bin/sh\nexit 99\n")
+    (dist.parent / "cvmfsexec").chmod(0o755)
+    for name, text in {"default.conf": DEFAULT, **configuration}.items():
+        path = dist / "etc" / "cvmfs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    env = environment(tmp_path)
+    env["PATH"] = f"{dist.parent}:{env['PATH']}"
+    return subprocess.run(
+        argv_of(*arguments), env=env, cwd=tmp_path, text=True, capture_output=True, check=False, timeout=DEADLINE
+    )
+
+
+def test_the_configuration_of_a_cvmfsexec(server, cms, tmp_path):
+    lhcb = Repository(server.directory, LHCB)
+    lhcb.publish({"name": b"lhcb\n"})
+    configuration = {
+        "default.local": 'CVMFS_HTTP_PROXY="auto;DIRECT"\nCVMFS_PAC_URLS="http://127.0.0.1:9/wpad.dat"\n',
+        "domain.d/hpcq.test.conf": '. ../servers\nCVMFS_SERVER_URL="$SERVER/@fqrn@"\n'
+        "CVMFS_KEYS_DIR=/etc/cvmfs/keys/hpcq.test\n",
+        "servers": f"SERVER={server.url}\n",
+        f"config.d/{LHCB}.conf": "CVMFS_PUBLIC_KEY=/etc/cvmfs/other.pub\n",
+        "keys/hpcq.test/cms.pub": cms.key.read_text(),
+        "other.pub": lhcb.key.read_text(),
+    }
+    read = ("cat", f"/cvmfs/{CMS}/sw/version", f"/cvmfs/{LHCB}/name")
+    done = run_in_cvmfsexec(tmp_path, configuration, "--cvmfs", f"{CMS},{LHCB}", "--", *read)
+    assert (done.returncode, done.stdout) == (0, "CMSSW_1\nlhcb\n"), done.stderr
+
+
+def test_a_repository_that_only_the_configuration_repository_knows(server, cms, tmp_path):
+    shared = Repository(server.directory, "config.hpcq.example")
+    inside = "$CVMFS_MOUNT_DIR/$CVMFS_CONFIG_REPOSITORY/etc/cvmfs/keys"
+    shared.publish(
+        {
+            "etc/cvmfs/default.conf": b"CVMFS_CONFIG_REPO_DEFAULT_ENV=1\n",
+            "etc/cvmfs/common.conf": f"SERVER={server.url}\n".encode(),
+            "etc/cvmfs/domain.d/hpcq.test.conf": b'. ../common.conf\nCVMFS_SERVER_URL="$SERVER/@fqrn@"\n'
+            + f"CVMFS_KEYS_DIR={inside}\n".encode(),
+            "etc/cvmfs/keys/hpcq.test.pub": cms.key.read_bytes(),
+        }
+    )
+    configuration = {
+        "default.d/50-test.conf": f"CVMFS_CONFIG_REPOSITORY={shared.name}\n",
+        f"config.d/{shared.name}.conf": f"CVMFS_SERVER_URL={server.url}/@fqrn@\nCVMFS_HTTP_PROXY=DIRECT\n"
+        "CVMFS_PUBLIC_KEY=/etc/cvmfs/keys/config.pub\n",
+        "keys/config.pub": shared.key.read_text(),
+    }
+    read = f"cat /cvmfs/{CMS}/sw/version; ls /cvmfs"
+    done = run_in_cvmfsexec(tmp_path, configuration, "--cvmfs", CMS, "--", "sh", "-c", read)
+    assert (done.returncode, done.stdout) == (0, f"CMSSW_1\n{CMS}\n{shared.name}\n"), done.stderr
+
+
 def test_two_sessions_fetch_a_file_once(server, cms, tmp_path):
     stored = cms.publish({**VERSION, "data/big": os.urandom(3_000_000)})["data/big"]
     path = f"/cvmfs/{stored.relative_to(server.directory)}"
