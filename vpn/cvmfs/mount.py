@@ -13,12 +13,14 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from vpn.cvmfs import client as cvmfs2
 from vpn.cvmfs.cache import TRIM_INTERVAL, session_room, trim
 from vpn.cvmfs.client import TOP, Installation, Room
 from vpn.cvmfs.log import cause_of, troubles_in
+from vpn.cvmfs.servers import Watch, find
 from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import TunnelError
 from vpn.messages import Stage
@@ -85,6 +87,9 @@ async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: B
     trimming = asyncio.create_task(_keep_trimmed(room.cache, settings.quota << 20))
     up.stack.callback(trimming.cancel)
     up.troubles.append(_Logs(room, [*first, *missing]).news)
+    for name in (*first, *missing):
+        pids = await asyncio.to_thread(find, room.configuration(name, "first"))
+        up.stack.callback(Watch(pids, partial(up.lose, cvmfs2.explain_loss(name))).close)
     return room
 
 

@@ -333,14 +333,16 @@ def test_an_outage_of_the_server(server, cms, tmp_path):
     assert said == f"vpn run: cvmfs: {CMS}: /sw/x86/later could not be fetched: {why}\n"
 
 
-def test_a_client_that_is_killed_is_found_by_the_probe(server, cms, tmp_path):
+@pytest.mark.parametrize("which", [max, min], ids=["client", "watchdog"])
+def test_a_client_that_is_killed_ends_the_session(server, cms, tmp_path, which):
     before = clients()
     with Session(tmp_path, *options(server, cms)) as session:
-        for pid in clients() - before:
-            os.kill(pid, signal.SIGKILL)
-        ask = f"from vpn.probes import main; main(['20', 'cvmfs:{CMS}'])"
-        said, _ = session.run(f'{sys.executable} -c "{ask}"')
-    assert "Transport endpoint is not connected: its cvmfs2 has ended" in said
+        victim = which(clients() - before, key=lambda pid: len(list(Path(f"/proc/{pid}/task").iterdir())))
+        os.kill(victim, signal.SIGKILL)
+        assert session.process.wait(DEADLINE) == 5
+        said = session.process.stderr.read()
+    assert said == f"Error: cvmfs: {CMS}: its cvmfs2 has ended, maybe killed for lack of memory\n"
+    assert clients() == before
 
 
 @pytest.mark.parametrize("victim", ["session", "holder"])

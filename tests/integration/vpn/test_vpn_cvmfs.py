@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from conftest import VPN, WAN, has, need
 
+from vpn.cvmfs.servers import find
+
 CMS, LHCB = "cms.cern.ch", "lhcb.cern.ch"
 DEADLINE = 90
 
@@ -329,6 +331,23 @@ def test_a_cvmfs2_that_hangs_is_ended(recorded, tmp_path):
     done = vpn_run(tmp_path, "--cvmfs", CMS, *OWN, "--timeout", "5", "--", "echo", "ran", path=recorded.directory)
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr == f"Error: cvmfs: mounting {CMS} took more than 5 s\n"
+
+
+def test_a_cvmfs2_that_is_killed_ends_the_session(recorded, tmp_path):
+    stay = 'tail -f /dev/null "$2" >/dev/null 2>&1 &'  # has its configuration on its command line, as cvmfs2 has
+    recorded.write(f'{CMS}) {stay} exec squashfuse_ll {recorded.image} "$4";;')
+    argv = [sys.executable, "-m", "vpn", "run", "--mode", "none", "--cvmfs", CMS, *OWN, "--", "sh", "-c",
+            "echo up; exec sleep 1000"]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, env=environment(tmp_path, recorded.directory), **pipes) as p:
+        try:
+            assert p.stdout.readline() == "up\n"
+            (pid,) = find(f"{tmp_path}/hpcq-cvmfs-{os.getuid()}/session-")
+            os.kill(pid, signal.SIGKILL)
+            assert p.wait(DEADLINE) == 5
+            assert p.stderr.read() == f"Error: cvmfs: {CMS}: its cvmfs2 has ended, maybe killed for lack of memory\n"
+        finally:
+            p.kill()
 
 
 def test_a_repository_that_nothing_is_known_of(recorded, tmp_path):
