@@ -186,7 +186,9 @@ _FAILURES = {
 def explain_end(repository: str, status: int, said: str, log: str) -> TunnelError:
     """Why cvmfs2 did not mount: what its log says, or failing that its output; else what its status means."""
     how = f"signal {-status}" if status < 0 else f"status {status}"
-    words, line = cause_of(log) if log.strip() else cause_of(said)
+    words, line = cause_of(log)
+    if not line:
+        words, line = cause_of(said)
     reason = words or _FAILURES.get(status, "for a reason it keeps to itself")
     last = f" (it says: {line[:300]})" if line else ""
     return TunnelError("cvmfs", f"{repository}: cvmfs2 ended with {how}: {reason}{last}")

@@ -33,9 +33,9 @@ _CAUSES = (
 
 
 def cause_of(log: str) -> tuple[str, str]:
-    """Why it failed, in our words ("": not known) and in its own, the line that tells most ("": it said nothing)."""
+    """Why it failed, in our words ("": not known) and in its own, the line that tells most ("": none does)."""
     lines = [_HEAD.sub("", line.strip()) for line in log.splitlines() if line.strip()]
-    telling = [line for line in lines if not _CHATTER.search(line)] or lines
+    telling = [line for line in lines if not _CHATTER.search(line)]
     for line in reversed(telling):
         if words := _words_for(line):
             return words, line

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import http.server
 import sqlite3
 import stat
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Mapping
@@ -122,6 +124,44 @@ class Repository:
         builder = x509.CertificateBuilder(name, name, self._private.public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(365))
         return builder.sign(self._private, hashes.SHA256())
+
+
+class Server:
+    """A web server of one directory, on loopback; ``asked`` has the paths it was asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.asked: list[str] = []
+        self.port = 0
+        self._httpd: http.server.ThreadingHTTPServer | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/cvmfs"
+
+    def start(self) -> None:
+        server = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def __init__(self, *arguments):
+                super().__init__(*arguments, directory=str(server.directory))
+
+            def translate_path(self, path):
+                return super().translate_path(path.removeprefix("/cvmfs"))
+
+            def log_message(self, *_):
+                server.asked.append(self.path)
+
+        self._httpd = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.port = self._httpd.server_address[1]
+        threading.Thread(target=self._httpd.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        if self._httpd is not None:
+            self._httpd.shutdown()
+            self._httpd.server_close()
+            self._httpd = None
 
 
 def _row(path: str, stored: str | None, size: int, now: int) -> tuple[object, ...]:

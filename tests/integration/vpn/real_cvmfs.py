@@ -9,7 +9,6 @@ Nothing here needs root. The repositories are made by ``cvmfs_repository`` and s
 from __future__ import annotations
 
 import contextlib
-import http.server
 import os
 import resource
 import select
@@ -17,56 +16,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from conftest import VPN, WAN
-from cvmfs_repository import Repository
+from cvmfs_repository import Repository, Server
 
 from vpn.cvmfs.cache import trim
 
 CMS, LHCB = "cms.hpcq.test", "lhcb.hpcq.test"
 DEADLINE = 120
 VERSION = {"sw/version": b"CMSSW_1\n"}
-
-
-class Server:
-    """A web server of one directory, on loopback; ``asked`` has the paths it was asked for."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.asked: list[str] = []
-        self.port = 0
-        self._httpd: http.server.ThreadingHTTPServer | None = None
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/cvmfs"
-
-    def start(self) -> None:
-        server = self
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def __init__(self, *arguments):
-                super().__init__(*arguments, directory=str(server.directory))
-
-            def translate_path(self, path):
-                return super().translate_path(path.removeprefix("/cvmfs"))
-
-            def log_message(self, *_):
-                server.asked.append(self.path)
-
-        self._httpd = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = self._httpd.server_address[1]
-        threading.Thread(target=self._httpd.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        if self._httpd is not None:
-            self._httpd.shutdown()
-            self._httpd.server_close()
-            self._httpd = None
 
 
 @pytest.fixture
