@@ -70,11 +70,16 @@ class Run:
         info = session.info
         for line in info.passed_over:
             click.echo(f"vpn run: {line}", err=True)
+        self._report_troubles(session)
         if info.mode != "none":
             self.say(
                 f"tunnel up in {info.bring_up_seconds:.2f} s: {info.kind} {info.cipher} to {info.server}, "
                 f"address {info.address}, MTU {info.mtu}, DNS {' '.join(info.dns) or 'none'}"
             )
+
+    def _report_troubles(self, session: Session) -> None:
+        for line in session.troubles():
+            click.echo(f"vpn run: {line}", err=True)
 
     async def _prove(self, session: Session) -> None:
         if not self.require:
@@ -103,6 +108,7 @@ class Run:
             await process.end(LOST_GRACE)
             raise session.lost.result()
         status = process.ended.result()
+        self._report_troubles(session)
         return status if status >= 0 else 128 - status
 
 

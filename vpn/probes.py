@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
 import http.client
 import itertools
 import os
@@ -198,6 +199,8 @@ def _is_readable(entry: os.DirEntry[str]) -> bool:
 
 
 def _cvmfs_reason(repository: str, error: OSError) -> str:
+    if error.errno == errno.ENOTCONN:
+        return f"/cvmfs/{repository}: {error.strerror}: its cvmfs2 has ended, maybe killed for lack of memory"
     if Path("/cvmfs").is_dir() and not isinstance(error, FileNotFoundError):
         return f"/cvmfs/{repository}: {error.strerror}; the repository is configured but cannot be read"
     if shutil.which("cvmfs2") or shutil.which("cvmfsexec"):

@@ -53,9 +53,10 @@ WITHOUT_NAMESPACE = ("none", "socks")
 class Session:
     """A tunnel that is up. ``lost`` resolves with a TunnelError when it breaks."""
 
-    def __init__(self, tunnel: Tunnel, lost: asyncio.Future[TunnelError]) -> None:
+    def __init__(self, tunnel: Tunnel, up: BringUp) -> None:
         self._tunnel = tunnel
-        self.lost = lost
+        self._troubles = up.troubles
+        self.lost = up.lost
 
     @property
     def can_spawn(self) -> bool:
@@ -66,6 +67,10 @@ class Session:
     def info(self) -> TunnelInfo:
         """Mode, kind, address, MTU… as they are now."""
         return self._tunnel.info()
+
+    def troubles(self) -> list[str]:
+        """What could not be read inside since this was last asked (files of CVMFS), each a line; read from logs."""
+        return [line for ask_one in self._troubles for line in ask_one()]
 
     async def spawn(self, argv: Argv, **options: Unpack[SpawnOptions]) -> Process:
         """Start a program inside the tunnel; it ends with the session, at the latest.
@@ -117,7 +122,7 @@ async def open_session(config: TunnelConfig, *, terminal: bool = False) -> Async
         except OSError as error:
             layer, step = up.step
             raise TunnelError(layer, f"{step} failed: {error}") from None
-        yield Session(tunnel, up.lost)
+        yield Session(tunnel, up)
 
 
 async def _bring_up(config: TunnelConfig, up: BringUp) -> Tunnel:
@@ -136,6 +141,6 @@ async def _bring_up(config: TunnelConfig, up: BringUp) -> Tunnel:
         up.keeper.lost.add_done_callback(lambda future: up.lose(future.result()))
     tunnel = await BRING_UP[config.mode](config, up)
     holder = tunnel.client if isinstance(tunnel.client, Client) else up.keeper
-    await cvmfs.provide(wanted, missing, holder, up)
-    await cvmfs.prove(wanted, tunnel.client, up)
+    room = await cvmfs.provide(wanted, missing, holder, up)
+    await cvmfs.prove(wanted, tunnel.client, up, room)
     return tunnel

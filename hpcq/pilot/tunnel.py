@@ -204,6 +204,8 @@ class Tunnel:
             self._judged_at = self._loop.time()
             if not generation.lost.done():
                 await self._prove(generation.session, JUDGE_TIMEOUT)
+            for line in generation.session.troubles():
+                log.warning("%s", line)
         except TunnelError as error:
             generation.lose(error)
             self.notice()

@@ -109,13 +109,14 @@ def _remove_unfinished(directory: Path) -> None:
 
 
 def _files(cache: str) -> Iterator[tuple[float, int, str]]:
-    """(last use, bytes on disk, path) of every file that is complete.
+    """(last use, bytes on disk, path) of every file that is complete and named by its content.
 
+    What lies beside their directories tells cvmfs2 of the cache, and which catalog to show when no server answers.
     Where the file system does not note accesses, the last use is when the file came.
     """
     for directory, inner, names in os.walk(cache):
         inner[:] = [name for name in inner if name != _UNFINISHED]
-        for name in names:
+        for name in names if directory != cache else ():
             path = f"{directory}/{name}"
             with contextlib.suppress(OSError):
                 status = os.stat(path, follow_symlinks=False)  # noqa: PTH116

@@ -11,7 +11,9 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
+from vpn.cvmfs.log import cause_of
 from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import TunnelError
 
@@ -96,18 +98,29 @@ def config_repository_of(texts: Sequence[str]) -> str:
     return found
 
 
+def relocated(text: str, path: str, root: str) -> str:
+    """A configuration file of an installation below ``root``, to be read from elsewhere: what it names in /etc/cvmfs is
+    below ``root`` too, and files it includes are beside its own ``path``.
+    """
+    directory = shlex.quote(str(PurePosixPath(path).parent))
+    return f"cd {directory}\n" + re.sub(r"(?<![\w./-])/etc/cvmfs(?![\w.-])", lambda _: f"{root}/etc/cvmfs", text)
+
+
 def first_settings() -> dict[str, str]:
-    """What holds where the node's configuration says nothing: cvmfs2 ends without a proxy setting."""
-    return {"CVMFS_HTTP_PROXY": "DIRECT"}
+    """What holds where the node's configuration says nothing: cvmfs2 ends without a proxy setting, and a soft limit of
+    1024 open files is soon reached (it takes the hard one if that is lower than what is asked for).
+    """
+    return {"CVMFS_HTTP_PROXY": "DIRECT", "CVMFS_NFILES": "131072"}
 
 
-def last_settings(settings: Cvmfs, installed: Installation, room: Room, repository: str) -> dict[str, str]:
-    """What overrides the node's configuration.
+def last_settings(settings: Cvmfs, room: Room, repository: str) -> dict[str, str]:
+    """What overrides the node's configuration; raises TunnelError when a path cannot be told.
 
     The cache is an *alien* one: several cvmfs2 share it without a manager, which would be in one session's namespace
     and end with it. Its size is held by ``vpn.cvmfs.cache`` instead.
     """
     values = {
+        "CVMFS_MOUNT_DIR": TOP,
         "CVMFS_CACHE_BASE": f"{room.own}/cache",
         "CVMFS_WORKSPACE": SOCKETS,
         "CVMFS_RELOAD_SOCKETS": SOCKETS,
@@ -120,14 +133,19 @@ def last_settings(settings: Cvmfs, installed: Installation, room: Room, reposito
     }
     if settings.proxy:
         values["CVMFS_HTTP_PROXY"] = settings.proxy
+    for key in settings.keys:
+        _refuse_unspeakable(key, "--cvmfs-key")
     if settings.servers:
         values["CVMFS_SERVER_URL"] = ";".join(f"{server.rstrip('/')}/{repository}" for server in settings.servers)
         values["CVMFS_PUBLIC_KEY"] = ":".join(settings.keys)
-        values["CVMFS_KEYS_DIR"] = ""  # it would count before the key
+        values["CVMFS_KEYS_DIR"] = ""  # older versions let it count before the key
         values["CVMFS_USE_GEOAPI"] = "no"
-    elif installed.root:
-        values["CVMFS_KEYS_DIR"] = installed.etc("keys", domain_of(repository))
     return values
+
+
+def _refuse_unspeakable(path: str, option: str) -> None:
+    if found := re.search(r'[:,"\\`$]', path):
+        raise TunnelError("cvmfs", f"{path}: cvmfs2 cannot be told of a path with {found[0]} in it; see {option}")
 
 
 def configuration(values: Mapping[str, str]) -> str:
@@ -136,7 +154,13 @@ def configuration(values: Mapping[str, str]) -> str:
 
 
 def command(installed: Installation, files: Sequence[str], repository: str) -> list[str]:
-    """The argv that mounts a repository and then goes on in the background."""
+    """The argv that mounts a repository and then goes on in the background; raises TunnelError.
+
+    The names of the files are divided by colons in an option that is divided from others by commas, and cvmfs2 puts
+    the directory of each between double quotes for its shell, which waits for ever when that breaks them.
+    """
+    for path in files:
+        _refuse_unspeakable(path, "--cvmfs-cache")
     return [installed.program, "-o", f"config={':'.join(files)}", repository, f"{TOP}/{repository}"]
 
 
@@ -150,7 +174,7 @@ _FAILURES = {
     9: "its cache could not be used: the disk is full, or the directory is not node-local",
     12: "its cache's quota could not be set up",
     15: "the repository's signature could not be checked: a wrong public key, or no answer from server or proxy",
-    16: "the repository's catalog could not be loaded: no answer from server or proxy, or a wrong public key",
+    16: "the repository's catalog could not be loaded: no answer from server or proxy, or one that is no repository",
     20: "another cvmfs2 holds its mount point",
     21: "the repository is mounted there already",
     23: "it found no proxy: give --cvmfs-proxy http://HOST:3128, or DIRECT",
@@ -160,12 +184,19 @@ _FAILURES = {
 
 
 def explain_end(repository: str, status: int, said: str, log: str) -> TunnelError:
-    """Why cvmfs2 did not mount: its status, and the last words of its log or, failing these, of its output."""
+    """Why cvmfs2 did not mount: what its log says, or failing that its output; else what its status means."""
     how = f"signal {-status}" if status < 0 else f"status {status}"
-    reason = _FAILURES.get(status, "for a reason it keeps to itself")
-    lines = [line.strip() for line in (log or said).splitlines() if line.strip()]
-    last = f" (it says: {lines[-1][:300]})" if lines else ""
+    words, line = cause_of(log)
+    if not line:
+        words, line = cause_of(said)
+    reason = words or _FAILURES.get(status, "for a reason it keeps to itself")
+    last = f" (it says: {line[:300]})" if line else ""
     return TunnelError("cvmfs", f"{repository}: cvmfs2 ended with {how}: {reason}{last}")
+
+
+def explain_loss(repository: str) -> TunnelError:
+    """When it ended while it was mounted."""
+    return TunnelError("cvmfs", f"{repository}: its cvmfs2 has ended, maybe killed for lack of memory")
 
 
 def image_command(program: str, image: str, place: str) -> list[str]:

@@ -13,11 +13,14 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from vpn.cvmfs import client as cvmfs2
 from vpn.cvmfs.cache import TRIM_INTERVAL, session_room, trim
 from vpn.cvmfs.client import TOP, Installation, Room
+from vpn.cvmfs.log import cause_of, troubles_in
+from vpn.cvmfs.servers import Watch, find
 from vpn.cvmfs.settings import Cvmfs
 from vpn.errors import TunnelError
 from vpn.messages import Stage
@@ -45,10 +48,14 @@ async def look(settings: Cvmfs, up: BringUp) -> tuple[str, ...]:
     return tuple(name for name, result in zip(wanted, results, strict=True) if not result.ok)
 
 
-async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: BringUp) -> None:
-    """Mount images and the ``missing`` repositories; raises TunnelError."""
+async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: BringUp) -> Room | None:
+    """Mount images and the ``missing`` repositories; where cvmfs2 keeps its logs, if it was needed.
+
+    Raises:
+        TunnelError: says what could not be mounted, and why.
+    """
     if not (missing or settings.images):
-        return
+        return None
     installed = await find_cvmfs2(settings, up) if missing else None
     room = up.stack.enter_context(session_room(settings.cache)) if missing else None
     defaults, config_repository = _defaults(installed)
@@ -64,7 +71,7 @@ async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: B
     for image in settings.images:
         await _mount_image(image.path, f"{TOP}/{image.repository}".rstrip("/"), holder, up)
     if installed is None or room is None:
-        return
+        return None
     mounting = _Mounting(settings, installed, room, defaults, config_repository)
     mounting.check(missing)
     for name in first:
@@ -79,9 +86,14 @@ async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: B
         await asyncio.gather(*tasks, return_exceptions=True)
     trimming = asyncio.create_task(_keep_trimmed(room.cache, settings.quota << 20))
     up.stack.callback(trimming.cancel)
+    up.troubles.append(_Logs(room, [*first, *missing]).news)
+    for name in (*first, *missing):
+        pids = await asyncio.to_thread(find, room.configuration(name, "first"))
+        up.stack.callback(Watch(pids, partial(up.lose, cvmfs2.explain_loss(name))).close)
+    return room
 
 
-async def prove(settings: Cvmfs, client: Spawner, up: BringUp) -> None:
+async def prove(settings: Cvmfs, client: Spawner, up: BringUp, room: Room | None) -> None:
     """Read a file of every repository from inside; raises TunnelError."""
     targets = [f"cvmfs:{name}" for name in settings.names]
     up.step = ("cvmfs", f"reading {', '.join(targets)}")
@@ -90,7 +102,26 @@ async def prove(settings: Cvmfs, client: Spawner, up: BringUp) -> None:
             name = result.target.removeprefix("cvmfs:")
             raise TunnelError("cvmfs", f"{name} cannot be read in the image {settings.whole.path}")
         if not result.ok:
-            raise TunnelError("cvmfs", result.message)
+            said = cause_of(_read(room.log(result.target.removeprefix("cvmfs:"))))[1] if room else ""
+            raise TunnelError("cvmfs", f"{result.message} (cvmfs2 says: {said})" if said else result.message)
+
+
+class _Logs:
+    """The logs of a session's cvmfs2, each read on from where it was read up to."""
+
+    def __init__(self, room: Room, names: Sequence[str]) -> None:
+        self._paths = {name: room.log(name) for name in names}
+        self._read = dict.fromkeys(names, 0)
+
+    def news(self) -> list[str]:
+        """What could not be read since it was last asked."""
+        found = []
+        for name, path in self._paths.items():
+            text = _read(path)
+            begin = self._read[name] if len(text) >= self._read[name] else 0  # it has been begun anew
+            self._read[name] = len(text)
+            found += [f"cvmfs: {name}: {line}" for line in troubles_in(text[begin:])]
+        return found
 
 
 def _defaults(installed: Installation | None) -> tuple[list[str], str]:
@@ -135,14 +166,23 @@ class _Mounting:
         """Mount one; raises TunnelError."""
         up.step = ("cvmfs", f"mounting {name}")
         first, last = (Path(self.room.configuration(name, part)) for part in ("first", "last"))
-        first.write_text(cvmfs2.configuration(cvmfs2.first_settings()))
-        settings = cvmfs2.last_settings(self.settings, self.installed, self.room, name)
-        last.write_text(cvmfs2.configuration(settings))
+        _write(first, cvmfs2.configuration(cvmfs2.first_settings()))
+        _write(last, cvmfs2.configuration(cvmfs2.last_settings(self.settings, self.room, name)))
         files = cvmfs2.configuration_files(self.installed, self.room, name, self.defaults, self.config_repository)
+        if self.installed.root:
+            files = [self._relocated(name, number, path) for number, path in enumerate(files)]
         argv = cvmfs2.command(self.installed, files, name)
         status, said = await _run(holder, argv, environment(**self.installed.environment))
         if status:
             raise cvmfs2.explain_end(name, status, said, _read(self.room.log(name)))
+
+    def _relocated(self, name: str, number: int, path: str) -> str:
+        """A copy of this file that fits where the installation is, if it is the installation's."""
+        if not path.startswith(self.installed.etc("")) or not (text := _read(path)):
+            return path
+        copy = Path(self.room.configuration(name, str(number)))
+        _write(copy, cvmfs2.relocated(text, path, self.installed.root))
+        return str(copy)
 
 
 async def _mount_image(path: str, place: str, holder: Client, up: BringUp) -> None:
@@ -179,6 +219,13 @@ async def _run(holder: Client, argv: Sequence[str], env: Mapping[str, str]) -> t
     finally:
         os.close(output)
         os.close(null)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise TunnelError("cvmfs", f"{path}: {error.strerror}; give --cvmfs-cache DIR on a disk with room") from None
 
 
 def _read(path: str) -> str:

@@ -92,6 +92,7 @@ async def _try(config: TunnelConfig, up: BringUp, attempt: Attempt) -> Tunnel:
         finally:
             up.step = own.step
         own.lost.add_done_callback(lambda lost: None if lost.cancelled() else up.lose(lost.result()))
+        up.troubles += own.troubles
         up.stack.push_async_exit(stack.pop_all())
         return tunnel
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, Unpack
@@ -68,6 +69,8 @@ class BringUp:
     started_at: float
     new_session: bool = True
     step: tuple[Layer, str] = field(default=("tunnel", "starting"))
+    troubles: list[Callable[[], list[str]]] = field(default_factory=list)
+    """Each says what went wrong inside, without the tunnel being lost for it, since it was last asked."""
 
     def lose(self, error: TunnelError) -> None:
         """The tunnel broke; the first reason counts."""

@@ -1,5 +1,7 @@
 """CVMFS in a session: squashfs images for real; cvmfs2 and cvmfsexec as recordings of them that mount such an image.
 
+The real ones, which they were recorded from, are run by ``real_cvmfs``.
+
 Nothing here needs root, and nothing is mounted outside of a session's own namespace.
 """
 
@@ -15,16 +17,23 @@ from pathlib import Path
 import pytest
 from conftest import VPN, WAN, has, need
 
+from vpn.cvmfs.servers import find
+
 CMS, LHCB = "cms.cern.ch", "lhcb.cern.ch"
 DEADLINE = 90
 
-# What cvmfs2 does that we depend on: it reads its configuration by a shell, file after file; says what it found; and
-# ends with 0 when it has mounted and gone to the background, with its own status otherwise.
+# What cvmfs2 does that we depend on: it reads its configuration by a shell, file after file, each in its directory;
+# logs to CVMFS_USYSLOG what it finds; and ends with 0 when it has mounted and gone to the background, with its own
+# status otherwise, which its last line repeats after the cause.
 FAKE_CVMFS2 = """\
 #!/bin/sh
 printf '%s\\n' "$@" > {record}/argv
 files=$(printf '%s' "$2" | sed 's/^config=//; s/:/ /g')
-for file in $files; do if [ -e "$file" ]; then . "$file"; fi; done
+for file in $files; do if [ -e "$file" ]; then cd "${{file%/*}}" && . "$file"; fi; done
+log() {{ echo "$(LC_ALL=C date '+%a %b %e %T %Y') ($repository) $1" >> "$CVMFS_USYSLOG"; }}
+repository=$3
+log "Cache directory structure created."
+log "(manager 'standard') switching proxy from (none) to $CVMFS_HTTP_PROXY. Reason: set random start proxy"
 set | grep ^CVMFS_ > {record}/settings
 echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH" >> {record}/settings
 case $3 in
@@ -291,18 +300,37 @@ def test_several_repositories_and_two_sessions_share_a_cache(recorded, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
-    [(16, "the repository's catalog could not be loaded"), (23, "--cvmfs-proxy"), (4, "/dev/fuse")],
-)
-def test_why_cvmfs2_ended(recorded, tmp_path, status, words):
-    said = 'echo "(cms.cern.ch) failed to fetch manifest" >> "$CVMFS_USYSLOG"'
+    ("status", "cause", "end", "words"),
+    [
+        (16, "failed to download repository manifest (7 - host connection problem)",
+         "Failed to initialize root file catalog (16 - file catalog failure)", "no server answers"),
+        (16, "whitelist verification failed (6): invalid whitelist signature",
+         "Failed to initialize root file catalog (16 - file catalog failure)", "the public key is not this"),
+        (15, "failed to open public key '/keys/a.pub'",
+         "failed to load public key(s) (15 - signature verification failure)", "its public key cannot be read"),
+        (23, "", "failed to discover HTTP proxy servers (23 - proxy auto-discovery failed)", "--cvmfs-proxy"),
+        (4, "", "failed to mount file system", "/dev/fuse"),
+    ],
+)  # fmt: skip
+def test_why_cvmfs2_ended(recorded, tmp_path, status, cause, end, words):
+    said = f'log "{cause}"; log "{end}"' if cause else f'log "{end}"'
     recorded.write(f"{CMS}) {said}; exit {status};;")
     done = vpn_run(tmp_path, "--cvmfs", f"{LHCB},{CMS}", *OWN, "--", "echo", "ran", path=recorded.directory)
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr.startswith(f"Error: cvmfs: {CMS}: cvmfs2 ended with status {status}: ")
     assert words in done.stderr
-    assert "failed to fetch manifest" in done.stderr
+    assert done.stderr.endswith(f" (it says: {cause or end})\n")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_could_not_be_fetched_is_said_at_the_end(recorded, tmp_path):
+    unfetched = (
+        "failed to fetch /b/later (hash: 4bf7c5864f846e8c9b8cbe7938080c0e53fef24c, error 7 [host connection problem])"
+    )
+    recorded.write(f'{CMS}) log "{unfetched}"; log "EIO (06) on /b/later"; exec squashfuse_ll {recorded.image} "$4";;')
+    done = vpn_run(tmp_path, "--cvmfs", CMS, *OWN, "--", "false", path=recorded.directory)
+    said = f"vpn run: cvmfs: {CMS}: /b/later could not be fetched: host connection problem (no server answers)\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_cvmfs2_that_hangs_is_ended(recorded, tmp_path):
@@ -310,6 +338,23 @@ def test_a_cvmfs2_that_hangs_is_ended(recorded, tmp_path):
     done = vpn_run(tmp_path, "--cvmfs", CMS, *OWN, "--timeout", "5", "--", "echo", "ran", path=recorded.directory)
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr == f"Error: cvmfs: mounting {CMS} took more than 5 s\n"
+
+
+def test_a_cvmfs2_that_is_killed_ends_the_session(recorded, tmp_path):
+    stay = 'tail -f /dev/null "$2" >/dev/null 2>&1 &'  # has its configuration on its command line, as cvmfs2 has
+    recorded.write(f'{CMS}) {stay} exec squashfuse_ll {recorded.image} "$4";;')
+    argv = [sys.executable, "-m", "vpn", "run", "--mode", "none", "--cvmfs", CMS, *OWN, "--", "sh", "-c",
+            "echo up; exec sleep 1000"]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, env=environment(tmp_path, recorded.directory), **pipes) as p:
+        try:
+            assert p.stdout.readline() == "up\n"
+            (pid,) = find(f"{tmp_path}/hpcq-cvmfs-{os.getuid()}/session-")
+            os.kill(pid, signal.SIGKILL)
+            assert p.wait(DEADLINE) == 5
+            assert p.stderr.read() == f"Error: cvmfs: {CMS}: its cvmfs2 has ended, maybe killed for lack of memory\n"
+        finally:
+            p.kill()
 
 
 def test_a_repository_that_nothing_is_known_of(recorded, tmp_path):

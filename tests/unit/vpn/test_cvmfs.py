@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import os
 import shlex
@@ -20,8 +22,10 @@ from vpn.cli import cli
 from vpn.cvmfs import client
 from vpn.cvmfs.cache import STALE, session_room, trim
 from vpn.cvmfs.client import Installation, Room
+from vpn.cvmfs.log import troubles_in
 from vpn.cvmfs.settings import Cvmfs, Image, make_cvmfs, whole_image
 from vpn.errors import TunnelError, UsageError
+from vpn.probes import Stage, probe_cvmfs
 from vpn.roots import building_site
 
 CMS = "cms.cern.ch"
@@ -144,24 +148,49 @@ def test_a_shell_reads_what_was_written(values):
 
 
 def test_the_cache_is_node_local_and_shared_and_the_proxy_ours():
-    values = client.last_settings(Cvmfs((CMS,), proxy="http://p:3128"), NODE, ROOM, CMS)
+    values = client.last_settings(Cvmfs((CMS,), proxy="http://p:3128"), ROOM, CMS)
     assert values["CVMFS_HTTP_PROXY"] == "http://p:3128"
     assert values["CVMFS_ALIEN_CACHE"] == "/scratch/cache"
     assert (values["CVMFS_SHARED_CACHE"], values["CVMFS_QUOTA_LIMIT"]) == ("no", "-1")
-    assert "CVMFS_HTTP_PROXY" not in client.last_settings(Cvmfs((CMS,)), NODE, ROOM, CMS)
-    assert client.first_settings() == {"CVMFS_HTTP_PROXY": "DIRECT"}
+    assert "CVMFS_HTTP_PROXY" not in client.last_settings(Cvmfs((CMS,)), ROOM, CMS)
+    assert client.first_settings() == {"CVMFS_HTTP_PROXY": "DIRECT", "CVMFS_NFILES": "131072"}
 
 
 def test_servers_and_keys_of_ones_own():
     settings = Cvmfs((CMS,), servers=("http://a/cvmfs", "http://b/cvmfs/"), keys=("/k1", "/k2"))
-    values = client.last_settings(settings, NODE, ROOM, CMS)
+    values = client.last_settings(settings, ROOM, CMS)
     assert values["CVMFS_SERVER_URL"] == "http://a/cvmfs/cms.cern.ch;http://b/cvmfs/cms.cern.ch"
     assert values["CVMFS_PUBLIC_KEY"] == "/k1:/k2"
     assert values["CVMFS_KEYS_DIR"] == ""
 
 
-def test_a_relocated_installation_has_its_own_keys_and_libraries():
-    assert client.last_settings(Cvmfs((CMS,)), DIST, ROOM, CMS)["CVMFS_KEYS_DIR"] == "/sw/dist/etc/cvmfs/keys/cern.ch"
+@pytest.mark.parametrize(
+    ("line", "moved"),
+    [
+        ("CVMFS_KEYS_DIR=/etc/cvmfs/keys/cern.ch", "CVMFS_KEYS_DIR=/sw/dist/etc/cvmfs/keys/cern.ch"),
+        ('CVMFS_PUBLIC_KEY="/etc/cvmfs/a.pub:/etc/cvmfs/b.pub"',
+         'CVMFS_PUBLIC_KEY="/sw/dist/etc/cvmfs/a.pub:/sw/dist/etc/cvmfs/b.pub"'),
+        (". /etc/cvmfs/common.conf", ". /sw/dist/etc/cvmfs/common.conf"),
+        ("K=/cvmfs/config.cern.ch/etc/cvmfs/keys", "K=/cvmfs/config.cern.ch/etc/cvmfs/keys"),
+        ("K=$CVMFS_MOUNT_DIR/config/etc/cvmfs/keys", "K=$CVMFS_MOUNT_DIR/config/etc/cvmfs/keys"),
+        ("K=/etc/cvmfs-other", "K=/etc/cvmfs-other"),
+    ],
+)  # fmt: skip
+def test_the_configuration_of_a_relocated_installation_names_what_is_in_it(line, moved):
+    text = client.relocated(f"{line}\n", "/sw/dist/etc/cvmfs/domain.d/cern.ch.conf", "/sw/dist")
+    assert text == f"cd /sw/dist/etc/cvmfs/domain.d\n{moved}\n"
+
+
+@pytest.mark.parametrize("character", list(':,"\\`$'))
+def test_a_path_that_cvmfs2_cannot_be_told_of(character):
+    path = f"/a{character}b/c"
+    with pytest.raises(TunnelError, match=r"cvmfs2 cannot be told of a path with . in it; see --cvmfs-cache"):
+        client.command(NODE, ["/fine", path], CMS)
+    with pytest.raises(TunnelError, match="in it; see --cvmfs-key"):
+        client.last_settings(Cvmfs((CMS,), servers=("http://a/cvmfs",), keys=(path,)), ROOM, CMS)
+
+
+def test_a_relocated_installation_has_its_own_libraries():
     assert DIST.environment == {"LD_LIBRARY_PATH": "/sw/dist/usr/lib64", "CVMFS_LIBRARY_PATH": "/sw/dist/usr/lib64"}
     assert NODE.environment == {}
     assert client.command(DIST, ["/a", "/b"], CMS) == [
@@ -184,19 +213,88 @@ def test_the_repository_of_configurations():
     [(16, "no answer from server or proxy"), (23, "--cvmfs-proxy"), (9, "disk is full"), (4, "/dev/fuse"),
      (99, "status 99"), (-9, "signal 9")],
 )  # fmt: skip
-def test_how_cvmfs2_ended(status, words):
-    error = client.explain_end(CMS, status, "", "start\n(cms.cern.ch) failed to fetch manifest (9 - host error)\n\n")
+def test_what_a_status_means(status, words):
+    error = client.explain_end(CMS, status, "start\nthe last word\n\n", "")
     assert words in error.message
     assert error.message.startswith("cms.cern.ch: cvmfs2 ended with ")
-    assert "failed to fetch manifest" in error.message
+    assert error.message.endswith(" (it says: the last word)")
     assert len(error.message.splitlines()) == 1
     assert error.layer == "cvmfs"
+
+
+def log_of(*lines, end="Failed to initialize root file catalog (16 - file catalog failure)"):
+    """A log as cvmfs2 2.12 writes it when it cannot mount."""
+    begin = [
+        "Cache directory structure created.",
+        "(manager 'standard') switching proxy from (none) to DIRECT. Reason: set random start proxy from the first "
+        "proxy group [Current host: http://127.0.0.1:8000/cvmfs/cms.cern.ch]",
+        "(manager 'external') switching proxy from (none) to DIRECT. Reason: cloned [Current host: ]",
+    ]
+    return "".join(f"Mon Nov 23 21:27:56 2026 (cms.cern.ch) {line}\n" for line in [*begin, *lines, end])
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["whitelist verification failed (6): invalid whitelist signature"], "the public key is not this repository's"),
+        (["whitelist lifetime verification failed, expired", "whitelist verification failed (5): expired whitelist"],
+         "its whitelist has ended"),
+        (["failed to download repository manifest (7 - host connection problem)"], "no server answers"),
+        (["failed to download repository manifest (9 - host returned HTTP error)"], "the server does not have it"),
+        (["failed to download repository manifest (6 - proxy connection problem)"], "give --cvmfs-proxy"),
+        (["(manager 'standard') failed to resolve IP addresses for nosuch (4 - unknown host name)",
+          "failed to download repository manifest (6 - proxy connection problem)"], "give --cvmfs-proxy"),
+        ([], "one that is no repository"),
+    ],
+)  # fmt: skip
+def test_the_cause_in_the_log_of_the_real_client(lines, words):
+    error = client.explain_end(CMS, 16, "CernVM-FS: loading Fuse module... \n", log_of(*lines))
+    assert words in error.message
+    last = lines[-1] if lines else "Failed to initialize root file catalog (16 - file catalog failure)"
+    assert error.message.endswith(f" (it says: {last})")
+
+
+def test_a_key_that_is_not_there():
+    end = "failed to load public key(s) (15 - signature verification failure)"
+    error = client.explain_end(CMS, 15, "", log_of("failed to open public key '/k.pub'", end=end))
+    assert error.message.endswith("its public key cannot be read (it says: failed to open public key '/k.pub')")
+
+
+def test_no_proxy_was_found():
+    end = "failed to discover HTTP proxy servers (23 - proxy auto-discovery failed)"
+    assert "it found no proxy: give --cvmfs-proxy" in client.explain_end(CMS, 23, "", log_of(end=end)).message
+
+
+def test_what_could_not_be_read_while_it_was_mounted():
+    unfetched = (
+        "failed to fetch /b/c/later (hash: 4bf7c5864f846e8c9b8cbe7938080c0e53fef24c, error 7 [host connection problem])"
+    )
+    catalog = "failed to fetch file catalog at cms.cern.ch:/b (hash: 4bf7, error 9 [host returned HTTP error])"
+    offline = "warning, could not apply updated catalog revision, entering offline mode"
+    inode = "failed to open inode: 263, CAS key 4bf7c5864f846e8c9b8cbe7938080c0e53fef24c, error code 2"
+    log = log_of(offline, unfetched, inode, unfetched, catalog, end="EIO (06) on /b/c/later")
+    assert list(troubles_in(log)) == [
+        "its servers cannot be reached: only what is in the cache can be read",
+        "/b/c/later could not be fetched: host connection problem (no server answers)",
+        "file catalog at cms.cern.ch:/b could not be fetched: host returned HTTP error "
+        "(the server does not have it, or refuses it)",
+    ]
+    assert list(troubles_in(log_of())) == []
 
 
 @given(st.integers(-64, 255), st.text(max_size=2000), st.text(max_size=2000))
 def test_any_end_is_one_line(status, said, log):
     assert len(client.explain_end(CMS, status, said, log).message.replace("\x85", "").splitlines()) == 1
     assert len(client.explain_image("/x", status, said).message.splitlines()) == 1
+
+
+def test_a_client_that_was_killed(monkeypatch):
+    def listdir(path):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(TunnelError, match="Transport endpoint is not connected: its cvmfs2 has ended"):
+        asyncio.run(probe_cvmfs(f"cvmfs:{CMS}", Stage()))
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------
@@ -224,6 +322,13 @@ def test_a_cache_within_its_quota_is_left_alone(tmp_path):
     assert trim(str(tmp_path), 5 * 4096) == 0
     assert fill(tmp_path, []) == names
     assert trim(str(tmp_path / "absent"), 1) == 0
+
+
+def test_what_cvmfs2_notes_of_its_cache_is_not_contents(tmp_path):
+    fill(tmp_path, [4096] * 5)
+    (tmp_path / "cvmfschecksum.cms.cern.ch").write_text("x" * 53)
+    assert trim(str(tmp_path), 0) == 5 * 4096
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["cvmfschecksum.cms.cern.ch"]
 
 
 def test_one_session_trims_at_a_time_and_downloads_go_on(tmp_path):
