@@ -118,6 +118,28 @@ def test_connections_ride_on_a_session(tmp_path):
     run(main)
 
 
+def test_signs_of_life_come_as_often_as_they_are_asked_for(tmp_path):
+    async def main():
+        async with Gateway(tmp_path) as gateway:
+            gateway.service.tickets.add("pilot", "password")
+            link = gateway.link(beat=0.01)
+            await link.open()
+            send, beats, thrice = link._session.send, [], asyncio.Event()
+
+            async def beat(data):
+                await send(data)
+                beats.append(data)
+                if len(beats) == 3:
+                    thrice.set()
+
+            link._session.send = beat
+            await thrice.wait()
+            await link.close()
+            assert not link.lost.done()
+
+    run(main)
+
+
 def test_a_password_is_good_once_and_a_second_use_is_logged(tmp_path, caplog):
     async def main():
         async with Gateway(tmp_path) as gateway, gateway.session():
