@@ -1,10 +1,10 @@
 """Measures a gateway by hand: ``python tests/measure_gateway.py [--mode openconnect|relay] [--clients 500]``.
 
 A client of openconnect is an ``openconnect --script-tun`` of this host, which needs no device: what arrives is thrown
-away. One of the relay is a session with ``CONNECTIONS`` open connections, as a pilot has; all are in this process. It is
-not measured, nor are they: the gateway's processes are. Prints how long all take to connect, what CPU time that costs,
-memory (PSS: pages that processes share count once) and what clients cost that send nothing. 500 openconnect take about
-5 GB of this host.
+away. One of the relay is a session with ``CONNECTIONS`` open connections, as a pilot has; all are in this process. What
+is measured are the gateway's processes: how long all clients take to connect, what CPU time that costs, memory (PSS:
+pages that processes share count once), and what clients cost that send nothing. 500 openconnect take about 5 GB of this
+host.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import psutil
 
@@ -127,6 +128,8 @@ async def measure_relay(client, count):
         there = sum(one.state == "connected" for one in client.status().pilots)
         gauge.tell(there, count)
         print(f"connections: {sum(len(streams) for _, streams in made)}")
+        for reason, times in Counter(str(one) for one in results if isinstance(one, BaseException)).items():
+            print(f"failed {times} times: {reason}")
         spent = gauge.cpu()
         await asyncio.sleep(IDLE)
         gauge.tell_idle(spent)

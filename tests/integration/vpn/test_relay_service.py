@@ -154,6 +154,20 @@ def test_a_password_is_good_once_and_a_second_use_is_logged(tmp_path, caplog):
     run(main)
 
 
+def test_who_comes_before_the_word_of_it_was_read_is_let_in(tmp_path, caplog):
+    async def main():
+        async with Gateway(tmp_path) as gateway:
+            gateway.service.catch_up = lambda: gateway.service.tickets.add("pilot", "password")
+            link = gateway.link()
+            await link.open()
+            await link.close()
+            with pytest.raises(TunnelError, match="refused the credential"):
+                await gateway.link(password="guess").open()
+        assert caplog.text.count("password for") == 1
+
+    run(main)
+
+
 def test_wrong_passwords_are_slowed_and_others_are_not(tmp_path, monkeypatch):
     def guess(gateway):
         return [asyncio.create_task(gateway.link(password=str(n)).open()) for n in range(3)]
