@@ -301,7 +301,7 @@ class Tunnel:
 
         async def ask() -> None:
             try:
-                await self._prove(generation.session)
+                await self._prove(generation.session, JUDGE_TIMEOUT)
             except OSError as error:
                 log.warning("the targets of --require could not be asked: %s", error)
 
