@@ -29,7 +29,16 @@ _TEXTS = (
     "batch", "partition", "account", "qos", "constraint", "reservation", "mail", "job_name", "vpn", "gateway",
     "cvmfs", "cvmfs_proxy", "connection", "server", "user", "servercert",
 )  # fmt: skip
-_SIZES = ("memory", "disk", "cache_size", "walltime", "manager_timeout", "drain_timeout", "cvmfs_quota")
+_SIZES = (
+    "memory",
+    "disk",
+    "cache_size",
+    "walltime",
+    "manager_timeout",
+    "drain_timeout",
+    "cvmfs_quota",
+    "probe_interval",
+)
 _PATHS = (
     "template", "environment", "scratch", "cvmfs_cache", "password_file", "certificate", "sslkey",
 )  # fmt: skip

@@ -353,8 +353,9 @@ class Queue:
         ``"32GB"``), ``gpus``, ``walltime`` (s or ``"8:00:00"``), ``partition``, ``account``, ``qos``, ``constraint``,
         ``reservation``, ``exclusive``, ``mail``, ``options``, ``modules``, ``setup``, ``epilogue``, ``template``,
         ``environment``, ``variables`` (set in the script), ``vpn``, ``gateway`` (``"a,b"``), ``require``, ``scratch``,
-        ``direct`` (networks reached from the node itself), ``dtls``, ``mtu`` and ``tls`` of the tunnel; ``server``,
-        ``user``, ``servercert``, ``password_file``, ``certificate``, ``sslkey``: a VPN server of your own;
+        ``direct`` (networks reached from the node itself), ``dtls``, ``mtu``, ``tls`` and ``probe_interval`` (s) of
+        the tunnel; ``server``, ``user``, ``servercert``, ``password_file``, ``certificate``, ``sslkey``: a VPN server
+        of your own;
         ``cvmfs`` (``"cms.cern.ch,…"`` or a list), ``cvmfs_image``, ``cvmfs_proxy``, ``cvmfs_server``, ``cvmfs_key``,
         ``cvmfs_cache``, ``cvmfs_quota``, ``connection`` (``"inline"``: nodes need not see our files), ``cache_size``,
         ``manager_timeout``, ``drain_timeout``; and ``site``, a name whose settings stand behind what is given here (see

@@ -14,10 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vpn.asking import until_silent
     from vpn.capabilities import Capabilities, examine
     from vpn.command import read_password
     from vpn.config import (
         MODES,
+        PROBE_INTERVAL,
         WITHOUT_CREDENTIAL,
         Credential,
         Login,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         as_flag,
         check_honoured,
         check_mtu,
+        check_probe_interval,
         read_secret,
         server_credential,
         split_networks,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from vpn.modes.base import TunnelInfo
     from vpn.probes import ProbeResult
     from vpn.process import Process
+    from vpn.pulse import Pulse
     from vpn.session import Session, open_session
     from vpn.surroundings import Check
     from vpn.units import MAX_DURATION_S, MAX_MEMORY_MB, megabytes_in, seconds_in
@@ -45,6 +49,7 @@ _HOMES = {
     "Capabilities": "vpn.capabilities",
     "examine": "vpn.capabilities",
     "MODES": "vpn.config",
+    "PROBE_INTERVAL": "vpn.config",
     "WITHOUT_CREDENTIAL": "vpn.config",
     "Credential": "vpn.config",
     "Secret": "vpn.config",
@@ -56,6 +61,7 @@ _HOMES = {
     "as_flag": "vpn.config",
     "check_honoured": "vpn.config",
     "check_mtu": "vpn.config",
+    "check_probe_interval": "vpn.config",
     "split_networks": "vpn.config",
     "MAX_DURATION_S": "vpn.units",
     "MAX_MEMORY_MB": "vpn.units",
@@ -75,15 +81,18 @@ _HOMES = {
     "TunnelInfo": "vpn.modes.base",
     "ProbeResult": "vpn.probes",
     "Process": "vpn.process",
+    "Pulse": "vpn.pulse",
     "Session": "vpn.session",
     "open_session": "vpn.session",
     "Check": "vpn.surroundings",
+    "until_silent": "vpn.asking",
 }
 
 __all__ = [
     "MAX_DURATION_S",
     "MAX_MEMORY_MB",
     "MODES",
+    "PROBE_INTERVAL",
     "WITHOUT_CREDENTIAL",
     "Capabilities",
     "Check",
@@ -95,6 +104,7 @@ __all__ = [
     "Login",
     "ProbeResult",
     "Process",
+    "Pulse",
     "Secret",
     "Session",
     "TunnelConfig",
@@ -105,6 +115,7 @@ __all__ = [
     "as_flag",
     "check_honoured",
     "check_mtu",
+    "check_probe_interval",
     "examine",
     "gateway_names",
     "make_cvmfs",
@@ -116,6 +127,7 @@ __all__ = [
     "server_credential",
     "split_networks",
     "temporary_gateway",
+    "until_silent",
     "whole_image",
 ]
 

@@ -21,6 +21,7 @@ from vpn import capabilities
 from vpn.command import Run, read_password
 from vpn.config import (
     MODES,
+    PROBE_INTERVAL,
     WITHOUT_CREDENTIAL,
     Credential,
     Login,
@@ -28,6 +29,7 @@ from vpn.config import (
     TunnelConfig,
     as_json,
     check_honoured,
+    check_probe_interval,
     parse_server,
     read_secret,
     server_credential,
@@ -119,6 +121,13 @@ def cli() -> None:
     "--direct", multiple=True, metavar="NETWORK,…", help="Reached from this node itself, as all is in slirp and none."
 )
 @click.option("--tls/--no-tls", default=True, help="Encrypt what the command sends to the gateway (relay, socks).")
+@click.option(
+    "--probe-interval",
+    callback=_take_time,
+    default=f"{PROBE_INTERVAL:g}",
+    metavar="TIME",
+    help=f"How often a quiet tunnel is asked for a sign of life.  [default: {PROBE_INTERVAL:g}]",
+)
 @cvmfs_options
 @click.option("-v", "--verbose", is_flag=True, help="Say what came up.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -142,6 +151,7 @@ def run(
     socks: str | None,
     direct: tuple[str, ...],
     tls: bool,
+    probe_interval: float,
     cvmfs: Cvmfs | None,
     verbose: bool,
     command: tuple[str, ...],
@@ -150,7 +160,9 @@ def run(
     for target in require:
         check_target(target)
     where = {"server": server, "gateway": gateway, "credential": credential}
-    check_honoured(mode, {"dtls": dtls, "mtu": mtu, "socks": socks, "tls": tls, **where})
+    asked = {"dtls": dtls, "mtu": mtu, "socks": socks, "tls": tls, "probe_interval": probe_interval}
+    check_honoured(mode, {**asked, **where})
+    check_probe_interval(probe_interval)
     networks = split_networks(direct)
     if sum(option is not None for option in (gateway, credential, server)) > 1:
         raise UsageError("--gateway, --credential and --server exclude each other")
@@ -167,8 +179,9 @@ def run(
             click.echo(f"vpn run: no gateway: {why_none}", err=True)
         proxy = None if socks is None else parse_server(socks, SOCKS_PORT)
         config = TunnelConfig(
-            mode, who, bring_up_timeout=timeout, dtls=dtls, mtu=mtu, direct=networks, socks=proxy, tls=tls, cvmfs=cvmfs
-        )
+            mode, who, bring_up_timeout=timeout, probe_interval=probe_interval, dtls=dtls, mtu=mtu, direct=networks,
+            socks=proxy, tls=tls, cvmfs=cvmfs,
+        )  # fmt: skip
         say = (lambda text: click.echo(f"vpn run: {text}", err=True)) if verbose else (lambda _text: None)
         status = asyncio.run(Run(config, command, require, say).run())
     ctx.exit(status)

@@ -22,6 +22,10 @@ from vpn.errors import UsageError
 Mode = Literal["auto", "relay", "openconnect", "socks", "slirp", "prototype", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 WITHOUT_CREDENTIAL: tuple[Mode, ...] = ("slirp", "none")
+PROBE_INTERVAL = 15.0
+"""Seconds without traffic after which a tunnel is asked for a sign of life, by default,"""
+PROBE_LEAST, PROBE_MOST = 1.0, 60.0
+"""at least, and at most: a gateway takes a session that is silent for twice as long for broken."""
 HONOURED: dict[str, tuple[object, tuple[Mode, ...]]] = {
     "dtls": (None, ("openconnect", "auto")),
     "mtu": (0, ("openconnect", "auto")),
@@ -30,6 +34,7 @@ HONOURED: dict[str, tuple[object, tuple[Mode, ...]]] = {
     "server": (None, ("openconnect", "prototype", "auto")),
     "gateway": (None, ("relay", "openconnect", "socks", "prototype", "auto")),
     "credential": (None, ("relay", "openconnect", "socks", "prototype", "auto")),
+    "probe_interval": (PROBE_INTERVAL, ("relay", "openconnect", "socks", "slirp", "prototype", "auto")),
 }
 """Settings that mean something in these modes only, ``auto`` where it chooses one of them; and their defaults."""
 
@@ -173,7 +178,7 @@ class TunnelConfig:
     bring_up_timeout: float = 60
     dtls_timeout: float = 1
     reconnect_timeout: int = 60
-    probe_interval: int = 10
+    probe_interval: float = PROBE_INTERVAL
     dtls: bool | None = None
     mtu: int = 0
     dns: tuple[str, ...] = ()
@@ -189,7 +194,7 @@ class TunnelConfig:
         _require(self.bring_up_timeout > 0, "bring_up_timeout must be positive")
         _require(self.dtls_timeout >= 0, "dtls_timeout must not be negative")
         _require(self.reconnect_timeout >= 0, "reconnect_timeout must not be negative")
-        _require(self.probe_interval > 0, "probe_interval must be positive")
+        check_probe_interval(self.probe_interval)
         check_mtu(self.mtu)
         for server in self.dns:
             check_address(server)
@@ -198,7 +203,8 @@ class TunnelConfig:
 
 def as_flag(name: str, value: object) -> str:
     """A setting as it is asked for on a command line."""
-    return f"--no-{name}" if value is False else f"--{name}"
+    flag = name.replace("_", "-")
+    return f"--no-{flag}" if value is False else f"--{flag}"
 
 
 def check_honoured(mode: str, given: Mapping[str, object], shown: Callable[[str, object], str] = as_flag) -> None:
@@ -242,6 +248,15 @@ def check_mtu(mtu: int) -> int:
     """A tunnel's MTU in bytes; 0: unsaid."""
     _require(mtu == 0 or 576 <= mtu <= 65535, f"mtu {mtu} is outside 576…65535")
     return mtu
+
+
+def check_probe_interval(seconds: float) -> float:
+    """How often a quiet tunnel is asked for a sign of life."""
+    _require(
+        PROBE_LEAST <= seconds <= PROBE_MOST,
+        f"a probe interval of {seconds:g} s is outside {PROBE_LEAST:g}…{PROBE_MOST:g} s",
+    )
+    return seconds
 
 
 def check_pin(pin: str) -> str:

@@ -13,13 +13,24 @@ from hpcq.batch.environment import python_command
 from hpcq.batch.pilot_command import pilot_argv
 from hpcq.errors import UsageError
 from hpcq.units import parse_duration, parse_memory
-from vpn import MODES, as_flag, check_honoured, check_mtu, gateway_names, make_cvmfs, split_networks, whole_image
+from vpn import (
+    MODES,
+    PROBE_INTERVAL,
+    as_flag,
+    check_honoured,
+    check_mtu,
+    check_probe_interval,
+    gateway_names,
+    make_cvmfs,
+    split_networks,
+    whole_image,
+)
 from vpn import UsageError as VpnUsageError
 
 _SAME = ("nodes", "partition", "account", "qos", "constraint", "reservation", "exclusive", "mail", "job_name")
 _LISTS = ("options", "modules", "setup", "epilogue")
 _PILOT = ("environment", "vpn", "gateway", "require", "scratch", "cache_size", "manager_timeout", "drain_timeout")
-_TUNNEL = ("direct", "mtu", "dtls", "tls")
+_TUNNEL = ("direct", "mtu", "dtls", "tls", "probe_interval")
 _CVMFS = ("cvmfs", "cvmfs_image", "cvmfs_proxy", "cvmfs_server", "cvmfs_key", "cvmfs_cache", "cvmfs_quota")
 KNOWN = (
     "cores", "memory", "disk", "gpus", "walltime", *_SAME, *_LISTS, "template", "variables", "connection",
@@ -138,10 +149,12 @@ def _tunnel(given: Mapping[str, Any], shown: Callable[[str], str], *, flags: boo
         if not isinstance(given.get(name, True), bool):
             raise UsageError(f"{shown(name)} must be true or false, not {given[name]!r}")
     mtu, direct = _count(given.get("mtu", 0), shown("mtu")), given.get("direct", ())
+    interval = parse_duration(given.get("probe_interval", PROBE_INTERVAL), name=shown("probe_interval"))
     try:
-        asked = {name: given[name] for name in (*_TUNNEL, "server") if name in given}
+        asked = {name: given[name] for name in (*_TUNNEL, "server") if name in given} | {"probe_interval": interval}
         check_honoured(mode, asked, as_flag if flags else lambda name, value: f"{name}={value!r}")
         check_mtu(mtu)
+        check_probe_interval(interval)
         networks = split_networks([direct] if isinstance(direct, str) else _strings(direct, shown("direct")))
     except VpnUsageError as error:
         raise UsageError(str(error)) from None
@@ -149,6 +162,7 @@ def _tunnel(given: Mapping[str, Any], shown: Callable[[str], str], *, flags: boo
     argv += ["--direct", ",".join(networks)] if networks else []
     argv += ["--mtu", str(mtu)] if mtu else []
     argv += [as_flag("dtls", given["dtls"])] if "dtls" in given else []
+    argv += ["--probe-interval", f"{interval:g}"] if interval != PROBE_INTERVAL else []
     return (*argv, *(["--no-tls"] if given.get("tls") is False else []))
 
 

@@ -77,6 +77,7 @@ _PILOT_FLAGS = [
     click.option("--dtls/--no-dtls", default=None, help="openconnect: UDP, or TLS alone.  [default: what is faster]"),
     click.option("--mtu", type=int, metavar="BYTES", help="openconnect: ask for this MTU."),
     click.option("--tls/--no-tls", default=None, help="relay, socks: encrypt what tasks send.  [default: tls]"),
+    click.option("--probe-interval", metavar="TIME", help="How often a quiet tunnel is tried.  [default: 15]"),
     click.option("--server", metavar="HOST:PORT", help="An AnyConnect server of your own, for --vpn openconnect."),
     click.option("--servercert", metavar="PIN", help="Its key: pin-sha256:…"),
     click.option("--user", metavar="NAME", help="Who to be there; stdin's first line is the password."),

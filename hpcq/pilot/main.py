@@ -106,7 +106,8 @@ class Pilot:
         self._parcels: Parcels | None = None
         self._reports = Reports(self._link, self._core, self._tunnel.judge)
         self._counting = Counting(self._places, self._report_counted, self._link.send)
-        self._tunnel.on_made = self._counting.watch
+        self._tunnel.on_made, self._tunnel.received = self._counting.watch, self._counting.received
+        self._tunnel.is_busy = lambda: self._core.busy
         self._down: m.TunnelDown | None = None
 
     async def live(self) -> int:

@@ -17,7 +17,7 @@ from hpcq.errors import ConnectionFileError
 from hpcq.pilot.host import free_disk, own_gpus
 from hpcq.pilot.scratch import scratch_base
 from hpcq.servers import gateways_of
-from vpn import Cvmfs, check_mtu, split_networks
+from vpn import PROBE_INTERVAL, Cvmfs, check_mtu, check_probe_interval, split_networks
 
 MANAGER_TIMEOUT = 300.0
 """Seconds a pilot goes on looking for a manager that is not there, by default."""
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mtu", type=int, default=0, metavar="BYTES", help="asked of the VPN server")
     parser.add_argument("--dtls", action=argparse.BooleanOptionalAction, help="UDP, or TLS alone")
     parser.add_argument("--tls", action=argparse.BooleanOptionalAction, default=True, help="encrypt what tasks send")
+    parser.add_argument(
+        "--probe-interval", type=float, default=PROBE_INTERVAL, metavar="S", help="how often a quiet tunnel is tried"
+    )
     parser.add_argument("--cvmfs", metavar="JSON", help="settings of CVMFS, as `hpcq submit-pilots` writes them")
     parser.add_argument("--require", action="append", default=[], metavar="TARGET", help="must answer first")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="node-local directory (default: $TMPDIR or /tmp)")
@@ -134,6 +137,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
             "mtu": check_mtu(known.mtu),
             "dtls": known.dtls,
             "tls": known.tls,
+            "probe_interval": check_probe_interval(known.probe_interval),
             "cvmfs": Cvmfs.from_json(known.cvmfs) if known.cvmfs else None,
         }
         gpus = own_gpus(known.gpus, os.environ)

@@ -128,6 +128,10 @@ class Counting:
         """Whether anything is counted."""
         return bool(self._watches)
 
+    def received(self) -> int | None:
+        """Bytes that have come through the tunnel so far; None where nothing is counted."""
+        return self._account.total.received if self._watches else None
+
     async def watch(self, session: Session, stack: AsyncExitStack) -> None:
         """Count what goes through this session until ``stack``, which ends it, unwinds."""
         try:

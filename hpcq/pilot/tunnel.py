@@ -11,7 +11,9 @@ ended; new processes start in the newest. When the namespace itself is gone (its
 Each attempt asks the manager for a credential, so none is made while there is no manager; with several gateways it is
 one of another gateway. The targets of ``--require``
 must answer in every generation; and they are asked again when a task that needs the tunnel has failed (`judge`), since
-a task notices a way that leads nowhere before the tunnel does.
+a task notices a way that leads nowhere before the tunnel does; and now and then while nothing comes through the tunnel:
+its own signs of life tell of the gateway, not of what lies beyond it. Found so, nobody had need of the way yet: while
+tasks are here, which may never need it, it is not given up.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from vpn import Credential, Session, TunnelConfig, TunnelError, open_session
+from vpn import PROBE_INTERVAL, Credential, Pulse, Session, TunnelConfig, TunnelError, open_session, until_silent
 
 log = logging.getLogger("hpcq.pilot")
 
@@ -50,6 +52,18 @@ next. What was answered before a task failed says nothing of it.
 JUDGE_TIMEOUT = 10.0
 """Seconds they have to answer."""
 
+ASKED_EVERY = 4
+"""Of so many of the tunnel's own probes, one is of the targets of ``--require``, while nothing comes through it;"""
+
+ASKED_AGAIN = 10.0
+"""they must have been silent for so many seconds: one probe that took too long on a busy node is no reason;"""
+
+ASKED_BYTES = 1 << 16
+"""and their answers are not so long that they could be taken for other traffic."""
+
+SELDOM = 60.0
+"""Seconds between attempts when ``patience`` has passed, and it is not given up all the same."""
+
 
 class Generation:
     """One session, open until it is closed: at once, or when what runs in it has ended. ``lost`` resolves when it broke
@@ -59,6 +73,8 @@ class Generation:
     def __init__(self, session: Session, stack: AsyncExitStack) -> None:
         self.session = session
         self.lost: asyncio.Future[TunnelError] = asyncio.get_running_loop().create_future()
+        self.found_silent = False
+        """Whether its targets did not answer, though no task had complained."""
         self._stack = stack
         self._running = 0
         self._quiet = asyncio.Event()
@@ -68,6 +84,7 @@ class Generation:
     def revive(self) -> None:
         """It leads somewhere again."""
         self.lost = asyncio.get_running_loop().create_future()
+        self.found_silent = False
         if self.session.lost.done():  # in between
             self.lose(self.session.lost.result())
 
@@ -137,6 +154,10 @@ class Tunnel:
         self.on_up: Callable[[Session], None] = lambda _session: None
         self.on_given_up: Callable[[TunnelError], None] = lambda _error: None
         self.on_made: Callable[[Session, AsyncExitStack], Awaitable[None]] | None = None
+        self.received: Callable[[], int | None] = lambda: None
+        """The bytes that have come through the tunnel so far; None where they are not counted."""
+        self.is_busy: Callable[[], bool] = lambda: False
+        """Whether tasks are here."""
 
     @property
     def session(self) -> Session:
@@ -252,7 +273,7 @@ class Tunnel:
         while True:
             assert self._now is not None
             broken = self._now
-            await asyncio.wait([broken.lost])
+            await self._until_lost(broken)
             if self._ends_us(broken):
                 self.on_given_up(broken.lost.result())
                 return
@@ -266,6 +287,32 @@ class Tunnel:
             log.info("the tunnel is up again")
             self.on_up(self._now.session)
 
+    async def _until_lost(self, generation: Generation) -> None:
+        """Ask its targets meanwhile, now and then."""
+        asking = self._loop.create_task(self._ask_when_quiet(generation))
+        asking.add_done_callback(_tell_fault)
+        try:
+            await asyncio.wait([generation.lost])
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+    async def _ask_when_quiet(self, generation: Generation) -> None:
+        if not self._require or self._mode == "none":
+            return
+
+        async def ask() -> None:
+            try:
+                await self._prove(generation.session, JUDGE_TIMEOUT)
+            except OSError as error:
+                log.warning("the targets of --require could not be asked: %s", error)
+
+        interval = ASKED_EVERY * self._settings.get("probe_interval", PROBE_INTERVAL)
+        pulse = Pulse(interval, ASKED_AGAIN, now=self._loop.time(), answer=ASKED_BYTES)
+        error = await until_silent(pulse, ask, self.received)
+        generation.found_silent = not generation.lost.done()
+        generation.lose(error)
+
     def _retire(self, generation: Generation) -> None:
         task = self._loop.create_task(generation.close_when_quiet())
         self._old[generation] = task
@@ -274,11 +321,13 @@ class Tunnel:
     async def _make_anew(self, broken: Generation) -> Generation | None:
         """The next generation, or the same when it leads somewhere again, or None when it was given up."""
         error = broken.lost.result()
-        deadline = self._loop.time() + self._patience
+        late = deadline = self._loop.time() + self._patience
         attempt = 0
         while self._loop.time() < deadline:
-            await asyncio.sleep(BACKOFF[min(attempt, len(BACKOFF) - 1)])
+            await asyncio.sleep(BACKOFF[min(attempt, len(BACKOFF) - 1)] if self._loop.time() < late else SELDOM)
             attempt += 1
+            if broken.found_silent and not broken.session.lost.done() and self.is_busy():
+                deadline = self._loop.time() + max(self._patience, 2 * SELDOM)
             try:
                 if attempt % REBUILD and not broken.session.lost.done():  # it may be its targets that were away
                     await self._prove(broken.session, JUDGE_TIMEOUT)
@@ -292,3 +341,9 @@ class Tunnel:
             log.warning("the tunnel could not be made anew: %s", error)
         self.on_given_up(error)
         return None
+
+
+def _tell_fault(asking: asyncio.Task[None]) -> None:
+    """A fault in what only looks ends nothing else."""
+    if not asking.cancelled() and (error := asking.exception()):
+        log.error("the targets of --require are not asked any more; this is a fault of hpcq", exc_info=error)

@@ -2,8 +2,8 @@
 
 Every target gets a connected socket of its own, so that what comes back can only come from there and refusals are
 heard of. Targets are decided on like connections, counted, and have a line each in the access log; the least
-recently used goes when there are too many. The association ends with its connection, or when nothing came from the
-pilot for ``IDLE``.
+recently used goes when there are too many. The pilot's limits are those of its connections: what exceeds them is
+delayed a little, or lost. The association ends with its connection, or when nothing came from the pilot for ``IDLE``.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import collections
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
 from vpn.gateway.outside import Open, Outside, OutsideError
+from vpn.relay.bucket import Budget, Shaper
 from vpn.relay.socks5 import Datagram, Target, give_datagram, take_datagram
 from vpn.relay.tls import TlsStream
 
 IDLE = 300.0  # seconds
 TARGETS = 64
 UNSENT_LIMIT = 1 << 20  # bytes that may wait for the pilot; more is dropped, as UDP is
+SOONEST = 0.001  # seconds between two looks at a limit that binds
 _HEADER = 300
 
 
@@ -33,6 +36,35 @@ class Way:
         self.sock = sock
         self.one = one
         self.stack = stack
+
+
+class Limited:
+    """One way of an association: what comes is delivered as fast as ``budget`` allows."""
+
+    def __init__(self, budget: Budget, deliver: Callable[[Way, bytes], None]) -> None:
+        self._shaper: Shaper[tuple[Way, bytes]] = Shaper(budget)
+        self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def put(self, way: Way, data: bytes) -> None:
+        """Take a datagram."""
+        self._shaper.add((way, data), len(data), self._loop.time())
+        if self._timer is None:
+            self._pass_on()
+
+    def close(self) -> None:
+        """Forget what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _pass_on(self) -> None:
+        now = self._loop.time()
+        for way, data in self._shaper.pop_ready(now):
+            if way.sock.fileno() >= 0:  # else it was the least recently used
+                self._deliver(way, data)
+        wait = self._shaper.wait(now)
+        self._timer = None if wait is None else self._loop.call_later(max(wait, SOONEST), self._pass_on)
 
 
 class Association:
@@ -47,6 +79,9 @@ class Association:
         self._back: collections.deque[bytes] = collections.deque()
         self._waiting = 0
         self._wake = asyncio.Event()
+        limits = outside.limits_of(client)
+        self._up = Limited(limits.up, self._send_out)
+        self._down = Limited(limits.down, self._bring_back)
 
     async def run(self) -> None:
         """Until the pilot ends it, or is silent for long."""
@@ -60,6 +95,8 @@ class Association:
             pass  # its end, or no datagrams: either way it is over
         finally:
             sender.cancel()
+            self._up.close()
+            self._down.close()
             await asyncio.gather(sender, return_exceptions=True)
             for way in list(self._ways.values()):
                 await self._close(way)
@@ -73,11 +110,18 @@ class Association:
                 self._answer(Datagram(datagram.target, b"", True))
                 return
         self._ways.move_to_end(datagram.target)
+        self._up.put(way, datagram.data)
+
+    def _send_out(self, way: Way, data: bytes) -> None:
         try:
-            way.sock.send(datagram.data)
-            way.one.carried.extra[0] += len(datagram.data)
+            way.sock.send(data)
+            way.one.carried.extra[0] += len(data)
         except OSError as error:
             self._on_error(way, error)
+
+    def _bring_back(self, way: Way, data: bytes) -> None:
+        way.one.carried.extra[1] += len(data)
+        self._answer(Datagram(way.target, data))
 
     async def _open(self, target: Target) -> Way:
         while len(self._ways) >= TARGETS:
@@ -112,8 +156,7 @@ class Association:
                 except OSError as error:
                     self._on_error(way, error)
                     return
-                way.one.carried.extra[1] += len(data)
-                self._answer(Datagram(way.target, data))
+                self._down.put(way, data)
 
     def _on_error(self, way: Way, error: OSError) -> None:
         if error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):

@@ -319,6 +319,7 @@ class Process:
         self.service = SocksService(context, self.outside, resolver, self._tell, owner)
         for username, digest in settings.restored:
             self.service.tickets.restore(username, digest)
+        self.service.catch_up = self._take_orders
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -327,7 +328,7 @@ class Process:
     async def run(self, listeners: list[socket.socket]) -> None:
         """Serve until the daemon is gone."""
         self._sock.setblocking(True)  # a daemon that is slow is waited for: its messages are few and short
-        self._loop.add_reader(self._sock, self._on_order)
+        self._loop.add_reader(self._sock, self._take_orders)
         self._loop.add_signal_handler(signal.SIGTERM, self._ended.set)
         for listener in listeners:
             listener.setblocking(False)
@@ -352,16 +353,23 @@ class Process:
         except OSError:
             self._ended.set()
 
-    def _on_order(self) -> None:
-        try:
-            data = self._sock.recv(PACKET_LIMIT)
-        except OSError:
-            data = b""
-        if not data:
-            self._loop.remove_reader(self._sock)
-            self._ended.set()
-            return
-        match _decode_order(data):
+    def _take_orders(self) -> None:
+        """All there are: many pilots that log in at once must not be before the word that they will."""
+        while True:
+            try:
+                data = self._sock.recv(PACKET_LIMIT, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._loop.remove_reader(self._sock)
+                self._ended.set()
+                return
+            self._obey(_decode_order(data))
+
+    def _obey(self, order: Order) -> None:
+        match order:
             case Add(username, password):
                 self.service.tickets.add(username, password)
             case Spend(username):

@@ -76,3 +76,9 @@ class BringUp:
         """The tunnel broke; the first reason counts."""
         if not self.lost.done():
             self.lost.set_result(error)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    """End a task of a tunnel's, whatever it meets."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

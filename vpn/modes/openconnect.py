@@ -188,7 +188,7 @@ class OpenconnectTunnel:
             program, "--protocol=anyconnect", "--non-inter", "--no-proxy",
             *_login(credential), f"--servercert={credential.pin}",
             f"--script={script_command(_SCRIPT_FD)}", f"--interface={DEVICE}",
-            f"--reconnect-timeout={config.reconnect_timeout}", f"--force-dpd={config.probe_interval}", *mtu,
+            f"--reconnect-timeout={config.reconnect_timeout}", f"--force-dpd={round(config.probe_interval)}", *mtu,
             *([] if self.dtls else ["--no-dtls"]), f"https://{server}:{credential.port}/",
         ]  # fmt: skip
 

@@ -62,7 +62,11 @@ class RelayTunnel:
         """The sequence above."""
         self.up.step = ("program", "starting the relay")
         carrier, config = Carrier(self.up), self.config
-        await carrier.start(Settings(self.credential.to_bytes(), config.reconnect_timeout, config.direct, config.tls))
+        await carrier.start(
+            Settings(
+                self.credential.to_bytes(), config.reconnect_timeout, config.direct, config.tls, config.probe_interval
+            )
+        )
         self.up.step = ("user namespaces", "making a namespace")
         self.namespace: Namespace = await open_namespace(self.up.keeper, new_session=self.up.new_session)
         self.up.stack.push_async_callback(self.namespace.close)

@@ -4,7 +4,8 @@ For nodes that can reach outside, but where tasks are to have a network of their
 no ports of other jobs. Sequence: the namespace → pasta, which is faster, or slirp4netns where that is missing, old or
 does not come up, attached, with IPv6 where the node has a route for it → name servers: its own forwarder, which asks
 the node's. There is no gateway, so no credential. When the program ends by itself it is started again, and programs
-inside go on, without the connections they had; only when that fails again and again the tunnel is lost.
+inside go on, without the connections they had; only when that fails again and again the tunnel is lost. It is lost as
+well when nothing comes from outside for a while and the name server, which has answered before, does not any more.
 
 An old pasta (seen with that of March 2023) does not tell a program that its peer has closed when the program had ended
 its own direction before: so it is used only where there is nothing else.
@@ -17,25 +18,32 @@ import collections
 import contextlib
 import os
 import re
+import secrets
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vpn.asking import until_silent
 from vpn.config import TunnelConfig
 from vpn.errors import TunnelError
 from vpn.gateway.addresses import UPLINK_DNS, UPLINK_GUEST
 from vpn.kept import Kept, Tally
-from vpn.modes.base import BringUp, TunnelInfo
+from vpn.modes.base import BringUp, TunnelInfo, stop
 from vpn.namespace import Namespace, open_namespace
 from vpn.pipes import read_lines
 from vpn.process import Client, run
 from vpn.programs import environment, find_program, missing_program, search_path
-from vpn.uplink import MTU, Uplink, start_pasta, start_uplink
+from vpn.pulse import Pulse
+from vpn.relay import dns
+from vpn.uplink import DEVICE, MTU, Uplink, start_pasta, start_uplink
 
 STACKS = ("pasta", "slirp4netns")
 FIRST_GOOD = 2024  # the year of pasta's version
 VERSION_DEADLINE = 10.0
+ASK_DEADLINE = 5.0  # seconds a name server has to answer: any answer will do
+_ANSWER = 4096  # bytes: what an answer may bring, and what the stack says by itself
 _ANYWHERE = "0" * 32 + " 00"  # destination and prefix length of a default route in /proc/net/ipv6_route
 
 
@@ -68,6 +76,7 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> SlirpTunnel:
     name, passed_over = await _attach(programs, namespace, config, up)
     servers = list(config.dns) or [UPLINK_DNS]
     await namespace.resolve_with(servers, search_domains())
+    await _watch(namespace, servers[0], config, up)
     seconds = up.keeper.loop.time() - up.started_at
     info = TunnelInfo("slirp", name, "", seconds, UPLINK_GUEST, MTU, dns=tuple(servers), passed_over=tuple(passed_over))
     return SlirpTunnel(namespace, info)
@@ -127,6 +136,52 @@ async def _keep(name: str, namespace: Namespace, config: TunnelConfig, up: Bring
     kept.failed.add_done_callback(
         lambda failed: None if failed.cancelled() else up.lose(TunnelError("tunnel", failed.result()))
     )
+
+
+async def _watch(namespace: Namespace, server: str, config: TunnelConfig, up: BringUp) -> None:
+    """Ask a name server from inside, now and then while it is quiet; its silence loses the tunnel."""
+    fd, _ = await namespace.listen("::" if ":" in server else "0.0.0.0", udp=True)  # noqa: S104  (in the namespace)
+    sock = up.stack.enter_context(socket.socket(fileno=fd))
+    sock.setblocking(False)
+    now = up.keeper.loop.time()
+    pulse = Pulse(config.probe_interval, config.reconnect_timeout, now=now, proven=False, answer=_ANSWER)
+    pulse.due = now  # one that never answered is not missed: so let it
+
+    deadline = min(ASK_DEADLINE, config.probe_interval)
+
+    async def until_lost() -> None:
+        silent = await until_silent(pulse, lambda: ask(sock, server, deadline), lambda: received(namespace.pid))
+        up.lose(silent)
+
+    task = asyncio.create_task(until_lost())
+    up.stack.push_async_callback(stop, task)
+
+
+async def ask(sock: socket.socket, server: str, deadline: float, port: int = 53) -> None:
+    """Have any answer of a name server, by a UDP socket; raises TunnelError."""
+    loop = asyncio.get_running_loop()
+    query = dns.with_id(dns.question("localhost", dns.A), secrets.randbits(16))  # it need not ask others for that
+    try:
+        async with asyncio.timeout(deadline):
+            await loop.sock_sendto(sock, query, (server, port))
+            while not dns.answers(query, await loop.sock_recv(sock, 65535)):
+                pass
+    except TimeoutError:
+        text = f"nothing comes from outside any more, and the name server {server} does not answer"
+        raise TunnelError("tunnel", text) from None
+    except OSError as error:
+        text = f"nothing comes from outside any more, and the name server {server}: {error.strerror}"
+        raise TunnelError("tunnel", text) from None
+
+
+def received(pid: int, device: str = DEVICE) -> int | None:
+    """The bytes that a device of a process's namespace has received (proc(5), net/dev); None when it is not there."""
+    try:
+        lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.partition(":")[2].split() for line in lines if line.partition(":")[0].strip() == device]
+    return int(found[0][0]) if found else None
 
 
 class _Attached:

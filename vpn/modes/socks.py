@@ -26,7 +26,7 @@ import msgspec
 
 from vpn.config import TunnelConfig
 from vpn.errors import LAYERS, Layer, TunnelError
-from vpn.modes.base import PLAIN, BringUp, TunnelInfo
+from vpn.modes.base import PLAIN, BringUp, TunnelInfo, stop
 from vpn.pipes import filled, read_lines
 from vpn.process import Argv, Client, Process, SpawnOptions, python_argv
 from vpn.programs import environment, find_shim
@@ -98,13 +98,15 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> SocksTunnel:
 def settings_of(config: TunnelConfig) -> Settings:
     """What the forwarder is told; raises TunnelError when there is nothing to go through."""
     if config.socks is not None:
-        return Settings(config.socks, direct=config.direct)
+        return Settings(config.socks, b"", config.reconnect_timeout, config.direct, True, config.probe_interval)
     credential = config.credential
     if credential is None:
         raise TunnelError("gateway", "mode socks needs a gateway's credential, or --socks HOST:PORT")
     if not credential.relay_port:
         raise TunnelError("gateway", "this credential's gateway has no relay: start it again with this version of hpcq")
-    return Settings(None, credential.to_bytes(), config.reconnect_timeout, config.direct, config.tls)
+    return Settings(
+        None, credential.to_bytes(), config.reconnect_timeout, config.direct, config.tls, config.probe_interval
+    )
 
 
 class Forwarding:
@@ -126,7 +128,7 @@ class Forwarding:
             os.close(source)
             os.close(output_end)
             reading = asyncio.create_task(self._read(output))
-            self._up.stack.push_async_callback(_stop, reading)
+            self._up.stack.push_async_callback(stop, reading)
         self._up.stack.push_async_callback(process.end)
         line = await self._lines.get()
         try:
@@ -143,11 +145,6 @@ class Forwarding:
 
     def _reason(self) -> TunnelError:
         return _trouble(self._lines.get_nowait() if not self._lines.empty() else "")
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _trouble(line: str) -> TunnelError:

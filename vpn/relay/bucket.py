@@ -1,15 +1,22 @@
 """Bandwidth limits as token buckets. Pure: time is an argument, in seconds; rates are in bytes a second.
 
 ``TokenBucket`` is one limit, ``SharedBucket`` one of several processes; ``Budget`` is several limits that hold
-together (a pilot's, and the gateway's). What was granted and not used is given back.
+together (a pilot's, and the gateway's). What was granted and not used is given back. ``Shaper`` is for datagrams, which
+cannot be split and need not arrive: what exceeds the limit waits for a moment, as before a link, or is dropped.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import MutableSequence, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 BURST = 0.05  # seconds of the rate that may pass at once
 QUANTUM = 16384  # bytes: less is not granted, unless less is wanted; many small pieces cost more than a short wait
+DELAY = 0.2  # seconds a datagram may wait for its turn
+WAITING = 1 << 20  # bytes of datagrams that may
 
 
 class TokenBucket:
@@ -101,6 +108,17 @@ class Budget:
             bucket.take(granted)
         return granted
 
+    def take_whole(self, size: int, waiting: int, now: float) -> bool:
+        """Spend ``size`` bytes, the first of ``waiting``, or nothing; what they exceed a quantum by is owed.
+
+        Who has more waiting than a quantum needs one, as everybody: many small datagrams get no more than others.
+        """
+        if any(bucket.available(now) < min(waiting, QUANTUM) for bucket in self._buckets):
+            return False
+        for bucket in self._buckets:
+            bucket.take(size)
+        return True
+
     def give_back(self, count: int) -> None:
         """Return what was granted and not used."""
         for bucket in self._buckets:
@@ -109,3 +127,44 @@ class Budget:
     def wait(self, wanted: int, now: float) -> float:
         """Seconds until something may be granted."""
         return max((bucket.wait(wanted, now) for bucket in self._buckets), default=0.0)
+
+
+class Shaper(Generic[T]):
+    """Datagrams before a limit, in their order."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.dropped = 0
+        self._budget = budget
+        self._queue: collections.deque[tuple[T, int, float]] = collections.deque()
+        self._waiting = 0
+
+    def add(self, item: T, size: int, now: float) -> None:
+        """One of ``size`` bytes has come."""
+        self._drop_old(now)
+        if self._waiting + size > WAITING:
+            self.dropped += 1
+            return
+        self._waiting += size
+        self._queue.append((item, size, now))
+
+    def pop_ready(self, now: float) -> list[T]:
+        """Those that may pass now."""
+        ready = []
+        self._drop_old(now)
+        while self._queue and self._budget.take_whole(self._queue[0][1], self._waiting, now):
+            ready.append(self._pop())
+        return ready
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until one more may pass; None when there is none."""
+        return self._budget.wait(self._waiting, now) if self._queue else None
+
+    def _drop_old(self, now: float) -> None:
+        while self._queue and now - self._queue[0][2] > DELAY:
+            self._pop()
+            self.dropped += 1
+
+    def _pop(self) -> T:
+        item, size, _ = self._queue.popleft()
+        self._waiting -= size
+        return item

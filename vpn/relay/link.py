@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from vpn.config import Credential
+from vpn.config import PROBE_INTERVAL, Credential
 from vpn.errors import TunnelError
 from vpn.relay import socks5
 from vpn.relay.pump import End, ready, reset_on_close, resume_soon
@@ -28,8 +28,8 @@ from vpn.relay.tls import TlsStream, check_key, client_context
 
 CONNECT_DEADLINE = 30.0  # seconds for the gateway to accept a connection and prove its key, also when many come at once
 ANSWER_DEADLINE = 60.0  # seconds for the gateway to reach a destination; its own deadline is shorter
-BEAT = 15.0  # seconds between two signs of life
-BEAT_DEADLINE = 15.0
+BEAT_DEADLINE = 15.0  # seconds for the answer to a sign of life; fewer where they are asked for more often,
+BEAT_LEAST = 5.0  # but a gateway may be busy for so long
 REDIAL = 4.0  # seconds after which an address that does not answer is dialled again: the kernel has asked three times
 RETRY = (0.0, 0.5, 1.0, 2.0, 4.0)  # seconds before each attempt to come back; the last again and again
 
@@ -50,10 +50,18 @@ class _EndedError(Exception):
 
 
 class Link:
-    """One session."""
+    """One session; ``beat``: seconds between two signs of life."""
 
-    def __init__(self, credential: Credential, reconnect_timeout: float = 60.0, *, tls: bool = True) -> None:
+    def __init__(
+        self,
+        credential: Credential,
+        reconnect_timeout: float = 60.0,
+        *,
+        tls: bool = True,
+        beat: float = PROBE_INTERVAL,
+    ) -> None:
         self.credential = credential
+        self._beat_interval = beat
         self.tls = tls
         """Whether what programs send is encrypted; logins always are."""
         self.server = ""
@@ -191,18 +199,19 @@ class Link:
 
     async def _beat(self, stream: TlsStream) -> None:
         """Send a byte now and then and have it back; raises when the connection is no good."""
+        deadline = min(BEAT_DEADLINE, max(BEAT_LEAST, self._beat_interval))
         receiving = asyncio.create_task(stream.receive_some())
         try:
             while True:
                 sent = time.monotonic()
                 await stream.send(b"\0")
-                async with asyncio.timeout(BEAT_DEADLINE):
+                async with asyncio.timeout(deadline):
                     data = await asyncio.shield(receiving)
                 if not data:
                     raise _EndedError
                 self.round_trip = time.monotonic() - sent
                 receiving = asyncio.create_task(stream.receive_some())
-                done, _ = await asyncio.wait([receiving], timeout=BEAT)
+                done, _ = await asyncio.wait([receiving], timeout=self._beat_interval)
                 if done and not receiving.result():
                     raise _EndedError
         finally:

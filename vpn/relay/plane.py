@@ -26,7 +26,7 @@ from contextlib import suppress
 
 import msgspec
 
-from vpn.config import Credential
+from vpn.config import PROBE_INTERVAL, Credential
 from vpn.errors import TunnelError
 from vpn.relay.datagrams import Datagrams, Network, is_within
 from vpn.relay.dnsclient import DnsClient
@@ -51,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True):
     reconnect_timeout: float = 60.0
     direct: tuple[str, ...] = ()
     tls: bool = True
+    probe_interval: float = PROBE_INTERVAL
 
 
 class Sockets(msgspec.Struct, frozen=True):
@@ -79,7 +80,7 @@ class Plane:
         self.link: Link = NoLink()
         if settings.credential:
             credential = Credential.from_bytes(settings.credential)
-            self.link = Link(credential, settings.reconnect_timeout, tls=settings.tls)
+            self.link = Link(credential, settings.reconnect_timeout, tls=settings.tls, beat=settings.probe_interval)
         self.direct: Sequence[Network] = [ipaddress.ip_network(text, strict=False) for text in settings.direct]
         self.ended = asyncio.Event()
         self._control = control

@@ -24,7 +24,7 @@ from contextlib import suppress
 
 import msgspec
 
-from vpn.config import Credential
+from vpn.config import PROBE_INTERVAL, Credential
 from vpn.errors import TunnelError
 from vpn.process import first_of
 from vpn.relay.loop import run_loop
@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True):
     reconnect_timeout: float = 60.0
     direct: tuple[str, ...] = ()
     tls: bool = True
+    probe_interval: float = PROBE_INTERVAL
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -197,10 +198,11 @@ def direct_networks(given: Sequence[str]) -> list[Network]:
 async def run(settings: Settings) -> None:
     """Start, say so, serve until SIGTERM or the session's loss."""
     upstream: Upstream
+    patience, interval = settings.reconnect_timeout, settings.probe_interval
     if settings.socks is not None:
-        upstream = PlainSocks(*settings.socks)
+        upstream = PlainSocks(*settings.socks, patience, interval)
     else:
-        upstream = Relay(Credential.from_bytes(settings.credential), settings.reconnect_timeout, tls=settings.tls)
+        upstream = Relay(Credential.from_bytes(settings.credential), patience, interval, tls=settings.tls)
     try:
         forwarder = Forwarder(upstream, direct_networks(settings.direct))
         await forwarder.start()

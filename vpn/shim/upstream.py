@@ -14,12 +14,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
+from vpn.asking import until_silent
 from vpn.config import Credential
 from vpn.errors import TunnelError
+from vpn.pulse import Pulse
 from vpn.relay import dns, socks5
 from vpn.relay.dnsclient import DnsClient
 from vpn.relay.link import ERRNOS, Link
-from vpn.relay.pump import pump, ready
+from vpn.relay.pump import Carried, pump, ready
 from vpn.shim.names import BadNameError, NamePool, PoolEmptyError, Seen, plain_name
 from vpn.shim.table import Address
 
@@ -78,8 +80,10 @@ class Upstream(Protocol):
 class Relay:
     """The gateway's relay: TLS, one session, names resolved there."""
 
-    def __init__(self, credential: Credential, reconnect_timeout: float, *, tls: bool = True) -> None:
-        self._link = Link(credential, reconnect_timeout, tls=tls)
+    def __init__(
+        self, credential: Credential, reconnect_timeout: float, probe_interval: float, *, tls: bool = True
+    ) -> None:
+        self._link = Link(credential, reconnect_timeout, tls=tls, beat=probe_interval)
         self._resolver = DnsClient(self._link)
         self._opening = asyncio.Semaphore(OPENING)
         self._seen = Seen()
@@ -141,18 +145,28 @@ def named(name: str) -> str:
 
 
 class PlainSocks:
-    """A SOCKS5 server without authentication; bytes go by splice(2)."""
+    """A SOCKS5 server without authentication; bytes go by splice(2). While none come from it, it is greeted every
+    ``probe_interval`` seconds; silent for ``patience`` seconds it counts as lost.
+    """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, patience: float, probe_interval: float) -> None:
         self._host = host
         self._port = port
+        self._patience = patience
+        self._interval = probe_interval
+        self._carrying: set[Carried] = set()
+        self._received = 0  # by connections that have ended
+        self._watching: asyncio.Task[None] | None = None
         self._pool = NamePool()
         self.lost: asyncio.Future[TunnelError] = asyncio.get_running_loop().create_future()
         self.server = f"{host}:{port}"
         self.cipher = ""
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Greet it no more."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
 
     async def addresses_of(self, name: str) -> Sequence[Address]:
         """One that stands for it."""
@@ -178,13 +192,39 @@ class PlainSocks:
                 raise UpstreamError(errno.ETIMEDOUT, "the SOCKS server did not answer") from None
             except OSError as error:
                 raise UpstreamError(errno.ENETDOWN, f"the SOCKS server ended the connection: {error}") from None
-            with await meet() as inner:
-                await pump(ready(inner), ready(outer))
+            carried = Carried()
+            self._carrying.add(carried)
+            try:
+                with await meet() as inner:
+                    await pump(ready(inner), ready(outer), carried=carried)
+            finally:
+                self._carrying.discard(carried)
+                self._received += carried.down
 
     async def open(self) -> None:
-        """Greet it."""
+        """Greet it, and now and then from now on."""
         async with asyncio.timeout(SERVER_DEADLINE):
             (await self._greet()).close()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        pulse = Pulse(self._interval, self._patience, now=asyncio.get_running_loop().time())
+        self.lost.set_result(await until_silent(pulse, self._ask, self._came))
+
+    async def _ask(self) -> None:
+        """Raises TunnelError when it does not greet us."""
+        try:
+            async with asyncio.timeout(SERVER_DEADLINE):
+                (await self._greet()).close()
+        except UpstreamError as error:
+            if not is_shortage(error.__context__):
+                raise TunnelError("gateway", error.text) from None
+        except TimeoutError:
+            text = f"the SOCKS server {self.server} did not answer a greeting in {SERVER_DEADLINE:g} s"
+            raise TunnelError("gateway", text) from None
+
+    def _came(self) -> int:
+        return self._received + sum(carried.down for carried in self._carrying)
 
     async def _greet(self) -> socket.socket:
         loop = asyncio.get_running_loop()
@@ -211,6 +251,11 @@ class PlainSocks:
             sock.close()
             raise UpstreamError(errno.ENETDOWN, f"{where} wants a password; give a SOCKS5 server that wants none")
         return sock
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether it is this process that lacks something, which says nothing of a server."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 async def request(sock: socket.socket, host: str, port: int) -> None:

@@ -22,6 +22,7 @@ from vpn.gateway.outside import Outside, OutsideError, OutsideLimits
 from vpn.gateway.policy import Policy
 from vpn.gateway.resolver import Resolver
 from vpn.relay import link, socks5
+from vpn.relay.bucket import QUANTUM
 from vpn.relay.link import Link
 from vpn.relay.pump import pump, ready
 from vpn.relay.socks5 import Command, Datagram, Target
@@ -117,6 +118,28 @@ def test_connections_ride_on_a_session(tmp_path):
     run(main)
 
 
+def test_signs_of_life_come_as_often_as_they_are_asked_for(tmp_path):
+    async def main():
+        async with Gateway(tmp_path) as gateway:
+            gateway.service.tickets.add("pilot", "password")
+            link = gateway.link(beat=0.01)
+            await link.open()
+            send, beats, thrice = link._session.send, [], asyncio.Event()
+
+            async def beat(data):
+                await send(data)
+                beats.append(data)
+                if len(beats) == 3:
+                    thrice.set()
+
+            link._session.send = beat
+            await thrice.wait()
+            await link.close()
+            assert not link.lost.done()
+
+    run(main)
+
+
 def test_a_password_is_good_once_and_a_second_use_is_logged(tmp_path, caplog):
     async def main():
         async with Gateway(tmp_path) as gateway, gateway.session():
@@ -127,6 +150,20 @@ def test_a_password_is_good_once_and_a_second_use_is_logged(tmp_path, caplog):
         assert "a spent password for 'pilot'" in caplog.text
         assert "a wrong password for 'pilot'" in caplog.text
         assert "guess" not in caplog.text
+
+    run(main)
+
+
+def test_who_comes_before_the_word_of_it_was_read_is_let_in(tmp_path, caplog):
+    async def main():
+        async with Gateway(tmp_path) as gateway:
+            gateway.service.catch_up = lambda: gateway.service.tickets.add("pilot", "password")
+            link = gateway.link()
+            await link.open()
+            await link.close()
+            with pytest.raises(TunnelError, match="refused the credential"):
+                await gateway.link(password="guess").open()
+        assert caplog.text.count("password for") == 1
 
     run(main)
 
@@ -475,6 +512,47 @@ def test_udp(tmp_path):
             await stream.send(b"\0\0\7garbage")
             with pytest.raises(OSError):  # noqa: PT011
                 await stream.receive(socks5.take_datagram)
+            stream.close()
+            transport.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_udp_is_limited_and_counted(tmp_path, way):
+    """The limit lets a burst pass and, for all the time this takes, nothing after it: the rest is dropped."""
+    size, fit = 1000, QUANTUM // 1000
+    question, answer = (b"?" * size, b"!") if way == "up" else (b"?", b"!" * size)
+
+    class Server(asyncio.DatagramProtocol):
+        def connection_made(self, transport):
+            self.transport, self.heard, self.all = transport, 0, asyncio.Event()
+
+        def datagram_received(self, data, where):
+            self.heard += 1
+            if self.heard == fit + 3:
+                self.all.set()
+            self.transport.sendto(answer, where)
+
+    async def main():
+        limits = OutsideLimits(rate_per_client=0.001)
+        async with Gateway(tmp_path, limits) as gateway, gateway.session() as link:
+            transport, server = await asyncio.get_running_loop().create_datagram_endpoint(Server, (FAR, 0))
+            target = Target(FAR, transport.get_extra_info("sockname")[1])
+            stream = await link.associate()
+            for _ in range(fit):
+                await stream.send(socks5.give_datagram(Datagram(target, question)))
+                assert await stream.receive(socks5.take_datagram, 70000) == Datagram(target, answer)
+            await stream.send(socks5.give_datagram(Datagram(target, question)) * 3)  # too many
+            if way == "down":
+                await server.all.wait()
+            nowhere = Target("127.0.0.1", 53)
+            await stream.send(socks5.give_datagram(Datagram(nowhere, b"")))
+            assert await stream.receive(socks5.take_datagram, 70000) == Datagram(nowhere, b"", True)
+            used = gateway.outside.usage["pilot"]
+            assert used.total()[way == "down"] == fit * size
+            if way == "up":
+                assert server.heard == fit
             stream.close()
             transport.close()
 

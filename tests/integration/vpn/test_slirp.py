@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -71,6 +72,41 @@ def test_killed_it_is_started_again_and_the_session_goes_on(open_site, stack):
         output, error = process.communicate("go\n", timeout=90)
         assert (process.returncode, output) == (0, "hello\n"), error
         assert f"{stack} ended (status -9): starting {stack} again" in error
+    open_site.wait_empty()
+
+
+WATCHED = """
+import asyncio, sys
+from vpn import TunnelConfig, open_session
+from vpn.modes import slirp
+ask, deadlines = slirp.ask, iter([60, 0.2])
+async def asked(sock, server, _):
+    deadline = next(deadlines)
+    if deadline < 1:
+        await asyncio.to_thread(sys.stdin.readline)
+    await ask(sock, server, deadline)
+    print("up", flush=True)
+slirp.ask = asked
+async def main():
+    async with open_session(TunnelConfig("slirp", probe_interval=1, reconnect_timeout=0)) as session:
+        print(await session.lost, flush=True)
+asyncio.run(main())
+"""
+
+
+def test_alive_but_carrying_nothing_it_is_lost(open_site, needs):
+    needs("slirp4netns")
+    hide(open_site, "pasta")
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with open_site.start("node", sys.executable, "-c", WATCHED, text=True, **pipes) as process:
+        assert process.stdout.readline() == "up\n", process.stderr.read()
+        (pid,) = open_site.find(MARKS["slirp4netns"])
+        os.kill(pid, signal.SIGSTOP)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert "nothing comes from outside any more" in process.stdout.readline()
+        os.kill(pid, signal.SIGCONT)
+        assert process.wait(90) == 0, process.stderr.read()
     open_site.wait_empty()
 
 

@@ -242,7 +242,7 @@ def pilot_told(options):
 
 
 def test_a_tunnel_is_as_submit_pilots_was_told():
-    plain = {"direct": (), "mtu": 0, "dtls": None, "tls": True, "cvmfs": None}
+    plain = {"direct": (), "mtu": 0, "dtls": None, "tls": True, "probe_interval": 15.0, "cvmfs": None}
     assert pilot_told({}).tunnel == pilot_told({"vpn": "slirp", "tls": True}).tunnel == plain
     told = pilot_told(
         {"vpn": "openconnect", "direct": ["192.0.2.7/24,10.0.0.0/8", "2001:db8::1"], "mtu": 1400, "dtls": True}
@@ -253,6 +253,8 @@ def test_a_tunnel_is_as_submit_pilots_was_told():
         "dtls": True,
     }
     assert pilot_told({"vpn": "auto", "dtls": False, "tls": False}).tunnel == plain | {"dtls": False, "tls": False}
+    for interval in (5, "5s", "0:00:05"):
+        assert pilot_told({"vpn": "slirp", "probe_interval": interval}).tunnel == plain | {"probe_interval": 5.0}
     assert pilot_told({"vpn": "none", "direct": "10.0.0.0/8"}).tunnel == plain | {"direct": ("10.0.0.0/8",)}
 
 
@@ -264,6 +266,10 @@ def test_a_tunnel_is_as_submit_pilots_was_told():
         ({"vpn": "relay", "dtls": True}, "--dtls means nothing in mode relay", "dtls=True means nothing in mode relay"),
         ({"vpn": "socks", "dtls": False}, "--no-dtls means nothing in mode socks", "dtls=False means"),
         ({"vpn": "slirp", "mtu": 1400}, "--mtu means nothing in mode slirp", "mtu=1400 means nothing in mode slirp"),
+        ({"vpn": "relay", "probe_interval": 0.5}, "0.5 s is outside 1…60", "0.5 s is outside 1…60"),
+        ({"vpn": "relay", "probe_interval": "2m"}, "120 s is outside", "120 s is outside"),
+        ({"vpn": "relay", "probe_interval": "often"}, "--probe-interval", "probe_interval"),
+        ({"probe_interval": 5}, "--probe-interval means nothing in mode none", "probe_interval=5 means nothing"),
         ({"vpn": "openconnect", "mtu": 20}, "mtu 20 is outside", "mtu 20 is outside"),
         ({"vpn": "openconnect", "mtu": -1}, "--mtu must be", "mtu must be"),
         ({"vpn": "openconnect", "mtu": "1400"}, "--mtu must be", "mtu must be"),

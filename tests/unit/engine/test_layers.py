@@ -186,6 +186,7 @@ VPN_PURE = [
     "gateway/policy",
     "gateway/tickets",
     "modes/dialogue",
+    "pulse",
     "relay/bucket",
     "relay/dns",
     "relay/packets",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpn.relay.bucket import QUANTUM, Budget, SharedBucket, TokenBucket
+from vpn.relay.bucket import DELAY, QUANTUM, WAITING, Budget, Shaper, SharedBucket, TokenBucket
 
 steps = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 1 << 20), st.floats(0, 1)), max_size=60)
 
@@ -84,3 +84,80 @@ def test_what_one_process_sends_the_others_wait_for():
     replaced = SharedBucket(1e6, spent, 0)  # a process that is started again owes nothing for the one before it
     assert replaced.available(0.0) == replaced.burst
     assert other.available(1.0) == other.burst
+
+
+LARGEST = 65507
+
+
+@given(
+    st.floats(1e3, 1e9),
+    st.lists(st.tuples(st.floats(0, 0.5), st.lists(st.integers(0, LARGEST), max_size=8)), max_size=40),
+)
+def test_datagrams_pass_in_order_within_the_rate_or_are_dropped(rate, steps):
+    bucket = TokenBucket(rate)
+    shaper, now, sent, passed = Shaper(Budget([bucket])), 0.0, 0, []
+    came = {}
+    for pause, sizes in steps:
+        now += pause
+        for size in sizes:
+            shaper.add(len(came), size, now)
+            came[len(came)] = (size, now)
+        for one in shaper.pop_ready(now):
+            size, at = came[one]
+            assert now - at <= DELAY
+            passed.append(one)
+            sent += size
+        assert sent <= bucket.burst + rate * now + LARGEST + 1
+    assert passed == sorted(set(passed))
+    shaper.pop_ready(now + 2 * DELAY)
+    assert len(passed) + shaper.dropped == len(came)
+
+
+def test_datagrams_below_the_rate_all_pass():
+    shaper, now, passed = Shaper(Budget([TokenBucket(1e6)])), 0.0, []
+    for number in range(1000):
+        shaper.add(number, 900, now)
+        passed += shaper.pop_ready(now)
+        now += 0.001
+    assert passed == list(range(1000))
+
+
+def test_a_datagram_waits_for_its_turn_and_not_longer():
+    shaper = Shaper(Budget([TokenBucket(1e6)]))
+    for size in (50_000, 1000, 1000):
+        shaper.add(size, size, 0.0)
+    assert shaper.pop_ready(0.0) == [50_000]
+    assert shaper.wait(0.0) == pytest.approx(0.002)
+    assert shaper.pop_ready(0.0021) == [1000, 1000]
+    assert shaper.wait(0.0021) is None
+    shaper.add("late", LARGEST, 0.003)
+    assert shaper.pop_ready(0.003 + DELAY + 0.01) == []
+    assert shaper.dropped == 1
+
+
+def test_who_floods_competes_for_quanta_like_connections():
+    """Else whoever takes every few bytes that there are would leave none to those who want a quantum."""
+    bucket = TokenBucket(1e6)
+    budget = Budget([bucket])
+    shaper = Shaper(budget)
+    bucket.take(bucket.burst)
+    for number in range(100):
+        shaper.add(number, 1000, 0.0)
+    assert shaper.pop_ready(0.010) == []
+    assert budget.take(1 << 20, 0.017) >= QUANTUM
+    assert shaper.pop_ready(0.020) == []
+
+
+def test_what_waits_is_bounded():
+    bucket = TokenBucket(1e9)
+    bucket.take(2 * bucket.burst)
+    shaper = Shaper(Budget([bucket]))
+    for number in range(20):
+        shaper.add(number, 65536, 0.0)
+    assert shaper.dropped == 20 - WAITING // 65536
+
+
+def test_datagrams_without_a_limit_pass_at_once():
+    shaper = Shaper(Budget())
+    shaper.add("one", LARGEST, 0.0)
+    assert shaper.pop_ready(0.0) == ["one"]

@@ -100,6 +100,8 @@ def test_bad_credentials_are_refused(changes):
         {"mtu": 100},
         {"dns": ("ns.example",)},
         {"reconnect_timeout": -1},
+        {"probe_interval": 0.9},
+        {"probe_interval": 61},
     ],
 )
 def test_bad_settings_are_refused(changes):
@@ -156,6 +158,8 @@ def test_what_a_mode_would_ignore_is_refused_by_name(mode):
         ("server", "h", "--server", {"openconnect", "prototype", "auto"}),
         ("gateway", "a", "--gateway", set(MODES) - {"slirp", "none"}),
         ("credential", "f", "--credential", set(MODES) - {"slirp", "none"}),
+        ("probe_interval", 5.0, "--probe-interval", set(MODES) - {"none"}),
+        ("probe_interval", 15.0, "", set(MODES)),
         ("tls", True, "", set(MODES)),
         ("mtu", 0, "", set(MODES)),
         ("direct", ("10.0.0.0/8",), "", set(MODES)),
