@@ -33,6 +33,7 @@ class Ending:
         self._loop = asyncio.get_running_loop()
         self._drain = drain
         self._signalled_at = -math.inf
+        self._warning_due = False
         self.ends_at = ends_at
         self.decided: asyncio.Future[End] = self._loop.create_future()
         self.hurry = asyncio.Event()
@@ -45,7 +46,9 @@ class Ending:
     def signalled(self, name: str) -> None:
         """The signal came that asks us to end."""
         now = self._loop.time()
-        if self.decided.done() and now - self._signalled_at > SAME_SIGNAL:
+        if self._warning_due:  # that the walltime ends, which we know: Slurm's may come a minute early, or late
+            self._warning_due = False
+        elif self.decided.done() and now - self._signalled_at > SAME_SIGNAL:
             self.hurry.set()
         self._signalled_at = now
         self.finish(End(f"it got {name}", drain=self._time_to_drain()))
@@ -54,7 +57,11 @@ class Ending:
         """Begin to end in time for tasks to be over at the walltime's end."""
         if self.ends_at < math.inf:
             begin = self.ends_at - self._drain - WALLTIME_MARGIN
-            self._loop.call_at(begin, self.finish, End("its walltime ends", drain=self._drain))
+            self._loop.call_at(begin, self._walltime_ends)
+
+    def _walltime_ends(self) -> None:
+        self._warning_due = not self.decided.done()
+        self.finish(End("its walltime ends", drain=self._drain))
 
     def time_left(self) -> float:
         """Seconds until we begin to end."""
