@@ -30,15 +30,8 @@ _TEXTS = (
     "cvmfs", "cvmfs_proxy", "connection", "server", "user", "servercert",
 )  # fmt: skip
 _SIZES = (
-    "memory",
-    "disk",
-    "cache_size",
-    "walltime",
-    "manager_timeout",
-    "drain_timeout",
-    "cvmfs_quota",
-    "probe_interval",
-)
+    "memory", "disk", "cache_size", "walltime", "manager_timeout", "drain_timeout", "cvmfs_quota", "probe_interval",
+)  # fmt: skip
 _PATHS = (
     "template", "environment", "scratch", "cvmfs_cache", "password_file", "certificate", "sslkey",
 )  # fmt: skip

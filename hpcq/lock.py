@@ -9,6 +9,7 @@ import re
 import socket
 from pathlib import Path
 
+from hpcq import state_dir as places
 from hpcq.errors import UsageError
 
 _HOLDER = re.compile(r"process (\d+) on (\S+)", re.ASCII)
@@ -55,3 +56,24 @@ class QueueLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class Place:
+    """The directory of a queue that this program serves: locked, and found by the queue's name, until `leave`."""
+
+    def __init__(self, queue: str, given: object) -> None:
+        """Raises UsageError when another running program serves it; ``given``: where all queues' directories are."""
+        root = None if given is None else places.absolute(given)
+        self._queue = queue
+        self._lock = QueueLock(places.lock_in(places.ensure_queue_dir(queue, root or places.state_root())))
+        self._lock.take(queue)
+        try:
+            places.place(queue, root)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def leave(self) -> None:
+        """Let another program have it; the files stay."""
+        places.leave(self._queue)
+        self._lock.release()

@@ -98,7 +98,7 @@ class Queue:
         self._closed = False
         self._journal: Journal | None = None
         self._owner = os.getpid()
-        self._take_place(settings.get("state_dir"))
+        self._place = lock.Place(self.name, settings.get("state_dir"))
         try:
             self._manager = Manager(self.name, self._deliver, self._fail, GatewayCredentials(self.name), speculate)
             self._packer = Packer(self._manager.depot.shelf)
@@ -114,25 +114,9 @@ class Queue:
                 self._manager.stop(0)
                 raise
         except BaseException:
-            self._leave_place()
+            self._place.leave()
             raise
         atexit.register(self.close)
-
-    def _take_place(self, given: object) -> None:
-        """Lock the queue's directory; from then on its files are found by its name."""
-        root = None if given is None else places.absolute(given)
-        directory = places.ensure_queue_dir(self.name, root or places.state_root())
-        self._lock = lock.QueueLock(places.lock_in(directory))
-        self._lock.take(self.name)
-        try:
-            places.place(self.name, root)
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _leave_place(self) -> None:
-        places.leave(self.name)
-        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -497,7 +481,7 @@ class Queue:
                 self._jobs.cancel_all()
         finally:
             self._fail(QueueClosedError("it was closed"))
-            self._leave_place()
+            self._place.leave()
             self._remove_if_temporary()
 
     def _remove_if_temporary(self) -> None:

@@ -69,15 +69,16 @@ static void put_joined(int target) {
  * come from this machine and were never on a wire: they are what a network card would have made of them. */
 static int hold(int target, const struct packet *packet) {
     static const struct virtio_net_hdr plain;
-    size_t length = packet->length - HEADER;
     if (packet->length <= HEADER || memcmp(packet->data, &plain, HEADER) != 0)
         return 0;
+    size_t length = packet->length - HEADER;
     if (add(&joined, packet->data + HEADER, length))
         return 1;
     put_joined(target);
     return add(&joined, packet->data + HEADER, length);
 }
 
+/* Whether anything was due. */
 static int deliver(int target, int64_t now) {
     int any = first && first->due <= now;
     while (first && first->due <= now) {

@@ -41,6 +41,18 @@ def has(program: str) -> bool:
     return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
 
 
+def environment(home, **more):
+    """Of programs that are to keep their files in ``home``."""
+    return {
+        **os.environ,
+        "HOME": str(home),
+        "XDG_STATE_HOME": str(home),
+        "PYTHONPATH": str(VPN.parent),
+        "PYTHONWARNINGS": "error",
+        **more,
+    }
+
+
 class Site:
     """Three hosts; ``run`` and ``start`` execute on one of them."""
 
@@ -136,14 +148,7 @@ class Site:
         return argv
 
     def env(self):
-        return {
-            **os.environ,
-            "HOME": str(self.directory / "home"),
-            "XDG_STATE_HOME": str(self.directory / "home"),
-            "PYTHONPATH": str(VPN.parent),
-            "PYTHONWARNINGS": "error",
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
+        return environment(self.directory / "home", PYTHONDONTWRITEBYTECODE="1")
 
     def start(self, host, *argv, **options):
         return subprocess.Popen([*self.enter(host), *argv], env=self.env(), cwd=self.directory, **options)

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import VPN, WAN
+from conftest import WAN, environment
 from cvmfs_repository import Repository, Server
 
 from vpn.cvmfs.cache import trim
@@ -56,15 +56,8 @@ def options(server, *repositories, key=None):
     return ["--cvmfs", names, "--cvmfs-server", server.url, *(word for path in keys for word in ("--cvmfs-key", path))]
 
 
-def environment(tmp_path):
-    return {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "XDG_STATE_HOME": str(tmp_path),
-        "TMPDIR": str(tmp_path),
-        "PYTHONPATH": str(VPN.parent),
-        "PYTHONWARNINGS": "error",
-    }
+def surroundings(tmp_path):
+    return environment(tmp_path, TMPDIR=str(tmp_path))
 
 
 def argv_of(*arguments):
@@ -73,7 +66,7 @@ def argv_of(*arguments):
 
 def vpn_run(tmp_path, *arguments):
     done = subprocess.run(
-        argv_of(*arguments), env=environment(tmp_path), cwd=tmp_path, text=True, capture_output=True, check=False,
+        argv_of(*arguments), env=surroundings(tmp_path), cwd=tmp_path, text=True, capture_output=True, check=False,
         timeout=DEADLINE,
     )  # fmt: skip
     print(done.stdout, done.stderr, sep="")
@@ -85,7 +78,7 @@ class Session:
 
     def __init__(self, tmp_path, *arguments) -> None:
         self.process = subprocess.Popen(
-            argv_of(*arguments, "--", "sh"), env=environment(tmp_path), cwd=tmp_path, text=True,
+            argv_of(*arguments, "--", "sh"), env=surroundings(tmp_path), cwd=tmp_path, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -178,7 +171,7 @@ def run_in_cvmfsexec(tmp_path, configuration, *arguments):
         path = dist / "etc" / "cvmfs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    env = environment(tmp_path)
+    env = surroundings(tmp_path)
     env["PATH"] = f"{dist.parent}:{env['PATH']}"
     return subprocess.run(
         argv_of(*arguments), env=env, cwd=tmp_path, text=True, capture_output=True, check=False, timeout=DEADLINE
@@ -267,7 +260,7 @@ def test_a_low_limit_of_open_files_is_raised(server, cms, tmp_path):
     argv = ["sh", "-c", 'ulimit -Sn 256 && exec "$@"', "sh", *arguments]
     before = clients()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(argv, env=environment(tmp_path), cwd=tmp_path, text=True, **pipes) as process:
+    with subprocess.Popen(argv, env=surroundings(tmp_path), cwd=tmp_path, text=True, **pipes) as process:
         assert process.stdout.readline() == "up\n"
         limits = {resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in clients() - before}
         process.communicate("\n", timeout=DEADLINE)

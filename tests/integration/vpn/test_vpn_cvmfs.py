@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import VPN, WAN, has, need
+from conftest import WAN, environment, has, need
 
 from vpn.cvmfs.servers import find
 
@@ -71,22 +71,15 @@ def image(squash, tmp_path):
     return image_of(tmp_path, sw__version="CMSSW_1\n", _dot_cvmfsdirtab="/sw\n")
 
 
-def environment(tmp_path, path=None):
-    return {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "XDG_STATE_HOME": str(tmp_path),
-        "TMPDIR": str(tmp_path),
-        "PYTHONPATH": str(VPN.parent),
-        "PYTHONWARNINGS": "error",
-        "PATH": f"{path}:{os.environ['PATH']}" if path else os.environ["PATH"],
-    }
+def surroundings(tmp_path, path=None):
+    first = f"{path}:" if path else ""
+    return environment(tmp_path, TMPDIR=str(tmp_path), PATH=f"{first}{os.environ['PATH']}")
 
 
 def vpn_run(tmp_path, *arguments, path=None, **options):
     return subprocess.run(
         [sys.executable, "-m", "vpn", "run", "--mode", "none", *map(str, arguments)],
-        env=environment(tmp_path, path), cwd=tmp_path, text=True, capture_output=True, check=False, timeout=DEADLINE,
+        env=surroundings(tmp_path, path), cwd=tmp_path, text=True, capture_output=True, check=False, timeout=DEADLINE,
         **options,
     )  # fmt: skip
 
@@ -176,7 +169,7 @@ def test_killed_it_leaves_no_mount_and_no_server(image, tmp_path, victim):
     argv = [sys.executable, "-m", "vpn", "run", "--mode", "none", "--cvmfs-image", f"{CMS}={image}", "--", "sh", "-c",
             "echo up; exec sleep 1000"]  # fmt: skip
     with subprocess.Popen(
-        argv, env=environment(tmp_path), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+        argv, env=surroundings(tmp_path), stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
     ) as p:
         try:
             assert p.stdout.readline() == "up\n"
@@ -286,7 +279,7 @@ def test_several_repositories_and_two_sessions_share_a_cache(recorded, tmp_path)
         "-c",
         read,
     ]
-    start = {"env": environment(tmp_path, recorded.directory), "text": True}
+    start = {"env": surroundings(tmp_path, recorded.directory), "text": True}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(argv, **start, **pipes) as one, subprocess.Popen(argv, **start, **pipes) as other:
         for process in (one, other):
@@ -346,7 +339,7 @@ def test_a_cvmfs2_that_is_killed_ends_the_session(recorded, tmp_path):
     argv = [sys.executable, "-m", "vpn", "run", "--mode", "none", "--cvmfs", CMS, *OWN, "--", "sh", "-c",
             "echo up; exec sleep 1000"]  # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(argv, env=environment(tmp_path, recorded.directory), **pipes) as p:
+    with subprocess.Popen(argv, env=surroundings(tmp_path, recorded.directory), **pipes) as p:
         try:
             assert p.stdout.readline() == "up\n"
             (pid,) = find(f"{tmp_path}/hpcq-cvmfs-{os.getuid()}/session-")

@@ -28,7 +28,7 @@ ALLOWED = {
     "state_dir": {"errors"},
     "addresses": {"errors"},
     "reach": set(),
-    "lock": {"errors"},
+    "lock": {"errors", "state_dir"},
     "messages": {"errors"},
     "versions": {"messages"},
     "outcome": set(),
