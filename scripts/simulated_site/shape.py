@@ -1,11 +1,11 @@
 """A slow, long wire between the login node and the outside, for kernels without netem.
 
-One TUN on each side, and one process per direction that reads packets from one, holds them back by a token bucket
-and half the round trip, and writes them to the other: `carry.c` where there is a C compiler, else Python, which keeps
-up with 1 Gbit/s for a few flows only. The TUNs take offloads, so "packets" have up to 64 kB. A full queue drops, as a
-router does; it is the carrier's alone. A wire waits for no processor: the carriers come first where we may say so, and
-the TUNs hold what comes meanwhile. (With a TUN's usual 500 packets the wire lost packets of 1.5 kB whenever its carrier
-was not run for 6 ms, which no wire does; packets of 64 kB it did not.)
+One TUN on each side, and a process that reads packets from one, holds them back by a token bucket and half the round
+trip, and writes them to the other: `carry.c` where there is a C compiler, else two in Python, one per direction, which
+keep up with 1 Gbit/s for a few flows only. The TUNs take offloads, so "packets" have up to 64 kB. A full queue drops,
+as a router does; it is the carrier's alone. A wire waits for no processor: the carriers come first where we may say so,
+and the TUNs hold what comes meanwhile. (With a TUN's usual 500 packets the wire lost packets of 1.5 kB whenever its
+carrier was not run for 6 ms, which no wire does; packets of 64 kB it did not.)
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def connect(one: tuple[str, int], other: tuple[str, int], shape: Shape) -> None:
     ends = [_device_of(name, pid, shape) for name, pid in (one, other)]
     kernel.join("/proc/1/ns/net", kernel.CLONE_NEWNET)
     program = _compiled()
-    for source, target in (ends, reversed(ends)):
+    for source, target in (ends,) if program else (ends, reversed(ends)):
         if os.fork() == 0:
             _become(program, source, target, shape)
     for end in ends:
@@ -108,7 +108,7 @@ def _compiled() -> Path | None:
 
 
 def _become(program: Path | None, source: int, target: int, shape: Shape) -> None:
-    """A carrier's process; never returns."""
+    """A carrier's process: the program carries both ways; never returns."""
     with contextlib.suppress(OSError):  # not in a user namespace
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     try:
