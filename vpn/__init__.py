@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vpn.probes import ProbeResult
     from vpn.process import Process
     from vpn.pulse import Pulse
-    from vpn.session import Session, open_session
+    from vpn.session import Diagnosis, Session, open_session
     from vpn.surroundings import Check
     from vpn.units import MAX_DURATION_S, MAX_MEMORY_MB, megabytes_in, seconds_in
 
@@ -82,6 +82,7 @@ _HOMES = {
     "ProbeResult": "vpn.probes",
     "Process": "vpn.process",
     "Pulse": "vpn.pulse",
+    "Diagnosis": "vpn.session",
     "Session": "vpn.session",
     "open_session": "vpn.session",
     "Check": "vpn.surroundings",
@@ -99,6 +100,7 @@ __all__ = [
     "Choice",
     "Credential",
     "Cvmfs",
+    "Diagnosis",
     "GatewayClient",
     "GatewayError",
     "Login",

@@ -150,9 +150,7 @@ class Holder(Keeper):
     def on_diagnose(self, message: Diagnose, _fds: list[int]) -> None:
         """Sockets that tell of this namespace's connections wherever they are sent."""
         with ExitStack() as stack:
-            opened = [stack.enter_context(netlink.diagnosis())]
-            with suppress(OSError):
-                opened.append(stack.enter_context(netlink.diagnosis(*netlink.TCP_ENDS)))
+            opened = [stack.enter_context(sock) for sock in netlink.diagnosing_sockets()]
             self.report(Done(message.id), tuple(sock.fileno() for sock in opened))
 
 

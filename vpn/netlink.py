@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 
 ROUTE, DIAGNOSIS, NETFILTER = 0, 4, 12  # protocols of netlink(7)
 TCP_ENDS = (1, 3)  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
@@ -134,6 +135,16 @@ def diagnosis(*groups: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def diagnosing_sockets() -> list[socket.socket]:
+    """One that can be asked about this namespace's connections, and one that is told of TCP ones that end, unless that
+    is refused; raises OSError.
+    """
+    opened = [diagnosis()]
+    with suppress(OSError):
+        opened.append(diagnosis(*TCP_ENDS))
+    return opened
 
 
 def _acknowledged(data: bytes) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 from vpn.config import TunnelConfig
 from vpn.cvmfs import mount as cvmfs
@@ -32,7 +32,9 @@ from vpn.errors import TunnelError
 from vpn.messages import Diagnose
 from vpn.modes import auto, none, openconnect, prototype, relay, slirp, socks
 from vpn.modes.base import BringUp, Tunnel, TunnelInfo
+from vpn.modes.socks import ShimClient
 from vpn.namespace import open_namespace
+from vpn.netlink import diagnosing_sockets
 from vpn.probes import ProbeResult
 from vpn.probing import ask
 from vpn.process import Argv, Client, Process, SpawnOptions, start_keeper
@@ -48,6 +50,16 @@ BRING_UP: dict[str, Callable[[TunnelConfig, BringUp], Awaitable[Tunnel]]] = {
 
 WITHOUT_NAMESPACE = ("none", "socks")
 """Modes whose programs run in the host's namespaces: for CVMFS they get one for mounts alone."""
+
+
+class Diagnosis(NamedTuple):
+    """Sockets of sock_diag(7), the caller's to close: one to ask, and one that is told of each connection that ends,
+    unless that is refused; none where nobody can tell. They tell of, and keep, the tunnel's namespace, or else the
+    host's: there the connections of programs inside are those to a port of loopback that is one of ``gates``.
+    """
+
+    sockets: list[socket.socket]
+    gates: frozenset[int] = frozenset()
 
 
 class Session:
@@ -87,17 +99,15 @@ class Session:
         """
         return await ask(self.spawn, targets, timeout)
 
-    async def diagnose(self) -> list[socket.socket]:
-        """Sockets of sock_diag(7) that tell of the TCP connections of the tunnel's namespace, the caller's to close
-        (they keep the namespace): one to ask, and one that is told of each that ends, unless that is refused.
-
-        Empty where there is no namespace of its own. Raises OSError, TunnelError.
-        """
+    async def diagnose(self) -> Diagnosis:
+        """Who to ask about the TCP connections of programs inside; raises OSError, TunnelError."""
         client = self._tunnel.client
+        if isinstance(client, ShimClient):
+            return Diagnosis(diagnosing_sockets(), client.gates)
         if self.info.mode in WITHOUT_NAMESPACE or not isinstance(client, Client):
-            return []
+            return Diagnosis([])
         packet = await client.request(Diagnose(client.number()))
-        return [socket.socket(fileno=fd) for fd in packet.fds]
+        return Diagnosis([socket.socket(fileno=fd) for fd in packet.fds])
 
 
 @asynccontextmanager

@@ -5,8 +5,9 @@ which the kernel never gives to another one of the same namespace; whose it is, 
 inode, as long as a process has it. What says that a socket has ended has the counters and the cookie, and no inode.
 
 Counted is what leaves the namespace: a connection with an end on the loopback, or with itself, is left out, and so are
-the two ends of what mode ``relay`` redirects but the program's own. Figures are right to a byte or two for each
-connection, since TCP counts its opening and its end as bytes.
+the two ends of what mode ``relay`` redirects but the program's own. Where *gates* are named, which are ports of the
+loopback, counted is what has one as its peer, and nothing else: the connections that mode ``socks`` makes. Figures are
+right to a byte or two for each connection, since TCP counts its opening and its end as bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
+
+NONE: frozenset[int] = frozenset()
 
 DEADLINE = 2.0
 """Seconds the kernel has to answer: it does so at once, or never."""
@@ -28,6 +31,8 @@ _INFO = 2  # INET_DIAG_INFO
 _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBB48xII")  # inet_diag_req
 _MESSAGE = struct.Struct("=BBxx4x16s16s4xQIIIII")  # inet_diag_msg
+_PEERS_PORT_AT = 6
+_PORT = struct.Struct(">H")
 _ATTRIBUTE = struct.Struct("=HH")
 _BYTES = struct.Struct("=QQ")
 _BYTES_AT = 120  # tcp_info.tcpi_bytes_acked, then tcpi_bytes_received (Linux 4.1)
@@ -49,8 +54,11 @@ class Flow(NamedTuple):
     received: int
 
 
-def dump(asking: socket.socket) -> list[Flow]:
-    """Every TCP socket of the namespace with a peer elsewhere. Raises OSError, also for a kernel without sock_diag."""
+def dump(asking: socket.socket, gates: Set[int] = NONE) -> list[Flow]:
+    """Every TCP socket of the namespace with a peer elsewhere, or at one of the gates.
+
+    Raises OSError, also for a kernel without sock_diag.
+    """
     asking.settimeout(DEADLINE)
     number = _next_number()
     request = _REQUEST.pack(0, 0, 0, 1 << (_INFO - 1), _STATES, 0)
@@ -58,7 +66,7 @@ def dump(asking: socket.socket) -> list[Flow]:
     found: list[Flow] = []
     done = False
     while not done:
-        flows, done = parse(asking.recv(1 << 18), number)
+        flows, done = parse(asking.recv(1 << 18), number, gates)
         found += flows
     return found
 
@@ -70,8 +78,8 @@ def _next_number() -> int:
     return next(_numbers) & 0x7FFFFFFF
 
 
-def ends(told: socket.socket) -> Iterator[Flow]:
-    """The sockets that have ended since the last time, as far as they had a peer elsewhere.
+def ends(told: socket.socket, gates: Set[int] = NONE) -> Iterator[Flow]:
+    """The sockets that have ended since the last time, as far as they had a peer elsewhere, or at one of the gates.
 
     Raises OSError (ENOBUFS) when some could not be told, since nobody had read for too long.
     """
@@ -80,10 +88,10 @@ def ends(told: socket.socket) -> Iterator[Flow]:
             data = told.recv(1 << 16, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
-        yield from parse(data, 0)[0]
+        yield from parse(data, 0, gates)[0]
 
 
-def parse(data: bytes, number: int) -> tuple[list[Flow], bool]:
+def parse(data: bytes, number: int, gates: Set[int] = NONE) -> tuple[list[Flow], bool]:
     """The sockets in one datagram of the answer to request ``number`` (0: of what is told unasked), and whether it was
     the last. Raises OSError for the kernel's refusal.
     """
@@ -102,7 +110,7 @@ def parse(data: bytes, number: int) -> tuple[list[Flow], bool]:
         if kind == _ERROR:
             code = -int.from_bytes(body[:4], "little" if _IS_LITTLE else "big", signed=True)
             raise OSError(code, os.strerror(code))
-        if kind in (_SOCKET, _DUMP_ALL_FAMILIES) and (flow := _flow(body)) is not None:
+        if kind in (_SOCKET, _DUMP_ALL_FAMILIES) and (flow := _flow(body, gates)) is not None:
             found.append(flow)
     return found, False
 
@@ -110,11 +118,14 @@ def parse(data: bytes, number: int) -> tuple[list[Flow], bool]:
 _IS_LITTLE = struct.pack("=H", 1) == b"\1\0"
 
 
-def _flow(body: bytes) -> Flow | None:
+def _flow(body: bytes, gates: Set[int]) -> Flow | None:
     if len(body) < _MESSAGE.size:
         return None
     family, state, own, peer, cookie, _, _, waiting, _, inode = _MESSAGE.unpack_from(body)
-    if own == peer or _is_here(family, own) or _is_here(family, peer):
+    if gates:
+        if _PORT.unpack_from(body, _PEERS_PORT_AT)[0] not in gates or not _is_here(family, peer):
+            return None
+    elif own == peer or _is_here(family, own) or _is_here(family, peer):
         return None
     for kind, value in _attributes(body[_MESSAGE.size :]):
         if kind == _INFO and len(value) >= _BYTES_AT + _BYTES.size:

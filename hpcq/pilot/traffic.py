@@ -3,6 +3,7 @@
 Who does what::
 
     vpn's holder --two sockets of sock_diag(7), made in the namespace (SCM_RIGHTS)--> `Watch`, one for each session
+    (mode ``socks``: the host's own, and the ports that its programs' connections go to)
     kernel --a connection has ended, with its counters--> `Watch.ended`           (when it happens, in our loop)
     `Counting` --who is there?--> kernel, then /proc/PID/fd for what is new       (a look, in a thread)
     `account` --whose?--> what each task is told (`TaskResult`), and the pilot's totals (`messages.Traffic`)
@@ -22,11 +23,11 @@ keeps from task to task counts for each from look to look, so a little of one ma
 
 When the tunnel is made anew its session has a watch of its own, and the old one's ends with the old session: sums go
 on. Our sockets keep a namespace alive, so they are closed before its session is. Failures: a kernel that has no
-sock_diag, or refuses it, is logged once, and nothing is told (None, not 0); nor in modes without a namespace
-(``socks``, ``none``). One that only refuses to tell of ends: connections between two looks are missed. More ends than
-the socket holds are lost, and what they had carried since the look before (logged once). Counters are of 64 bits and
-each connection's own, so none wraps or is set back; a figure below an earlier one counts as that. Whatever goes wrong
-here costs figures only.
+sock_diag, or refuses it, is logged once, and nothing is told (None, not 0); nor in mode ``none``. One that only refuses
+to tell of ends: connections between two looks are missed. More ends than the socket holds (on a node with mode
+``socks``: also other users') are lost, and what they had carried since the look before (logged once). Counters are of
+64 bits and each connection's own, so none wraps or is set back; a figure below an earlier one counts as that. Whatever
+goes wrong here costs figures only.
 
 Without a tunnel there is no watch: no look, no thread, nothing for each task.
 May not live here: whose a connection is (`account`), what the kernel's answers look like (`sockdiag`).
@@ -135,13 +136,13 @@ class Counting:
     async def watch(self, session: Session, stack: AsyncExitStack) -> None:
         """Count what goes through this session until ``stack``, which ends it, unwinds."""
         try:
-            sockets = await session.diagnose()
+            diagnosis = await session.diagnose()
         except (OSError, TunnelError) as error:
-            log.warning("the bytes of tasks are not counted: the tunnel's namespace cannot be asked: %s", error)
+            log.warning("the bytes of tasks are not counted: nobody can be asked about its connections: %s", error)
             return
-        if not sockets:
+        if not diagnosis.sockets:
             return
-        watch = Watch(sockets, self._account, self._news.set)
+        watch = Watch(diagnosis, self._account, self._news.set)
         stack.callback(self._forget, watch)
         try:
             await asyncio.to_thread(watch.look, [])

@@ -1,14 +1,13 @@
-"""The connections of one session's namespace: what the kernel tells of them, when asked and by itself.
+"""The connections of one session: what the kernel tells of them, when asked and by itself.
 
-Its sockets are the namespace's, and keep it alive until they are closed. May not live here: whose a connection is
-(`account`), when to look (`traffic`).
+Where the session has a namespace the sockets are of it, and keep it alive until they are closed. May not live here:
+whose a connection is (`account`), when to look (`traffic`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from hpcq.pilot import sockdiag
 from hpcq.pilot.account import Account, Table
 from hpcq.pilot.processes import descendants
 from hpcq.pilot.sockdiag import Flow
+from vpn import Diagnosis
 
 log = logging.getLogger("hpcq.pilot")
 
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What one look at a namespace found: its sockets, the lane of each inode that was looked for; CPU seconds."""
+    """What one look found: its sockets, the lane of each inode that was looked for; CPU seconds."""
 
     flows: list[Flow]
     owners: dict[int, int]
@@ -40,9 +40,10 @@ class Seen(NamedTuple):
 
 
 class Watch:
-    """The connections of one session's namespace; ``news`` is called at the first end that was not looked at."""
+    """The connections of one session; ``news`` is called at the first end that was not looked at."""
 
-    def __init__(self, sockets: Sequence[socket.socket], account: Account, news: Callable[[], None]) -> None:
+    def __init__(self, diagnosis: Diagnosis, account: Account, news: Callable[[], None]) -> None:
+        sockets, self._gates = diagnosis
         self._sockets = sockets
         self._news = news
         self._told = sockets[1] if len(sockets) > 1 else None
@@ -60,7 +61,7 @@ class Watch:
             return
         now, had = self._loop.time(), len(self.ended)
         try:
-            self.ended.extend((now, flow) for flow in sockdiag.ends(self._told))
+            self.ended.extend((now, flow) for flow in sockdiag.ends(self._told, self._gates))
         except OSError as error:
             if not self._lossy:
                 log.warning("connections end faster than they can be counted, the bytes of some are lost: %s", error)
@@ -72,7 +73,7 @@ class Watch:
         """See what is there; in a thread, while nobody changes the table. Raises OSError."""
         began = time.thread_time()
         with self._lock:
-            flows = [] if self.closed else sockdiag.dump(self._sockets[0])
+            flows = [] if self.closed else sockdiag.dump(self._sockets[0], self._gates)
         wanted = self.table.wanted(flows)
         owners = sockdiag.owners(wanted, ((place.lane, _tree(place.pid)) for place in places)) if wanted else {}
         return Seen(flows, owners, time.thread_time() - began)

@@ -19,6 +19,7 @@ import ctypes
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -39,8 +40,10 @@ VARIABLE = "VPN_SHIM"
 class ShimClient:
     """Starts programs with the library."""
 
-    def __init__(self, keeper: Client, shim: str, session: str) -> None:
+    def __init__(self, keeper: Client, shim: str, session: str, gates: Sequence[int]) -> None:
         self._keeper = keeper
+        self.gates = frozenset(gates)
+        """The ports of loopback that programs' connections go to."""
         self.lost = keeper.lost
         self._shim = shim
         self._session = session
@@ -92,7 +95,7 @@ async def bring_up(config: TunnelConfig, up: BringUp) -> SocksTunnel:
     info = TunnelInfo(
         "socks", kind=kind, cipher=serving.cipher if config.tls else "", bring_up_seconds=seconds, server=serving.server
     )
-    return SocksTunnel(ShimClient(up.keeper, shim, serving.session), info)
+    return SocksTunnel(ShimClient(up.keeper, shim, serving.session, serving.gates), info)
 
 
 def settings_of(config: TunnelConfig) -> Settings:

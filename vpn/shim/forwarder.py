@@ -55,6 +55,7 @@ class Serving(msgspec.Struct, frozen=True):
 
     session: str
     server: str
+    gates: tuple[int, ...]
     cipher: str = ""
 
 
@@ -212,7 +213,8 @@ async def run(settings: Settings) -> None:
     except TunnelError as error:
         announce(Trouble(error.message, error.layer))
         sys.exit(1)
-    announce(Serving(forwarder.session, upstream.server, upstream.cipher))
+    gates = tuple(forwarder.gate.ports.values())
+    announce(Serving(forwarder.session, upstream.server, gates, upstream.cipher))
     serving = asyncio.create_task(forwarder.serve())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
     await first_of(serving, upstream.lost)

@@ -1,12 +1,13 @@
 """A queue and a pilot with a tunnel, in a network namespace of their own: tasks move known numbers of bytes, and what
-they are told is printed as JSON. Run by `test_bytes_counted` as ``unshare … python counted.py``.
+they are told is printed as JSON. Run by `test_bytes_counted` as ``unshare … python counted.py MODE``.
 
-The server outside (an address of this namespace, which the tunnel reaches) holds connections until it is told to go on:
-the pilot's totals say when it has seen what went over them.
+The server outside (at an address that no device here has, but which leads here) holds connections until it is told to
+go on: the pilot's totals say when it has seen what went over them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -25,9 +26,10 @@ COMMANDS = (
     "ip link set lo up",
     "ip link add outside0 type veth peer name outside1",
     "ip link set outside1 up",
-    f"ip addr add {OUTSIDE}/24 dev outside0",
+    "ip addr add 192.0.2.1/24 dev outside0",
     "ip link set outside0 up",
-    "ip route add default via 203.0.113.2",
+    "ip route add default via 192.0.2.2",
+    f"ip route add local {OUTSIDE} dev lo",
 )
 LET_LONG_GO, LET_SHORT_GO = 1, 2
 SMALL, SHORT, LONG, PUT = 10_000, 100_000, 2_000_000, 300_000
@@ -110,11 +112,24 @@ class Counted:
         return self.told(long), told
 
 
-def main():
+@contextlib.contextmanager
+def gateway():
+    command = [sys.executable, "-m", "vpn", "gateway"]
+    subprocess.run([*command, "start", "--allow", OUTSIDE], check=True, stdout=sys.stderr)
+    try:
+        yield
+    finally:
+        subprocess.run([*command, "stop"], check=True, stdout=sys.stderr)
+
+
+def main(mode):
     for command in COMMANDS:
         subprocess.run(command.split(), check=True)
-    with hpcq.Queue("counted", address="127.0.0.1") as queue:
-        queue.submit_pilots(1, batch="local", cores=2, vpn="slirp")
+    with (
+        contextlib.nullcontext() if mode == "slirp" else gateway(),
+        hpcq.Queue("counted", address="127.0.0.1") as queue,
+    ):
+        queue.submit_pilots(1, batch="local", cores=2, vpn=mode)
         queue.wait_for_pilots(1, timeout=DEADLINE)
         counted = Counted(queue, Server())
         alone, (long, short) = counted.alone(), counted.at_once()
@@ -128,4 +143,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Bytes counted for each task, through a real tunnel in a real namespace."""
+"""Bytes counted for each task, through real tunnels: one with a namespace, one without."""
 
 import json
 import os
@@ -30,11 +30,12 @@ def needs():
     pytest.skip(reason)
 
 
-def test_each_task_is_told_its_own(place, needs):
+@pytest.mark.parametrize("mode", ["slirp", "socks"])
+def test_each_task_is_told_its_own(mode, place, needs):
     """To two bytes a connection and direction; what is asked for is a line of at most 20 bytes."""
     program = Path(__file__).with_name("counted.py")
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--net", sys.executable, str(program)],
+        ["unshare", "--user", "--map-root-user", "--net", sys.executable, str(program), mode],
         env={**os.environ, "PYTHONPATH": str(program.parent)},
         capture_output=True, text=True, check=False, timeout=DEADLINE,
     )  # fmt: skip

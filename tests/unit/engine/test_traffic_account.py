@@ -16,12 +16,13 @@ ESTABLISHED, CLOSED = 1, 7
 
 
 def answer(
-    inode=7, sent=1, received=0, peer="203.0.113.7", own=None, *, state=ESTABLISHED, waiting=0, kind=20, number=5
-):
+    inode=7, sent=1, received=0, peer="203.0.113.7", own=None, *, port=1094, state=ESTABLISHED, waiting=0, kind=20,
+    number=5,
+):  # fmt: skip
     family = socket.AF_INET6 if ":" in peer else socket.AF_INET
     own = own or ("2001:db8::9" if ":" in peer else "192.0.2.9")
     ends = [socket.inet_pton(family, address).ljust(16, b"\0") for address in (own, peer)]
-    ports = struct.pack(">HH", 40000, 1094)
+    ports = struct.pack(">HH", 40000, port)
     message = (
         struct.pack("=BBBB", family, state, 0, 0) + ports + b"".join(ends) + bytes(4) + struct.pack("=Q", 1000 + inode)
     )
@@ -48,6 +49,13 @@ def test_connections_of_the_loopback_are_left_out(peer):
     assert parse(answer(peer=peer), 5) == ([], False)
     other = "2001:db8::1" if ":" in peer else "198.18.0.1"
     assert parse(answer(peer=other, own=peer), 5) == ([], False)
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_where_there_are_gates_connections_to_these_count_alone(peer):
+    data = answer(7, 101, 2000, peer, peer, port=5555) + answer(8, peer=peer, own=peer, port=5556)
+    data += answer(9, peer="198.18.0.1", port=5555)
+    assert parse(data + DONE, 5, {5555, 6666}) == ([Flow(1007, 7, 100, 2000)], True)
 
 
 def test_connections_with_itself_are_left_out():
