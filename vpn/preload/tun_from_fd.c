@@ -8,8 +8,9 @@
  * A device made with IFF_VNET_HDR is read and written with a header before each packet, of which the program does not
  * know: it is taken off and put on here. Packets are written several at once (tun_gro.h), at the latest before the
  * program reads from the device or waits; and read several at once (tun_gso.h): while some are left, the device counts
- * as readable. Both only once the program was seen to wait for the device. It is openconnect, which has one thread and
- * uses it by one descriptor and by no other calls than those below.
+ * as readable. The bytes of its connection to the server are sent and received likewise (stream.h). All of it only once
+ * the program was seen to wait for the device. It is openconnect, which has one thread and uses both by one descriptor
+ * and by no other calls than those below.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,10 +26,12 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/select.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "stream.h"
 #include "tun_gro.h"
 #include "tun_gso.h"
 
@@ -58,7 +61,11 @@ static int refused; /* the kernel did not take what was joined */
 static struct batch held;
 static size_t unwritten; /* bytes of `held.data` that the device had no room for yet */
 static struct super got;
-static struct { int fd; struct epoll_event event; } watch = {.fd = -1}; /* how the program watches the device */
+static struct watch { /* how the program watches a descriptor by epoll, and that is ``epoll - 1`` */
+	int epoll;
+	struct epoll_event event;
+} watches[DESCRIPTORS];
+static int armed; /* whether we watch the connection for room, and the program does not */
 
 static void *resolve(const char *name)
 {
@@ -100,6 +107,9 @@ __attribute__((constructor)) static void load(void)
 	*(void **)&real_select = resolve("select");
 	*(void **)&real_poll = resolve("poll");
 	*(void **)&real_epoll_wait = resolve("epoll_wait");
+	*(void **)&real_recv = resolve("recv");
+	*(void **)&real_send = resolve("send");
+	*(void **)&real_sendmsg = resolve("sendmsg");
 	*(void **)&real_epoll_ctl = resolve("epoll_ctl");
 	if (number == NULL) {
 		return;
@@ -239,11 +249,32 @@ static int hold(const void *packet, size_t length)
 	return waits && !refused && unwritten == 0 && add(&held, packet, length);
 }
 
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	load();
+	return waits && is_stream(fd) ? stream_send(message, flags) : real_sendmsg(fd, message, flags);
+}
+
+ssize_t send(int fd, const void *data, size_t length, int flags)
+{
+	struct iovec part = {(void *)data, length};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	load();
+	return waits && is_stream(fd) ? stream_send(&message, flags) : real_send(fd, data, length, flags);
+}
+
+ssize_t recv(int fd, void *data, size_t length, int flags)
+{
+	load();
+	return waits && is_stream(fd) ? stream_receive(data, length, flags) : real_recv(fd, data, length, flags);
+}
+
 ssize_t write(int fd, const void *data, size_t length)
 {
 	load();
 	if (!headers || fd == -1 || fd != duplicate) {
-		return real_write(fd, data, length);
+		return waits && is_stream(fd) ? send(fd, data, length, 0) : real_write(fd, data, length);
 	}
 	if (!hold(data, length)) {
 		if (!flush()) {
@@ -266,7 +297,7 @@ ssize_t read(int fd, void *data, size_t length)
 
 	load();
 	if (!headers || fd == -1 || fd != duplicate) {
-		return real_read(fd, data, length);
+		return waits && is_stream(fd) ? stream_receive(data, length, 0) : real_read(fd, data, length);
 	}
 	flush();
 	do {
@@ -290,102 +321,13 @@ int close(int fd)
 		flush();
 		unwritten = 0;
 		got.at = got.length;
-		watch.fd = duplicate = -1;
+		duplicate = -1;
+	}
+	stream_close(fd);
+	if (fd >= 0 && fd < DESCRIPTORS) {
+		watches[fd].epoll = 0;
 	}
 	return real_close(fd);
 }
 
-/* Before the program waits, for the device too (`watched`) or not: how long it may at most, in ms; -1: as it likes. */
-static int about_to_wait(int watched)
-{
-	if (!headers || duplicate == -1) {
-		return -1;
-	}
-	if (watched && !waits) {
-		waits = 1;
-		if (real_ioctl(duplicate, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6) != 0) {
-			perror("tun_from_fd: TUNSETOFFLOAD"); /* then the kernel does all of it, and packets come one by one */
-		}
-	}
-	if (watched && got.at < got.length) {
-		flush();
-		return 0;
-	}
-	return flush() ? -1 : RETRY;
-}
-
-int select(int count, fd_set *readable, fd_set *writable, fd_set *special, struct timeval *limit)
-{
-	int watched, most, ready;
-	struct timeval soon = {0};
-
-	load();
-	watched = duplicate != -1 && duplicate < count && readable != NULL && FD_ISSET(duplicate, readable);
-	most = about_to_wait(watched);
-	soon.tv_usec = most * 1000;
-	if (most != -1 && (limit == NULL || timercmp(limit, &soon, >))) {
-		limit = &soon;
-	}
-	ready = real_select(count, readable, writable, special, limit);
-	if (most == 0 && ready != -1 && !FD_ISSET(duplicate, readable)) {
-		FD_SET(duplicate, readable);
-		ready++;
-	}
-	return ready;
-}
-
-int poll(struct pollfd *descriptors, nfds_t count, int limit)
-{
-	nfds_t index = 0;
-	int most, ready;
-
-	load();
-	while (index < count && (duplicate == -1 || descriptors[index].fd != duplicate ||
-				 !(descriptors[index].events & (POLLIN | POLLRDNORM)))) {
-		index++;
-	}
-	most = about_to_wait(index < count);
-	ready = real_poll(descriptors, count, most != -1 && (limit < 0 || limit > most) ? most : limit);
-	if (most == 0 && ready != -1) {
-		ready += descriptors[index].revents == 0;
-		descriptors[index].revents |= descriptors[index].events & (POLLIN | POLLRDNORM);
-	}
-	return ready;
-}
-
-int epoll_ctl(int fd, int operation, int watched, struct epoll_event *event)
-{
-	int done;
-
-	load();
-	done = real_epoll_ctl(fd, operation, watched, event);
-	if (done == 0 && watched != -1 && watched == duplicate) {
-		watch.fd = operation == EPOLL_CTL_DEL ? -1 : fd;
-		if (operation != EPOLL_CTL_DEL) {
-			watch.event = *event;
-		}
-	}
-	return done;
-}
-
-int epoll_wait(int fd, struct epoll_event *events, int count, int limit)
-{
-	int most, ready, index;
-
-	load();
-	most = about_to_wait(fd != -1 && fd == watch.fd && (watch.event.events & EPOLLIN));
-	ready = real_epoll_wait(fd, events, count, most != -1 && (limit < 0 || limit > most) ? most : limit);
-	if (most != 0 || ready == -1) {
-		return ready;
-	}
-	for (index = 0; index < ready && events[index].data.u64 != watch.event.data.u64; index++) {
-	}
-	if (index == count) {
-		return ready; /* no room: next time */
-	}
-	if (index == ready) {
-		events[ready++] = (struct epoll_event){.events = 0, .data = watch.event.data};
-	}
-	events[index].events |= EPOLLIN;
-	return ready;
-}
+#include "tun_waits.h"

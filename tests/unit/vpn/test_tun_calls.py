@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -11,6 +12,8 @@ import struct
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tun_packets import ACK, HEADER, PSH, build, checksum, segment
 
 SOURCE = """
@@ -46,8 +49,10 @@ int t_begin(int fd, int with_headers, int refuse)
     headers = with_headers;
     refuses = refuse;
     held.length = unwritten = got.at = got.length = 0;
-    waits = refused = 0;
-    watch.fd = -1;
+    waits = refused = armed = 0;
+    memset(watches, 0, sizeof(watches));
+    memset(kinds, 0, sizeof(kinds));
+    stream.fd = -1;
     return open("/dev/net/tun", O_RDWR);
 }
 unsigned long t_asked(int which) { return asked[which]; }
@@ -151,6 +156,8 @@ def shim(tmp_path_factory):
     library.t_asked.restype = ctypes.c_ulong
     library.read.restype = library.write.restype = ctypes.c_ssize_t
     library.read.argtypes = library.write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+    library.recv.restype = library.send.restype = ctypes.c_ssize_t
+    library.recv.argtypes = library.send.argtypes = (*library.read.argtypes, ctypes.c_int)
     return library
 
 
@@ -371,3 +378,268 @@ def test_it_is_told_the_name_of_the_device(start):
     assert (program.shim.t_asked(0), program.shim.t_asked(1)) == (TUNGETIFF, 9)
     assert program.shim.open(b"/dev/vhost-net", os.O_RDWR) == -1
     assert ctypes.get_errno() == errno.ENOENT
+
+
+# --- its connection to the server ----------------------------------------------------------------------------------
+
+
+class Connection:
+    """A stream whose one end the program has; what it calls is the shim's."""
+
+    def __init__(self, program, *, blocking=False):
+        self.program, self.shim = program, program.shim
+        self.mine, self.server = socket.socketpair()
+        self.mine.setblocking(blocking)
+        self.server.setblocking(False)
+        self.fd = self.mine.fileno()
+
+    def send(self, data, call="send"):
+        """How many bytes were taken, or the negative error."""
+        done = self.shim.write(self.fd, data, len(data)) if call == "write" else self._send(data)
+        return done if done != -1 else -ctypes.get_errno()
+
+    def _send(self, data):
+        return self.shim.send(self.fd, data, len(data), socket.MSG_NOSIGNAL)
+
+    def receive(self, count, flags=0):
+        """Bytes, or the error."""
+        buffer = ctypes.create_string_buffer(max(count, 1))
+        got = self.shim.recv(self.fd, buffer, count, flags)
+        return buffer.raw[:got] if got != -1 else ctypes.get_errno()
+
+    def arrived(self):
+        """What the server has got."""
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while part := self.server.recv(1 << 20):
+                data += part
+        return data
+
+    def wait(self, way, milliseconds=0, *, room=False, input=True):
+        """Wait for the device and the connection: whether it counts as readable, and as writable."""
+        if way == "select":
+            read, write = bytearray(128), bytearray(128)
+            for wanted, fds in ((True, read), (input, read), (room, write)):
+                fd = self.program.fd if fds is read and wanted is True and not read.strip(b"\0") else self.fd
+                if wanted:
+                    fds[fd // 8] |= 1 << fd % 8
+            sets = [(ctypes.c_char * 128).from_buffer(one) for one in (read, write)]
+            limit = (ctypes.c_long * 2)(milliseconds // 1000, milliseconds % 1000 * 1000)
+            self.shim.select(1023, sets[0], sets[1] if room else None, None, limit if milliseconds >= 0 else None)
+            return tuple(bool(fds[self.fd // 8] & 1 << self.fd % 8) for fds in (read, write))
+        if way == "poll":
+            wanted = (select.POLLIN if input else 0) | (select.POLLOUT if room else 0)
+            polls = (Poll * 2)(Poll(self.program.fd, select.POLLIN, 0), Poll(self.fd, wanted, 0))
+            self.shim.poll(polls, 2, milliseconds)
+            return tuple(bool(polls[1].revents & one) for one in (select.POLLIN, select.POLLOUT))
+        event = Epoll((select.EPOLLIN if input else 0) | (select.EPOLLOUT if room else 0), 0xBEEF)
+        known = 3 if self.program.shim.epoll_ctl(self.program.epoll, 1, self.fd, ctypes.byref(event)) else 0
+        if known:
+            assert self.shim.epoll_ctl(self.program.epoll, known, self.fd, ctypes.byref(event)) == 0
+        events = (Epoll * 4)()
+        count = self.shim.epoll_wait(self.program.epoll, events, 4, milliseconds)
+        found = [one.events for one in events[:count] if one.data == 0xBEEF]
+        assert len(found) <= 1
+        assert all(one.events for one in events[:count])
+        return tuple(bool(found and found[0] & one) for one in (select.EPOLLIN, select.EPOLLOUT))
+
+    def fill(self):
+        """Leave the kernel no room; what it took."""
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data += b"f" * self.mine.send(b"f" * 65536)
+        return data
+
+
+@pytest.fixture
+def connect(start):
+    opened = []
+
+    def begin(*, waited=True, blocking=False):
+        connection = Connection(start(waited=waited), blocking=blocking)
+        opened.append(connection)
+        return connection
+
+    yield begin
+    for connection in opened:
+        if connection.mine.fileno() != -1:
+            connection.shim.close(os.dup(connection.fd))
+            connection.mine.close()
+        connection.server.close()
+
+
+RECORD = b"r" * 1400
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_records_go_together_when_the_program_waits(connect, way):
+    connection = connect()
+    for number in range(3):
+        assert connection.send(RECORD, ("send", "write")[number % 2]) == len(RECORD)
+    assert connection.arrived() == b""
+    connection.wait(way)
+    assert connection.arrived() == 3 * RECORD
+    assert connection.wait(way, room=True) == (False, True)
+
+
+def test_no_more_than_a_segment_offload_is_held_and_large_records_are_not(connect):
+    connection = connect()
+    sent = b""
+    while not (came := connection.arrived()):
+        data = bytes([len(sent) % 251]) * 1400
+        connection.send(data)
+        sent += data
+    assert len(sent) - 1400 == len(came) <= 65536
+    large = b"L" * 16000
+    assert connection.send(large) == 16000
+    assert came + connection.arrived() == sent + large
+
+
+@pytest.mark.parametrize("options", [{"waited": False}, {"blocking": True}])
+def test_one_that_did_not_wait_yet_or_a_connection_that_blocks_is_left_alone(connect, options):
+    connection = connect(**options)
+    connection.send(RECORD)
+    assert connection.arrived() == RECORD
+    connection.server.send(b"abc")
+    assert connection.receive(1) == b"a"
+    assert connection.mine.recv(2) == b"bc"
+
+
+def test_datagrams_and_second_connections_are_left_alone(connect):
+    connection = connect()
+    connection.send(RECORD)
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        ends = socket.socketpair(type=kind)
+        ends[0].setblocking(False)
+        assert connection.shim.send(ends[0].fileno(), b"one", 3, 0) == 3
+        assert ends[1].recv(10) == b"one"
+        connection.shim.close(os.dup(ends[0].fileno()))
+        connection.shim.close(ends[0].detach())
+        ends[1].close()
+    assert connection.arrived() == b""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_is_readable_while_some_that_came_is_left(connect, way):
+    connection = connect()
+    connection.server.send(b"head!" + b"b" * 100 + b"next!")
+    assert connection.wait(way, -1) == (True, False)
+    assert connection.receive(5) == b"head!"
+    assert connection.receive(5, socket.MSG_PEEK) == b"b" * 5
+    assert connection.receive(100) == b"b" * 100
+    assert connection.wait(way, -1) == (True, False)  # the kernel has nothing left
+    assert connection.wait(way, input=False) == (False, False)
+    assert connection.receive(100) == b"next!"
+    assert connection.wait(way) == (False, False)
+    assert connection.receive(5) == errno.EAGAIN
+
+
+def test_large_records_are_received_where_they_go(connect):
+    connection = connect()
+    connection.server.send(b"12345" + b"x" * 16000 + b"67890")
+    assert connection.receive(5) + connection.receive(16000) + connection.receive(5) == (
+        b"12345" + b"x" * 16000 + b"67890"
+    )
+    connection.server.send(b"12345abc")
+    assert connection.receive(5) == b"12345"
+    assert connection.mine.recv(10) == b"abc"
+
+
+def test_its_end_is_its_end_and_what_cannot_be_sent_an_error(connect):
+    connection = connect()
+    connection.server.send(b"last")
+    connection.server.close()
+    assert (connection.receive(5), connection.receive(5)) == (b"last", b"")
+    assert connection.send(RECORD) == len(RECORD)
+    connection.wait("poll")
+    assert connection.send(RECORD) == -errno.EPIPE
+    assert connection.send(RECORD) == -errno.EPIPE
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_lost_where_the_kernel_has_no_room(connect, way):
+    connection = connect()
+    expected = connection.fill()
+    taken = b""
+    while connection.send(RECORD) == len(RECORD):
+        taken += RECORD
+    assert 60000 < len(taken) <= 65536
+    assert connection.send(RECORD) == -errno.EAGAIN
+    assert connection.wait(way, 1) == (False, False)
+    got = b""
+    while len(got) < len(expected + taken):  # the program waits for nothing but its device, and is not woken for more
+        got += connection.arrived()
+        assert connection.wait(way, -1 if way != "poll" and len(got) < len(expected) else 1) == (False, False)
+    assert got == expected + taken
+    assert connection.send(RECORD) == len(RECORD)
+    assert connection.wait(way, -1, room=True) == (False, True)
+    assert connection.arrived() == RECORD
+
+
+def test_what_is_held_goes_before_it_is_closed_and_another_may_get_the_number(connect):
+    connection = connect()
+    connection.send(RECORD)
+    connection.server.send(b"unread")
+    assert connection.receive(1) == b"u"
+    number = connection.mine.detach()
+    connection.shim.close(number)
+    assert connection.arrived() == RECORD
+    ends = socket.socketpair()
+    os.dup2(ends[0].fileno(), number)
+    os.set_blocking(number, False)
+    connection.fd = number
+    assert connection.receive(5) == errno.EAGAIN
+    ends[1].send(b"new")
+    assert connection.receive(5) == b"new"
+    connection.shim.close(number)
+    ends[1].close()
+    if number != ends[0].fileno():
+        ends[0].close()
+    else:
+        ends[0].detach()
+    connection.mine = socket.socket()
+
+
+def test_a_child_sends_nothing_of_its_parents(connect):
+    connection = connect()
+    connection.send(RECORD)
+    child = os.fork()
+    if child == 0:
+        connection.shim.close(connection.fd)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert connection.arrived() == b""
+    connection.wait("epoll")
+    assert connection.arrived() == RECORD
+
+
+steps = st.one_of(
+    st.tuples(st.sampled_from(("send", "come", "receive")), st.integers(1, 9000)),
+    st.tuples(st.just("wait"), st.sampled_from(WAYS)),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@given(st.lists(steps, max_size=60))
+def test_every_byte_arrives_once_and_in_order(connect, script):
+    connection = connect()
+    sent, arrived, came, received = (bytearray() for _ in range(4))
+    for what, how in script:
+        if what == "wait":
+            readable, _ = connection.wait(how)
+            assert readable == (len(received) < len(came))
+            arrived += connection.arrived()
+            assert arrived == sent
+        elif what == "receive":
+            got = connection.receive(how)
+            received += b"" if got == errno.EAGAIN else got
+            assert (got == errno.EAGAIN) == (len(received) == len(came) and not isinstance(got, bytes))
+        else:
+            data = bytes((len(sent) + n) % 251 for n in range(how))
+            if what == "send":
+                assert connection.send(data) == how
+                sent += data
+            else:
+                came += data[: connection.server.send(data)]
+    assert came.startswith(received)
