@@ -58,18 +58,6 @@ def address_add(index: int, address: str) -> Message:
     return 20, _ACK | _CREATE | _EXCL, body + b"".join(attribute(kind, interface.packed) for kind in (2, 1))
 
 
-def veth_add(name: str, peer: str, pid: int) -> Message:
-    """A pair of devices, the second one in the network namespace of a process."""
-    there = bytes(16) + attribute(3, peer.encode() + b"\0") + attribute(19, struct.pack("=I", pid))
-    kind = nested(18, attribute(1, b"veth\0"), nested(2, attribute(1, there)))
-    return 16, _ACK | _CREATE | _EXCL, bytes(16) + attribute(3, name.encode() + b"\0") + kind
-
-
-def link_delete(index: int) -> Message:
-    """Remove a device, of a pair both."""
-    return 17, _ACK, struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
-
-
 def route_add(index: int, route: str, via: str = "") -> Message:
     """A route (CIDR) through a device, to a router there if one is named."""
     network = ipaddress.ip_network(route)
