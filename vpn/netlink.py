@@ -58,14 +58,13 @@ def address_add(index: int, address: str) -> Message:
     return 20, _ACK | _CREATE | _EXCL, body + b"".join(attribute(kind, interface.packed) for kind in (2, 1))
 
 
-def route_add(index: int, route: str, via: str = "") -> Message:
-    """A route (CIDR) through a device, to a router there if one is named."""
+def route_add(index: int, route: str) -> Message:
+    """A route (CIDR) through a device."""
     network = ipaddress.ip_network(route)
-    scope = 253 if network.version == 4 and not via else 0  # RT_SCOPE_LINK: no gateway
+    scope = 253 if network.version == 4 else 0  # RT_SCOPE_LINK: no gateway
     body = struct.pack("=8BI", _family(network.version), network.prefixlen, 0, 0, 254, 3, scope, 1, 0)
     destination = attribute(1, network.network_address.packed) if network.prefixlen else b""
-    router = attribute(5, ipaddress.ip_address(via).packed) if via else b""
-    return 24, _ACK | _CREATE | _EXCL, body + destination + attribute(4, struct.pack("=I", index)) + router
+    return 24, _ACK | _CREATE | _EXCL, body + destination + attribute(4, struct.pack("=I", index))
 
 
 def redirect(family: int, table: str, device: str, port: int) -> list[Message]:

@@ -25,7 +25,7 @@ def far(shared_gateway):
     """Echo servers outside, for the whole module; ping is allowed to the gateway's group."""
     process = shared_gateway._hold([*shared_gateway.enter("wan"), sys.executable, TRAFFIC, "serve", WAN])
     shared_gateway.children.append(process)
-    shared_gateway.known = {**shared_gateway.known, **{pid: "" for pid in shared_gateway.find(TRAFFIC)}}
+    shared_gateway.known = {**shared_gateway.known, **dict.fromkeys(shared_gateway.find(TRAFFIC), "")}
     shared_gateway.check("login", "sh", "-c", f"echo 0 0 > {PING_RANGE}")
     return shared_gateway
 
@@ -57,7 +57,7 @@ def revoke(site, username):
 
 @pytest.mark.parametrize("options", [(), ("--dtls",), ("--mtu", "1400")])
 def test_datagrams_of_every_size_go_both_ways(far, options):
-    """Larger ones than the tunnel takes in fragments, both ways; each target of a port has a line, bytes are counted."""
+    """Larger ones than the tunnel takes in fragments; each target of a port has a line, its bytes are counted."""
     sizes = [1, 1472, 30_000, 65_507]
     script = f"for size in {' '.join(map(str, sizes))}; do {sys.executable} {TRAFFIC} udp {WAN} $size || exit; done"
     done, username = run(far, f"sizes {options}", "sh", "-c", script, options=options)
@@ -149,9 +149,10 @@ def only(site, text):
 def waiting(site, name):
     """A session that waits for two lines; itself, and the address and user it has."""
     file = site.credential(name)
+    echo = f"{sys.executable} {TRAFFIC} udp {WAN} 1000"
     process = site.start_vpn(
         "node", "run", "--mode", "openconnect", "--credential", file, "--", "sh", "-c",
-        f": {name}; ip -4 -o addr show tun0; read line; {sys.executable} {TRAFFIC} udp {WAN} 1000; echo done; read line; true",
+        f": {name}; ip -4 -o addr show tun0; read line; {echo}; echo done; read line; true",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     address = process.stdout.readline().split()[3].partition("/")[0]

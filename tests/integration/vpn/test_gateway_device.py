@@ -216,10 +216,12 @@ def test_ways_that_are_not_used_are_closed(tmp_path, monkeypatch):
         async with Tunnel(tmp_path) as tunnel:
             await tunnel.send(b"x")
             await tunnel.at_far()
+            way, closed = tunnel.device._clients["pilot"].ways, asyncio.Event()
+            monkeypatch.setattr(way, "_close", lambda _way, close=way._close: (close(_way), closed.set()))
             async with asyncio.timeout(60):
-                while tunnel.outside.usage["pilot"].open:
-                    await asyncio.sleep(0)
+                await closed.wait()
             assert tunnel.lines()[0]["outcome"] == "ok"
+            assert not tunnel.outside.usage["pilot"].open
 
     run(main)
 
