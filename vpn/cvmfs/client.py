@@ -194,14 +194,14 @@ def explain_end(repository: str, status: int, said: str, log: str) -> TunnelErro
     return TunnelError("cvmfs", f"{repository}: cvmfs2 ended with {how}: {reason}{last}")
 
 
-def explain_loss(repository: str) -> TunnelError:
+def explain_loss(what: str, server: str = "cvmfs2") -> TunnelError:
     """When it ended while it was mounted."""
-    return TunnelError("cvmfs", f"{repository}: its cvmfs2 has ended, maybe killed for lack of memory")
+    return TunnelError("cvmfs", f"{what}: its {server} has ended, maybe killed for lack of memory")
 
 
-def image_command(program: str, image: str, place: str) -> list[str]:
-    """The argv that mounts a squashfs file and then goes on in the background."""
-    return [program, image, place]
+def image_command(program: str, image: str, place: str, mark: str) -> list[str]:
+    """The argv that mounts a squashfs file and then goes on in the background; by ``mark`` its process is found."""
+    return [program, "-o", f"fsname={mark}", image, place]
 
 
 def explain_image(image: str, status: int, said: str) -> TunnelError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -88,8 +89,7 @@ async def provide(settings: Cvmfs, missing: Sequence[str], holder: Client, up: B
     up.stack.callback(trimming.cancel)
     up.troubles.append(_Logs(room, [*first, *missing]).news)
     for name in (*first, *missing):
-        pids = await asyncio.to_thread(find, room.configuration(name, "first"))
-        up.stack.callback(Watch(pids, partial(up.lose, cvmfs2.explain_loss(name))).close)
+        await _watch(room.configuration(name, "first"), cvmfs2.explain_loss(name), up)
     return room
 
 
@@ -194,9 +194,17 @@ async def _mount_image(path: str, place: str, holder: Client, up: BringUp) -> No
         os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise TunnelError("cvmfs", f"{path}: {error.strerror} (it must be visible on the node)") from None
-    status, said = await _run(holder, cvmfs2.image_command(program, path, place), environment())
+    mark = f"vpn-{secrets.token_hex(16)}"
+    status, said = await _run(holder, cvmfs2.image_command(program, path, place, mark), environment())
     if status:
         raise cvmfs2.explain_image(path, status, said)
+    await _watch(mark, cvmfs2.explain_loss(path, "squashfuse"), up)
+
+
+async def _watch(mark: str, loss: TunnelError, up: BringUp) -> None:
+    """The tunnel is lost when the server with this on its command line ends."""
+    pids = await asyncio.to_thread(find, mark)
+    up.stack.callback(Watch(pids, partial(up.lose, loss)).close)
 
 
 async def _run(holder: Client, argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:

@@ -1,8 +1,9 @@
-"""The processes of a cvmfs2 that is mounted, watched: without it no file of the repository can be read, and every task
-that comes fails.
+"""The processes that serve a mounted repository, cvmfs2 or an image's squashfuse, watched: without them no file of it
+can be read, and every task that comes fails.
 
-It goes to the background by itself and is then nobody's child that we know: it is found by the configuration it was
-given, whose name is of this session alone. They are two, the client and its watchdog, and neither outlives the other.
+They go to the background by themselves and are then nobody's children that we know: they are found by what they were
+given, a configuration or a name that is of this session alone. A cvmfs2 is two, the client and its watchdog, and
+neither outlives the other.
 """
 
 from __future__ import annotations

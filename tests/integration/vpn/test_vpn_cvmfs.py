@@ -186,6 +186,23 @@ def test_killed_it_leaves_no_mount_and_no_server(image, tmp_path, victim):
     assert servers(tmp_path) == before
 
 
+def test_a_squashfuse_that_is_killed_ends_the_session(image, tmp_path):
+    argv = [sys.executable, "-m", "vpn", "run", "--mode", "none", "--cvmfs-image", f"{CMS}={image}", "--", "sh", "-c",
+            "echo up; exec sleep 1000"]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, env=surroundings(tmp_path), **pipes) as p:
+        try:
+            assert p.stdout.readline() == "up\n"
+            (pid,) = servers(tmp_path)
+            os.kill(pid, signal.SIGKILL)
+            assert p.wait(DEADLINE) == 5
+            assert (
+                p.stderr.read() == f"Error: cvmfs: {image}: its squashfuse has ended, maybe killed for lack of memory\n"
+            )
+        finally:
+            p.kill()
+
+
 def holder_of(pid):
     """The pid 1 of a process's pid namespace, as we see it: its parent, since it has adopted the server."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
