@@ -105,8 +105,6 @@ class Ways(Generic[K]):
 
     async def open(self, key: K, host: str, port: int, protocol: Protocol = "udp") -> None:
         """Open a way; raises OutsideError, which is logged. What an address is asked for does not wait."""
-        while len(self._ways) >= self._most:
-            self._close(next(iter(self._ways.values())))
         asked = port if protocol == "udp" else None
         with ExitStack() as stack:
             one = stack.enter_context(self._outside.slot(self._client, host, port, protocol))
@@ -117,6 +115,8 @@ class Ways(Generic[K]):
             way = Way(key, str(sock.getpeername()[0]), sock, one, stack.pop_all(), self._loop.time())
         if (other := self._ways.get(key)) is not None:  # opened meanwhile
             self._close(other)
+        while len(self._ways) >= self._most:
+            self._close(next(iter(self._ways.values())))
         self._ways[key] = way
         self._loop.add_reader(sock, self._on_readable, way)
 
