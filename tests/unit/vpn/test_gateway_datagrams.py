@@ -114,6 +114,19 @@ def test_an_echo_request_is_taken_as_it_is_built(rest, identifier, number):
     assert (answer[20], answer[24:26], answer[26:]) == (0, packet.raw[24:26], rest)
 
 
+def summed(data):
+    """RFC 1071, as it is written."""
+    total = sum(int.from_bytes(data[at : at + 2].ljust(2, b"\0")) for at in range(0, len(data), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+@given(st.binary(max_size=200) | st.builds(bytes, st.integers(0, 9)) | st.integers(0, 9).map(lambda n: b"\xff" * n))
+def test_checksums_are_those_of_the_rfc(data):
+    assert packets.checksum(data) == summed(data)
+
+
 @pytest.mark.parametrize("size", [0, 1, 7])
 def test_an_echo_request_that_is_cut_short_is_none(size):
     whole = packets.build_echo(A, B, bytes(2), 1, reply=False)
