@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from vpn.gateway import device, ways
+from vpn.gateway import device, openings, ways
 from vpn.gateway.accesslog import AccessLog
 from vpn.gateway.device import Device
 from vpn.gateway.outside import Outside, OutsideError, OutsideLimits
@@ -117,7 +117,9 @@ def test_answers_come_from_where_they_were_asked_for_and_are_counted(tmp_path):
     run(main)
 
 
-def test_what_is_not_allowed_is_refused_at_once_each_time_and_logged_once(tmp_path):
+def test_what_is_not_allowed_is_refused_at_once_each_time_and_logged_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(openings, "REFUSED_FOR", 600.0)
+
     async def main():
         async with Tunnel(tmp_path) as tunnel:
             for source in range(4000, 4100):
@@ -144,7 +146,9 @@ def test_a_target_that_is_not_there_is_refused_in_its_name(tmp_path):
     run(main)
 
 
-def test_a_packet_that_is_faster_than_the_word_of_its_client_waits_for_it(tmp_path):
+def test_a_packet_that_is_faster_than_the_word_of_its_client_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "PATIENCE", 600.0)
+
     async def main():
         async with Tunnel(tmp_path, client="") as tunnel:
             for number in range(1000):
@@ -214,10 +218,9 @@ def test_ways_that_are_not_used_are_closed(tmp_path, monkeypatch):
 
     async def main():
         async with Tunnel(tmp_path) as tunnel:
+            closed, close = asyncio.Event(), ways.Ways._close
+            monkeypatch.setattr(ways.Ways, "_close", lambda *args: (close(*args), closed.set()))
             await tunnel.send(b"x")
-            await tunnel.at_far()
-            way, closed = tunnel.device._clients["pilot"].ways, asyncio.Event()
-            monkeypatch.setattr(way, "_close", lambda _way, close=way._close: (close(_way), closed.set()))
             async with asyncio.timeout(60):
                 await closed.wait()
             assert tunnel.lines()[0]["outcome"] == "ok"
