@@ -271,21 +271,23 @@ class Server:
         """The data plane; the sockets inside that TCP and the name service are redirected to, and the device that has
         the rest; the port of TCP.
         """
-        device = await self.namespace.open_tun(OUT)
-        await self.namespace.configure(OUT, "", mtu=OUT_MTU, routes=["default"], queue=OUT_QUEUE)
-        await self.namespace.configure("lo", f"{PLANE}/32")
-        listener, port = await self.namespace.listen(PLANE)
-        sockets = {LISTENER_FD: listener, DEVICE_FD: device}
-        for number, udp in ((DNS_UDP_FD, True), (DNS_TCP_FD, False)):
-            sockets[number], _ = await self.namespace.listen(PLANE, DNS_PORT, udp=udp)
-        config = self.config
-        if config.rate:
-            sockets[LEDGER_FD] = os.dup(self.ledger)
-        log_file = str(access_log(self.directory, self.user))
-        settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns, self.user)
-        self._plane = DataPlane(
-            keeper, sockets, settings, lambda: self._background.log_lines("plane"), self._end, tally=self.tally
-        )
+        with ExitStack() as closing:
+            sockets = {DEVICE_FD: await self.namespace.open_tun(OUT)}
+            closing.callback(lambda: list(map(os.close, sockets.values())))
+            await self.namespace.configure(OUT, "", mtu=OUT_MTU, routes=["default"], queue=OUT_QUEUE)
+            await self.namespace.configure("lo", f"{PLANE}/32")
+            sockets[LISTENER_FD], port = await self.namespace.listen(PLANE)
+            for number, udp in ((DNS_UDP_FD, True), (DNS_TCP_FD, False)):
+                sockets[number], _ = await self.namespace.listen(PLANE, DNS_PORT, udp=udp)
+            config = self.config
+            if config.rate:
+                sockets[LEDGER_FD] = os.dup(self.ledger)
+            log_file = str(access_log(self.directory, self.user))
+            settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns, self.user)
+            self._plane = DataPlane(
+                keeper, sockets, settings, lambda: self._background.log_lines("plane"), self._end, tally=self.tally
+            )
+            closing.pop_all()  # they are its own now
         self._stack.push_async_callback(self._plane.close)
         await self._plane.start()
         return port
