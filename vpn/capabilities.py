@@ -46,7 +46,6 @@ NEEDS = {
         "tun",
         "ocserv",
         "occtl",
-        "slirp4netns",
         "nft",
         "one_id",
         "last_words",

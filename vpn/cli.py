@@ -274,7 +274,7 @@ _json = click.option("--json", "as_data", is_flag=True, help="Print data.")
 )
 @click.option("--limit", type=click.FloatRange(min=0), default=0.0, help="Mbit/s each way, all pilots together.")
 @click.option("--limit-per-pilot", type=click.FloatRange(min=0), default=0.0, help="Mbit/s each way of one pilot.")
-@click.option("--privileged", is_flag=True, help="Run by root: the kernel's NAT, no user namespaces, no slirp4netns.")
+@click.option("--privileged", is_flag=True, help="Run by root: no user namespaces.")
 @_json
 def start(
     *,

@@ -166,9 +166,8 @@ def configure_link(message: Configure) -> None:
         netlink.perform(netlink.ROUTE, [netlink.link_up(index, message.mtu, message.queue)])
         for route in message.routes:
             step = f"add the route {route} through"
-            where, _, via = route.partition(" via ")
-            wanted = "0.0.0.0/0" if where == "default" else where
-            netlink.perform(netlink.ROUTE, [netlink.route_add(index, wanted, via)])
+            wanted = "0.0.0.0/0" if route == "default" else route
+            netlink.perform(netlink.ROUTE, [netlink.route_add(index, wanted)])
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise TunnelError("tunnel", f"cannot {step} {message.device} in the namespace: {reason}") from None

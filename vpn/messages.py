@@ -70,7 +70,7 @@ class Redirect(Message, frozen=True):
 
 class Configure(Message, frozen=True):
     """Give ``device`` an address (CIDR), an MTU in bytes and a queue in packets (0: leave it), set it up, add routes
-    (CIDR or "default", and perhaps "via" a router).
+    (CIDR or "default").
     """
 
     id: int

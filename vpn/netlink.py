@@ -58,26 +58,13 @@ def address_add(index: int, address: str) -> Message:
     return 20, _ACK | _CREATE | _EXCL, body + b"".join(attribute(kind, interface.packed) for kind in (2, 1))
 
 
-def veth_add(name: str, peer: str, pid: int) -> Message:
-    """A pair of devices, the second one in the network namespace of a process."""
-    there = bytes(16) + attribute(3, peer.encode() + b"\0") + attribute(19, struct.pack("=I", pid))
-    kind = nested(18, attribute(1, b"veth\0"), nested(2, attribute(1, there)))
-    return 16, _ACK | _CREATE | _EXCL, bytes(16) + attribute(3, name.encode() + b"\0") + kind
-
-
-def link_delete(index: int) -> Message:
-    """Remove a device, of a pair both."""
-    return 17, _ACK, struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
-
-
-def route_add(index: int, route: str, via: str = "") -> Message:
-    """A route (CIDR) through a device, to a router there if one is named."""
+def route_add(index: int, route: str) -> Message:
+    """A route (CIDR) through a device."""
     network = ipaddress.ip_network(route)
-    scope = 253 if network.version == 4 and not via else 0  # RT_SCOPE_LINK: no gateway
+    scope = 253 if network.version == 4 else 0  # RT_SCOPE_LINK: no gateway
     body = struct.pack("=8BI", _family(network.version), network.prefixlen, 0, 0, 254, 3, scope, 1, 0)
     destination = attribute(1, network.network_address.packed) if network.prefixlen else b""
-    router = attribute(5, ipaddress.ip_address(via).packed) if via else b""
-    return 24, _ACK | _CREATE | _EXCL, body + destination + attribute(4, struct.pack("=I", index)) + router
+    return 24, _ACK | _CREATE | _EXCL, body + destination + attribute(4, struct.pack("=I", index))
 
 
 def redirect(family: int, table: str, device: str, port: int) -> list[Message]:

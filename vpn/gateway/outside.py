@@ -17,8 +17,8 @@ import ipaddress
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,7 +109,7 @@ class Outside:
 
     async def connect(self, client: str, host: str, port: int) -> socket.socket:
         """A connected socket, ready for a pump; raises OutsideError, which is logged."""
-        async with self.slot(client, host, port) as one:
+        with self.slot(client, host, port) as one:
             return await self.reach(one)
 
     async def carry(
@@ -121,18 +121,17 @@ class Outside:
         where nothing was reached.
         """
         try:
-            async with self.slot(client, host, port) as one:
-                with await self.reach(one) as outer:
-                    if connected is not None:
-                        await connected()
-                    return await pump(inner, outer, self.usage[client].limits, one.carried)
+            with self.slot(client, host, port) as one, await self.reach(one) as outer:
+                if connected is not None:
+                    await connected()
+                return await pump(inner, outer, self.usage[client].limits, one.carried)
         except OutsideError:
             if isinstance(inner, socket.socket):
                 reset_on_close(inner)
             raise
 
-    @asynccontextmanager
-    async def slot(self, client: str, host: str, port: int, protocol: str = "tcp") -> AsyncIterator[Open]:
+    @contextmanager
+    def slot(self, client: str, host: str, port: int, protocol: str = "tcp") -> Iterator[Open]:
         """Room for one connection of a client, counted and logged; raises OutsideError when there is none."""
         one = Open(client, host, port, time.monotonic(), now_text())
         usage = self._usage(client)
@@ -166,7 +165,7 @@ class Outside:
             raise
         return ready(sock)
 
-    def refuse_own(self, sock: socket.socket, port: int) -> None:
+    def refuse_own(self, sock: socket.socket, port: int | None) -> None:
         """Raise OutsideError when a connected socket ended at this host itself, at an address it has got since the
         policy was made: what comes from an address to the same one has not left.
         """
@@ -187,8 +186,8 @@ class Outside:
             self.names.learn(name, found, 0.0, time.monotonic())
         return [(address, frozenset({name})) for address in found]
 
-    def permit(self, found: Sequence[tuple[Address, frozenset[str]]], port: int) -> list[Address]:
-        """Those that pilots may connect to; raises OutsideError when there is none."""
+    def permit(self, found: Sequence[tuple[Address, frozenset[str]]], port: int | None) -> list[Address]:
+        """Those that pilots may connect to (``port`` None: ping); raises OutsideError when there is none."""
         verdicts = [(address, self.policy.decide(address, port, names)) for address, names in found]
         allowed = [address for address, verdict in verdicts if verdict.allowed]
         if not allowed:

@@ -1,4 +1,4 @@
-"""The gateway's data plane: a process that carries pilots' TCP connections from the tunnels to the outside.
+"""The gateway's data plane: a process that carries what pilots send from the tunnels to the outside.
 
 TCP that arrives from a tunnel is redirected, in the gateway's namespace, to a listener whose descriptor is here,
 while this process stands in the host's network. So a pilot's connection ends in the namespace, where segments are
@@ -8,6 +8,8 @@ host's: ``Outside`` decides, connects, counts, limits, logs and moves the bytes 
 A connection belongs to the client whose tunnel address it comes from. The daemon says who that is (``Arrived``); a
 connection that is faster than that word waits for it, ``OWNER_DEADLINE`` seconds at most. ``Left`` cuts what a
 client still has open.
+
+What is not TCP is routed to a device of the namespace, which is read here (``device``).
 
 The name service is redirected here too (UDP and TCP, port 53 of the servers pilots are told of), and answered by the
 host's name servers (``resolver``): so the rules that name hosts know the addresses that pilots come with.
@@ -32,11 +34,13 @@ from typing import Any
 import msgspec
 
 from vpn.gateway.accesslog import AccessLog
+from vpn.gateway.device import Device
 from vpn.gateway.ledger import PLANE, Ledger
 from vpn.gateway.lesser import become
 from vpn.gateway.outside import Outside, OutsideError, OutsideLimits, own_addresses
 from vpn.gateway.plane_messages import (
     CONTROL_FD,
+    DEVICE_FD,
     DNS_TCP_FD,
     DNS_UDP_FD,
     LEDGER_FD,
@@ -87,6 +91,10 @@ class Owners:
         """It has no address any more."""
         self._clients = {address: owner for address, owner in self._clients.items() if owner != client}
 
+    def known(self, address: str) -> str:
+        """The client of an address, or ""."""
+        return self._clients.get(address, "")
+
     async def of(self, address: str, deadline: float = OWNER_DEADLINE) -> str:
         """The client of an address, waited for; raises TimeoutError."""
         if address in self._clients:
@@ -104,10 +112,11 @@ class Owners:
 class Plane:
     """Accepts, carries, answers the daemon."""
 
-    def __init__(self, outside: Outside, listener: socket.socket, resolver: Resolver) -> None:
+    def __init__(self, outside: Outside, listener: socket.socket, device: int, resolver: Resolver) -> None:
         self.outside = outside
         self._dns = DnsServer(resolver.ask)
         self.owners = Owners()
+        self._device = Device(device, outside, self.owners.known)
         self._listener = listener
         self._names_known = asyncio.Event()
         self._carrying: dict[str, set[asyncio.Task[None]]] = defaultdict(set)
@@ -117,7 +126,7 @@ class Plane:
         """Until the daemon is gone."""
         reader, writer = await asyncio.open_connection(sock=control)
         self._dns.serve_udp(dns_udp)
-        always = (self._accept(), self._learn_names(), self._dns.serve_tcp(dns_tcp))
+        always = (self._accept(), self._carry_others(), self._learn_names(), self._dns.serve_tcp(dns_tcp))
         serving = [asyncio.create_task(each) for each in always]
         try:
             while line := await reader.readline():
@@ -134,6 +143,7 @@ class Plane:
         match order:
             case Arrived(address, client):
                 self.cut(self.owners.arrived(address, client))
+                self._start(self._device.arrived(address))
             case Left(client):
                 self.owners.left(client)
                 self.cut(client)
@@ -145,6 +155,7 @@ class Plane:
         """End what a client has open."""
         for task in self._carrying.pop(client, ()):
             task.cancel()
+        self._device.cut(client)
 
     def figures(self, number: int) -> Figures:
         """What every client has moved."""
@@ -174,6 +185,10 @@ class Plane:
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             self._start(self._serve(sock, str(peer[0])))
+
+    async def _carry_others(self) -> None:
+        await self._names_known.wait()
+        await self._device.run()
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -227,6 +242,6 @@ def main(argv: list[str]) -> None:
     for sock in (listener, *others):
         sock.setblocking(False)
     with suppress(KeyboardInterrupt):
-        run_loop(Plane(outside, listener, resolver).run(*others))
+        run_loop(Plane(outside, listener, DEVICE_FD, resolver).run(*others))
     if access is not None:
         access.close()

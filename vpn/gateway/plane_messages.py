@@ -10,6 +10,7 @@ import msgspec
 
 CONTROL_FD, LISTENER_FD, DNS_UDP_FD, DNS_TCP_FD = 3, 4, 5, 6  # where the data plane finds its sockets
 LEDGER_FD = 7  # … and, when there is a common limit, the ledger
+DEVICE_FD = 8  # what is not TCP
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -63,9 +63,9 @@ class Rule:
     network: Network | None = None
     name: str = ""
 
-    def matches(self, address: Address, port: int, names: Collection[str]) -> bool:
-        """Whether it speaks of this destination; ``names`` are the address's own."""
-        if not self.low <= port <= self.high:
+    def matches(self, address: Address, port: int | None, names: Collection[str]) -> bool:
+        """Whether it speaks of this destination; ``names`` are the address's own, ``port`` None is any."""
+        if port is not None and not self.low <= port <= self.high:
             return False
         if self.network is not None:
             return address in self.network
@@ -111,17 +111,20 @@ class Policy:
         if ground not in self._grounds:
             self._grounds = (*self._grounds, ground)
 
-    def decide(self, address: Address, port: int, names: Collection[str] = ()) -> Verdict:
-        """Whether a pilot may connect to this address and port."""
+    def decide(self, address: Address, port: int | None, names: Collection[str] = ()) -> Verdict:
+        """Whether a pilot may connect to this address and port; with None, whether it may ping the address, which it
+        may where any port is open.
+        """
         address = plain_address(address)
-        if not 0 < port < 65536:
+        if port is not None and not 0 < port < 65536:
             return Verdict(False, f"{port} is not a port")
         matching = [rule for rule in self.rules if rule.matches(address, port, names)]
+        where = "" if port is None else f" port {port}"
         if not matching:
-            return Verdict(False, f"{_shown(address, names)} port {port} is not on the gateway's allow-list")
+            return Verdict(False, f"{_shown(address, names)}{where} is not on the gateway's allow-list")
         for ground in self._grounds:
             if any(inner in ground.network for inner in _faces(address)) and not any(map(ground.opened, matching)):
-                advice = f"if it is meant: --allow {address}:{port}"
+                advice = f"if it is meant: --allow {address}{'' if port is None else f':{port}'}"
                 return Verdict(False, f"{_shown(address, names)} is {ground.why}; {advice}")
         return Verdict(True)
 

@@ -2,9 +2,10 @@
 sequence.
 
 1. a keeper outside, a namespace whose root is the caller (``vpn.holder``);
-2. slirp4netns gives it ``tap0``, or for root a veth pair (``veth``); ocserv's port, TCP and UDP, is the host's own
-   (``host_sockets``), or with ``uplink=slirp4netns`` forwarded by slirp4netns;
-3. the packet filter (``rules``): clients' TCP and DNS to the data plane (``plane``), the rest masqueraded to ``tap0``;
+2. ocserv's port, TCP and UDP, is the host's own (``host_sockets``), and the way out is the data plane (``plane``), by
+   sockets for clients' TCP and DNS, and a tun device, ``out0``, for the rest;
+   with ``uplink=slirp4netns`` slirp4netns forwards the port, and is the way out by ``tap0``;
+3. the packet filter (``rules``), which says what goes where;
 4. a private directory: key, certificate, configuration, password file and ocserv's sockets exist only in it;
 5. ocserv, with the shims ``preload/one_id.c``, ``last_words.c`` and ``host_sockets.c``; ready when it says so.
 
@@ -32,7 +33,7 @@ from pathlib import Path
 
 from vpn.errors import GatewayError, TunnelError, VpnError
 from vpn.gateway import ocserv, state
-from vpn.gateway.addresses import DNS_PORT, PLANE, UPLINK_DNS
+from vpn.gateway.addresses import DNS_PORT, OUT, PLANE, UPLINK_DNS
 from vpn.gateway.background import Background
 from vpn.gateway.certificate import load_or_make, pin_of
 from vpn.gateway.credentials import RELAY, UNUSED, UNUSED_LIFETIME, Book
@@ -41,13 +42,12 @@ from vpn.gateway.lesser import access_log, lesser_user
 from vpn.gateway.outside import own_addresses
 from vpn.gateway.passwords import file_text
 from vpn.gateway.plane_client import DataPlane
-from vpn.gateway.plane_messages import DNS_TCP_FD, DNS_UDP_FD, LEDGER_FD, LISTENER_FD, Figure, Settings
+from vpn.gateway.plane_messages import DEVICE_FD, DNS_TCP_FD, DNS_UDP_FD, LEDGER_FD, LISTENER_FD, Figure, Settings
 from vpn.gateway.policy import Policy
 from vpn.gateway.rules import ruleset
 from vpn.gateway.slirp import PROTOTYPE_MTU, TAP_MTU, Slirp, start_slirp
 from vpn.gateway.state import GatewayConfig
 from vpn.gateway.store import Store
-from vpn.gateway.veth import Veth
 from vpn.kept import Kept, Tally
 from vpn.namespace import open_namespace
 from vpn.pipes import read_lines
@@ -61,6 +61,8 @@ OCSERV_GRACE = 15.0  # seconds to tell every client that it ends: those that are
 OCSERV_DEADLINE = 20.0
 DISK_PATIENCE = 2.0  # seconds: a credential is given although it may not outlive the gateway
 TOOL_DEADLINE = 20.0
+OUT_MTU = 65535  # bytes: every packet
+OUT_QUEUE = 1000  # packets that wait for a data plane that is busy, or being started again
 _LACKING = {"program", "shim", "user namespaces", "tun"}  # layers without which there is no openconnect
 
 
@@ -120,14 +122,14 @@ class Server:
             log.warning("openconnect is not offered: %s", error)
 
     async def _start(self) -> None:
-        privileged = self.config.privileged
-        needed = ("ocserv", "occtl", "nft", *(() if privileged else ("slirp4netns",)))
+        privileged, slirp = self.config.privileged, self.config.uplink != "sockets"
+        needed = ("ocserv", "occtl", "nft", *(("slirp4netns",) if slirp else ()))
         programs = {name: find_program(name) for name in needed}
-        sockets = ("host_sockets",) if self.config.uplink == "sockets" else ()
+        sockets = () if slirp else ("host_sockets",)
         names = (*(() if privileged else ("one_id",)), "last_words", *sockets)
         shims = [find_shim(name) for name in names]
         try:
-            if self.config.uplink == "sockets":
+            if not slirp:
                 self._host = open_sockets(self.config.listen, self.config.port, state.last_port(self.directory))
                 self._stack.callback(self._host.close)
                 self.port = self._host.port
@@ -137,13 +139,11 @@ class Server:
             self.namespace = await open_namespace(keeper.client, "privileged" if privileged else "root")
             self._stack.push_async_callback(self.namespace.close)
             self._watch(self.namespace.client.lost, "the namespace's holder")
-            plane_port = await self._start_plane(keeper.client) if self._host is not None else 0
-            if privileged:
-                veth = Veth(keeper.client, programs["nft"])
-                self._stack.push_async_callback(veth.close)
-                await veth.open(self.namespace)
-            else:
+            plane_port = 0
+            if slirp:
                 await self._connect_outside(keeper.client)
+            else:
+                plane_port = await self._start_plane(keeper.client)
             await self._filter(programs["nft"], plane_port)
             await self._furnish()
             await self._start_ocserv(programs["ocserv"], shims)
@@ -190,7 +190,7 @@ class Server:
             await self._disconnect(username)
 
     async def figures(self) -> dict[str, Figure]:
-        """What each client has moved by TCP to the outside."""
+        """What each client has moved to the outside and back."""
         return await self._plane.figures() if self._plane is not None and not self._is_over else {}
 
     async def relayed(self, what: str, username: str, address: str) -> None:
@@ -268,26 +268,34 @@ class Server:
             await slirp.close()
 
     async def _start_plane(self, keeper: Client) -> int:
-        """The data plane, and the sockets inside that TCP and the name service are redirected to; the port of TCP."""
-        await self.namespace.configure("lo", f"{PLANE}/32")
-        listener, port = await self.namespace.listen(PLANE)
-        sockets = {LISTENER_FD: listener}
-        for number, udp in ((DNS_UDP_FD, True), (DNS_TCP_FD, False)):
-            sockets[number], _ = await self.namespace.listen(PLANE, DNS_PORT, udp=udp)
-        config = self.config
-        if config.rate:
-            sockets[LEDGER_FD] = os.dup(self.ledger)
-        log_file = str(access_log(self.directory, self.user))
-        settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns, self.user)
-        self._plane = DataPlane(
-            keeper, sockets, settings, lambda: self._background.log_lines("plane"), self._end, tally=self.tally
-        )
+        """The data plane; the sockets inside that TCP and the name service are redirected to, and the device that has
+        the rest; the port of TCP.
+        """
+        with ExitStack() as closing:
+            sockets = {DEVICE_FD: await self.namespace.open_tun(OUT)}
+            closing.callback(lambda: list(map(os.close, sockets.values())))
+            await self.namespace.configure(OUT, "", mtu=OUT_MTU, routes=["default"], queue=OUT_QUEUE)
+            await self.namespace.configure("lo", f"{PLANE}/32")
+            sockets[LISTENER_FD], port = await self.namespace.listen(PLANE)
+            for number, udp in ((DNS_UDP_FD, True), (DNS_TCP_FD, False)):
+                sockets[number], _ = await self.namespace.listen(PLANE, DNS_PORT, udp=udp)
+            config = self.config
+            if config.rate:
+                sockets[LEDGER_FD] = os.dup(self.ledger)
+            log_file = str(access_log(self.directory, self.user))
+            settings = Settings(config.allow, log_file, config.rate, config.rate_per_pilot, config.dns, self.user)
+            self._plane = DataPlane(
+                keeper, sockets, settings, lambda: self._background.log_lines("plane"), self._end, tally=self.tally
+            )
+            closing.pop_all()  # they are its own now
         self._stack.push_async_callback(self._plane.close)
         await self._plane.start()
         return port
 
     async def _filter(self, nft: str, plane_port: int) -> None:
         await self.namespace.write("/proc/sys/net/ipv4/ip_forward", "1")
+        if plane_port:  # a packet whose source is not the tunnel's is nobody's
+            await self.namespace.write("/proc/sys/net/ipv4/conf/all/rp_filter", "1")
         await self.namespace.resume_soon()
         text = ruleset(Policy(self.config.allow, own_addresses()), self._name_servers, plane_port)
         status, text = await self._run([nft, "-f", "-"], text.encode())

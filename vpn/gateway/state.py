@@ -24,7 +24,6 @@ import msgspec
 
 from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
-from vpn.gateway.addresses import UPLINK_DEVICE
 from vpn.gateway.policy import parse_rule
 
 Uplink = Literal["sockets", "slirp4netns", "prototype"]
@@ -54,10 +53,10 @@ class Record(msgspec.Struct, frozen=True):
 class GatewayConfig:
     """How to run a gateway: ``listen`` is an address ("": all of this host), ``port`` 0 chooses one.
 
-    ``dns`` are the name servers given to pilots; none means this host's own, through slirp4netns. ``uplink`` is
+    ``dns`` are the name servers given to pilots; none means this host's own. ``uplink`` is
     what carries clients' packets to ocserv: the host's own sockets, or slirp4netns (``prototype``: by its MTU and
     TCP alone, for comparison). ``relay_port`` 0 is one after
-    ``port``. ``privileged``: by root, with the kernel's own NAT instead of slirp4netns, and no user namespace.
+    ``port``. ``privileged``: by root, without a user namespace.
     ``allow`` are rules of ``vpn.gateway.policy``; ``rate`` and ``rate_per_pilot`` bytes a second each way.
     """
 
@@ -244,7 +243,7 @@ def host_addresses(families: Collection[int] = (socket.AF_INET,)) -> list[str]:
     found = [
         ipaddress.ip_address(entry.address)
         for name, entries in psutil.net_if_addrs().items()
-        if name in stats and stats[name].isup and name != UPLINK_DEVICE
+        if name in stats and stats[name].isup
         for entry in entries
         if entry.family in families and "%" not in entry.address  # with an interface's name: of this host only
     ]

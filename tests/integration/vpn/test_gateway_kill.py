@@ -63,7 +63,6 @@ PARTS = {  # the first while there is no pause yet: with it ocserv tells its cli
     "relay": lambda site: below_daemon(site, "vpn.gateway.relay_process import main"),
     "data plane": lambda site: only(site, "vpn.gateway.plane import main"),
     "keeper": lambda site: below_daemon(site, "vpn.keeper import main"),
-    "slirp4netns": lambda site: only(site, "slirp4netns --configure"),
     "ocserv": lambda site: min(site.find("ocserv --foreground") or site.find("ocserv-main")),
     "pid 1": pid_1,
 }
@@ -132,6 +131,18 @@ def test_a_part_that_is_killed_is_started_again_and_sessions_go_on(shared_gatewa
     for expected in (0, 5):  # good for one login, as ever
         done = shared_gateway.vpn("node", "run", "--mode", mode, "--credential", unused, "--", "true")
         assert done.returncode == expected, done.stderr
+
+
+def test_slirp4netns_is_started_again_where_it_carries_everything(site):
+    site.start_gateway("--uplink", "slirp4netns")
+    process = reader(site, "openconnect", site.credential("session"))
+    with process:
+        reads(process)
+        os.kill(only(site, "slirp4netns --configure"), signal.SIGKILL)
+        wait_for_restarts(site, 1)
+        reads(process)
+        process.stdin.close()
+        assert process.wait(90) == 0, process.stderr.read()
 
 
 def test_afterwards_it_is_told_and_ends_with_nothing_left(shared_gateway, sessions):

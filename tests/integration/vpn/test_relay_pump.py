@@ -188,11 +188,11 @@ def test_outside_limits_connections():
     async def main():
         limits = OutsideLimits(connections=3, connections_per_client=2)
         outside = Outside(Policy(("127.0.0.1",)), limits=limits)
-        async with outside.slot("a", "x", 1), outside.slot("a", "x", 1):
+        with outside.slot("a", "x", 1), outside.slot("a", "x", 1):
             with pytest.raises(OutsideError) as refused:
                 await outside.connect("a", "127.0.0.1", 1)
             assert refused.value.kind == "busy"
-            async with outside.slot("b", "x", 1):
+            with outside.slot("b", "x", 1):
                 with pytest.raises(OutsideError) as refused:
                     await outside.connect("b", "127.0.0.1", 1)
                 assert refused.value.kind == "busy"

@@ -89,7 +89,7 @@ def test_the_ready_gate_says_that_the_gateway_may_not_allow_it(gateway, credenti
 
 
 def test_packets_keep_to_the_allow_list_as_well(site):
-    """UDP goes another way than TCP: by the packet filter."""
+    """UDP goes another way than TCP, by a device, to the same rules."""
     assert site.vpn("login", "gateway", "start", "--allow", f"{WAN}:80").returncode == 0
     script = f"""
 import socket, sys

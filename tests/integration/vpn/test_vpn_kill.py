@@ -84,9 +84,9 @@ def test_killing_a_gateways_daemon_leaves_nothing_and_it_starts_again(gateway):
     gateway.wait_empty()
 
 
-@pytest.mark.parametrize("slirp", ["runs", "stands still"])
-def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
-    """Also with slirp4netns out of action: the last words go from ocserv's sockets, which are the host's."""
+@pytest.mark.parametrize("plane", ["runs", "stands still"])
+def test_the_gateway_ending_loses_the_tunnel(gateway, credential, plane):
+    """Also with the data plane out of action: the last words go from ocserv's sockets, which are the host's."""
     process = gateway.start_vpn(
         "node",
         "run",
@@ -101,8 +101,8 @@ def test_the_gateway_ending_loses_the_tunnel(gateway, credential, slirp):
     )
     with process:
         assert process.stdout.readline() == b"up\n"
-        if slirp == "stands still":
-            os.kill(only(gateway, "slirp4netns --configure"), signal.SIGSTOP)
+        if plane == "stands still":
+            os.kill(only(gateway, "vpn.gateway.plane import main"), signal.SIGSTOP)
         assert gateway.vpn("login", "gateway", "stop").returncode == 0
         assert process.wait(180) == 5
         assert re.search(rb"ended the session|could not be reached|did not come back", process.stderr.read())

@@ -82,11 +82,16 @@ def test_program_missing(gateway, credential):
 
 
 @pytest.mark.parametrize(
-    ("program", "package"), [("ocserv", "ocserv"), ("slirp4netns", "slirp4netns"), ("nft", "nftables")]
+    ("program", "package", "options"),
+    [
+        ("ocserv", "ocserv", ()),
+        ("slirp4netns", "slirp4netns", ("--uplink", "slirp4netns")),
+        ("nft", "nftables", ()),
+    ],
 )
-def test_program_missing_at_the_gateway(site, program, package):
+def test_program_missing_at_the_gateway(site, program, package, options):
     hide(site, program)
-    done = site.vpn("login", "gateway", "start")
+    done = site.vpn("login", "gateway", "start", *options)
     assert done.returncode == 0, done.stderr
     assert "openconnect is not offered: program: " in done.stdout
     assert f"install {package} (Debian" in done.stdout

@@ -33,12 +33,12 @@ def test_an_answer_comes_back_whole_however_long_it_is(answer):
 def test_a_client_that_is_revoked_while_it_is_connected_is_forgotten_when_that_ends():
     async def main():
         outside = Outside(Policy())
-        async with outside.slot("p", "h", 80):
-            async with outside.slot("p", "h", 81):
+        with outside.slot("p", "h", 80):
+            with outside.slot("p", "h", 81):
                 outside.forget("p")
             assert list(outside.usage) == ["p"]
         assert not outside.usage
-        async with outside.slot("p", "h", 80):
+        with outside.slot("p", "h", 80):
             pass
         assert list(outside.usage) == ["p"]  # it has not ended: its figures stay
         outside.forget("p")
