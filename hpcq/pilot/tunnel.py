@@ -318,15 +318,19 @@ class Tunnel:
         self._old[generation] = task
         task.add_done_callback(lambda done: done.cancelled() or self._old.pop(generation, None))
 
+    def _is_needed(self, broken: Generation) -> bool:
+        """Whether tasks may go on in it: nobody but us has missed what is outside."""
+        return broken.found_silent and not broken.session.lost.done() and self.is_busy()
+
     async def _make_anew(self, broken: Generation) -> Generation | None:
         """The next generation, or the same when it leads somewhere again, or None when it was given up."""
         error = broken.lost.result()
         late = deadline = self._loop.time() + self._patience
         attempt = 0
-        while self._loop.time() < deadline:
+        while self._loop.time() < deadline or self._is_needed(broken):
             await asyncio.sleep(BACKOFF[min(attempt, len(BACKOFF) - 1)] if self._loop.time() < late else SELDOM)
             attempt += 1
-            if broken.found_silent and not broken.session.lost.done() and self.is_busy():
+            if self._is_needed(broken):
                 deadline = self._loop.time() + max(self._patience, 2 * SELDOM)
             try:
                 if attempt % REBUILD and not broken.session.lost.done():  # it may be its targets that were away
