@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
-NONE: frozenset[int] = frozenset()
+_NO_GATES: frozenset[int] = frozenset()
 
 DEADLINE = 2.0
 """Seconds the kernel has to answer: it does so at once, or never."""
@@ -54,7 +54,7 @@ class Flow(NamedTuple):
     received: int
 
 
-def dump(asking: socket.socket, gates: Set[int] = NONE) -> list[Flow]:
+def dump(asking: socket.socket, gates: Set[int]) -> list[Flow]:
     """Every TCP socket of the namespace with a peer elsewhere, or at one of the gates.
 
     Raises OSError, also for a kernel without sock_diag.
@@ -78,7 +78,7 @@ def _next_number() -> int:
     return next(_numbers) & 0x7FFFFFFF
 
 
-def ends(told: socket.socket, gates: Set[int] = NONE) -> Iterator[Flow]:
+def ends(told: socket.socket, gates: Set[int]) -> Iterator[Flow]:
     """The sockets that have ended since the last time, as far as they had a peer elsewhere, or at one of the gates.
 
     Raises OSError (ENOBUFS) when some could not be told, since nobody had read for too long.
@@ -91,7 +91,7 @@ def ends(told: socket.socket, gates: Set[int] = NONE) -> Iterator[Flow]:
         yield from parse(data, 0, gates)[0]
 
 
-def parse(data: bytes, number: int, gates: Set[int] = NONE) -> tuple[list[Flow], bool]:
+def parse(data: bytes, number: int, gates: Set[int] = _NO_GATES) -> tuple[list[Flow], bool]:
     """The sockets in one datagram of the answer to request ``number`` (0: of what is told unasked), and whether it was
     the last. Raises OSError for the kernel's refusal.
     """
