@@ -3,11 +3,15 @@
 States: *reading* → (the target takes no more) *writing* → *reading*; (the budget is spent) *pausing* → *reading*;
 (the source has ended, and all of it is written) *ended*. What differs between kinds is in ``take_in``, ``put_out``
 and ``finish``. Everything runs in callbacks of an event loop; an error is told to the owner, who ends both ways.
+What a source that was reset had sent before goes on to the target as far as that takes it at once, as a last answer
+would without a relay; when there is more, it is an error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from contextlib import suppress
 from typing import Protocol
@@ -44,6 +48,8 @@ class Direction:
         self.source = source
         self.target = target
         self.source_ended = False
+        self._is_held_up = False  # writing or pausing
+        self._was_reset = False
         self._budget = budget if budget else None
         self._owner = owner
         self._loop = owner.loop
@@ -67,6 +73,7 @@ class Direction:
 
     def start(self) -> None:
         """Begin to wait for bytes."""
+        self._is_held_up = False
         watch(self._loop, self.source, self._on_readable)
 
     def stop(self) -> None:
@@ -76,6 +83,23 @@ class Direction:
         if self._timer is not None:
             self._timer.cancel()
         self.release()
+
+    def on_reset(self) -> None:
+        """The source has broken; if it is being read, a read will say so, after what came before."""
+        self._was_reset = True
+        if self._is_held_up or self.ended:
+            self._break_off()
+
+    def _break_off(self) -> None:
+        code = self.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNRESET
+        self._owner.fail(OSError(code, os.strerror(code)))
+
+    def _hold_up(self) -> None:
+        """No more is read for now."""
+        self._loop.remove_reader(self.source)
+        self._is_held_up = True
+        if self._was_reset:
+            self._break_off()
 
     def _on_readable(self) -> None:
         budget, granted, came = self._budget, self.chunk, 0
@@ -100,7 +124,7 @@ class Direction:
         self.flush(waiting=False)
 
     def _pause(self, budget: Budget) -> None:
-        self._loop.remove_reader(self.source)
+        self._hold_up()
         wait = budget.wait(self.chunk, self._loop.time())
         self._timer = self._loop.call_later(wait, self.start)
 
@@ -113,7 +137,7 @@ class Direction:
             self.put_out()
         except (BlockingIOError, InterruptedError):
             if not waiting:
-                self._loop.remove_reader(self.source)
+                self._hold_up()
                 self._loop.add_writer(self.target, self._on_writable)
             return
         except OSError as error:

@@ -3,7 +3,9 @@
 ``pump`` returns when both directions have ended. A direction ends when its source has no more (its destination is
 then told, and the other direction goes on); an error of either connection ends both, and both are then reset when
 they are closed, which is what the two programs would have seen of each other. A direction whose destination is
-slow stops reading: nothing piles up here. Either end may be a plain socket or a TLS stream, not both the latter.
+slow stops reading: nothing piles up here. The first end is the program's: when it is reset, what it had sent is not
+sent on for longer than the second takes it at once (``resets``). Either end may be a plain socket or a TLS stream, not
+both the latter.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from vpn.kernel import RESEND
 from vpn.relay.bucket import Budget
 from vpn.relay.direction import Direction
+from vpn.relay.resets import resets
 from vpn.relay.sealed import Seal, Unseal
 from vpn.relay.splice import Splice
 from vpn.relay.tls import TlsStream
@@ -59,6 +62,7 @@ class Pumping:
     def __init__(self, inner: End, outer: End, limits: Limits, carried: Carried) -> None:
         self.loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self.loop.create_future()
+        self._program = socket_of(inner)
         self.carried = carried
         carried.directions = self.directions = (
             self._direction(inner, outer, limits.up),
@@ -90,6 +94,9 @@ class Pumping:
         with ExitStack() as stack:
             for direction in self.directions:
                 stack.callback(direction.stop)
+            broken = resets()
+            broken.watch(self._program, self.directions[0].on_reset)
+            stack.callback(broken.forget, self._program)
             for direction in self.directions:
                 direction.start()
             await self.done
@@ -123,9 +130,13 @@ def end_on_close(end: End) -> None:
 
 
 def _set_linger(end: End, value: bytes) -> None:
-    sock = end.sock if isinstance(end, TlsStream) else end
     with suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
+        socket_of(end).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
+
+
+def socket_of(end: End) -> socket.socket:
+    """The socket below."""
+    return end.sock if isinstance(end, TlsStream) else end
 
 
 def resume_soon(sock: socket.socket) -> socket.socket:

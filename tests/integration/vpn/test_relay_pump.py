@@ -123,6 +123,85 @@ def test_a_reset_is_passed_on(end):
     run(main())
 
 
+def reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sock.close()
+
+
+async def fill(sock):
+    """Send until no more is taken, as what follows shows."""
+    loop, sent = asyncio.get_running_loop(), 0
+    with contextlib.suppress(TimeoutError):
+        while True:
+            async with asyncio.timeout(0.3):
+                await loop.sock_sendall(sock, b"x" * 65536)
+            sent += 65536
+    return sent
+
+
+async def read_until_reset(sock):
+    loop, count = asyncio.get_running_loop(), 0
+    try:
+        while data := await loop.sock_recv(sock, 1 << 20):
+            count += len(data)
+    except ConnectionResetError:
+        return count
+    pytest.fail("the end is an orderly one")
+
+
+def test_a_program_that_breaks_off_an_upload_ends_it_though_the_server_takes_nothing():
+    async def main():
+        async with Path() as path:
+            sent = await fill(path.program)
+            reset(path.program)
+            async with asyncio.timeout(30):
+                carried = await path.pump
+            assert "reset" in carried.error
+            assert await read_until_reset(path.server) < sent
+
+    run(main())
+
+
+def test_the_last_words_of_a_program_that_breaks_off_arrive():
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with Path() as path:
+            await loop.sock_sendall(path.program, b"last words")
+            reset(path.program)  # the pump learns of both at once
+            assert await loop.sock_recv(path.server, 100) == b"last words"
+            with pytest.raises(ConnectionResetError):
+                await loop.sock_recv(path.server, 100)
+
+    run(main())
+
+
+def test_a_program_that_breaks_off_while_its_limit_holds_it_up():
+    async def main():
+        budget = Budget([TokenBucket(1.0, now=asyncio.get_running_loop().time())])  # a byte a second
+        async with Path(up=budget) as path:
+            await fill(path.program)
+            reset(path.program)
+            async with asyncio.timeout(30):
+                assert "reset" in (await path.pump).error
+
+    run(main())
+
+
+def test_a_program_that_breaks_off_after_its_question_ends_the_wait_for_an_answer():
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with Path() as path:
+            await send_all(path.program, b"question")
+            assert (await read_all(path.server))[0] == 8
+            reset(path.program)
+            async with asyncio.timeout(30):
+                assert (await path.pump).error
+            with pytest.raises(ConnectionError):
+                await loop.sock_sendall(path.server, b"an answer that nobody hears")
+
+    run(main())
+
+
 def test_a_reader_that_stops_stops_the_sender_and_nothing_is_lost():
     async def main():
         data = os.urandom(40_000_000)
