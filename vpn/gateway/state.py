@@ -14,7 +14,7 @@ import select
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import msgspec
 
 from vpn.config import check_address, check_port
 from vpn.errors import GatewayError, UsageError
-from vpn.gateway.policy import parse_rule
+from vpn.gateway.policy import Address, parse_rule
 
 Uplink = Literal["sockets", "slirp4netns", "prototype"]
 UPLINKS: tuple[str, ...] = get_args(Uplink)
@@ -236,16 +236,25 @@ def wait_ended(pid: int, deadline: float) -> bool:
 
 
 def host_addresses(families: Collection[int] = (socket.AF_INET,)) -> list[str]:
-    """This host's addresses that others can use, IPv4 first."""
+    """This host's addresses that others can use, IPv4 first; where no link of it runs (a moment after they came up),
+    those of links that are up.
+    """
     import psutil  # noqa: PLC0415  (only the daemon needs it)
 
-    stats = psutil.net_if_stats()
-    found = [
-        ipaddress.ip_address(entry.address)
+    flags = {name: found.flags.split(",") for name, found in psutil.net_if_stats().items()}
+    addresses = [
+        (name, ipaddress.ip_address(entry.address))
         for name, entries in psutil.net_if_addrs().items()
-        if name in stats and stats[name].isup
         for entry in entries
         if entry.family in families and "%" not in entry.address  # with an interface's name: of this host only
     ]
-    found.sort(key=lambda address: address.version)
-    return [str(address) for address in found if not (address.is_loopback or address.is_link_local)]
+    return usable_addresses(addresses, flags)
+
+
+def usable_addresses(addresses: Iterable[tuple[str, Address]], flags: Mapping[str, Collection[str]]) -> list[str]:
+    """Of (interface, address), those that others can use. Pure."""
+    others = [(name, address) for name, address in addresses if not (address.is_loopback or address.is_link_local)]
+    running, up = (
+        [(name, address) for name, address in others if flag in flags.get(name, ())] for flag in ("running", "up")
+    )
+    return [str(address) for _, address in sorted(running or up, key=lambda one: one[1].version)]
